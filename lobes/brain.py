@@ -1,0 +1,471 @@
+"""The Brain: one step over whatever tasks its batch holds."""
+
+import logging
+import math
+import time
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+from tqdm import tqdm
+
+from lobes.audio import SAMPLE_RATE
+from lobes.checkpoints import RandomState
+from lobes.distributed import (
+    average_gradients,
+    broadcast_parameters,
+    global_losses,
+    rank_and_world_size,
+    spread_random_state,
+)
+from lobes.errors import UserError
+from lobes.plots import plot_curves
+from lobes.progress import ProgressLog, StepAverages
+from lobes.streams import EvaluationStream, TrainStream
+
+logger = logging.getLogger(__name__)
+
+
+@register_checkpoint_hooks
+class SpeechSpeakerBrain(sb.Brain):
+    """Trains and evaluates one encoder with any set of tasks.
+
+    A batch is ``{task: Batch}`` with any non-empty subset of the tasks: both in
+    multi-task training, one in single-task training and in evaluation. A batch
+    object that stands under several tasks is encoded once.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded YAML. Used here: ``encoder``, ``tasks``, ``weighting``,
+        ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
+        ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
+        ``valid_sets``, ``selection``, ``train_logger``, ``log_interval``,
+        ``tensorboard``, ``output_folder``.
+    run_opts : dict
+        SpeechBrain's run options.
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer or None
+    """
+
+    def __init__(self, hparams, run_opts=None, checkpointer=None):
+        self.tasks = hparams["tasks"]
+        modules = {"encoder": hparams["encoder"], "weighting": hparams["weighting"]}
+        clash = set(modules) & set(self.tasks)
+        if clash:
+            raise UserError(f"tasks: {', '.join(clash)} cannot be a task's name")
+        try:
+            super().__init__(
+                modules={**modules, **self.tasks},
+                opt_class=hparams["opt_class"],
+                hparams=hparams,
+                run_opts=run_opts,
+                checkpointer=checkpointer,
+            )
+        except (ValueError, RuntimeError, AssertionError) as error:
+            # A device that is not there, or a precision that it cannot compute in.
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{reason} (choose another --device or --precision)"
+            ) from error
+        self.rank, self.world_size = rank_and_world_size()
+        self.skipped_steps = 0
+        self.train_metrics = {}
+        self.batch_ids = {}
+        self.bar = tqdm(disable=True)
+        self.shown = {}
+        if checkpointer is not None:
+            stateful = {n: m for n, m in self.modules.items() if m.state_dict()}
+            checkpointer.add_recoverables(stateful)
+            checkpointer.add_recoverable("epochs", hparams["epoch_counter"])
+            checkpointer.add_recoverable("stopping", hparams["stopping"])
+            checkpointer.add_recoverable("random_state", RandomState())
+
+    # Training ---------------------------------------------------------------
+
+    def train_stream(self):
+        """The opened training stream, checked against the tasks, as a recoverable."""
+        streams = self.hparams.train_streams
+        opened = {}
+        for task, stream in streams.items():
+            # Joint training puts one stream under several tasks.
+            if id(stream) not in opened:
+                stream.open(self.rank, self.world_size)
+                opened[id(stream)] = stream
+            self.tasks[task].check(stream, self.hparams.encoder)
+        batches = self.hparams.valid_interval * self.grad_accumulation_factor
+        if self.hparams.freeze_steps >= self.hparams.steps:
+            logger.warning(
+                "freeze_steps (%d) is not below steps (%d): the encoder never trains",
+                self.hparams.freeze_steps,
+                self.hparams.steps,
+            )
+        stream = TrainStream(
+            streams,
+            self.hparams.steps * self.grad_accumulation_factor,
+            batches,
+            pin_memory=self.device_type == "cuda",
+        )
+        if self.optimizer_step_limit is not None:
+            stream.limit = self.optimizer_step_limit * self.grad_accumulation_factor
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("train_stream", stream)
+        self._train_stream = stream
+        return stream
+
+    def valid_stream(self):
+        """The opened validation sets of all tasks, one after another."""
+        return self._evaluation_stream(self.hparams.valid_sets.items())
+
+    def fit(self, epoch_counter, train_set, valid_set=None, progressbar=None, **kwargs):
+        """Train as ``speechbrain.Brain.fit`` does, under one bar for the whole run.
+
+        The bar counts optimizer steps and shows the losses, and the metrics of the
+        last validation as they fall.
+        """
+        wanted = not self.noprogressbar if progressbar is None else progressbar
+        self.bar = tqdm(
+            total=self.hparams.steps,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            colour=self.tqdm_barcolor["train"] or None,
+            disable=not (wanted and if_main_process()),
+        )
+        with self.bar:
+            super().fit(
+                epoch_counter, train_set, valid_set, progressbar=False, **kwargs
+            )
+
+    def on_fit_start(self):
+        """Recover the last checkpoint, if any, and start the progress log."""
+        super().on_fit_start()
+        folder = self.hparams.output_folder
+        self.progress = ProgressLog(folder, self.hparams.tensorboard)
+        if if_main_process():
+            self.progress.rewind(self.optimizer_step)
+        self.averages = StepAverages()
+        self.bar.update(self.optimizer_step)
+        if self.optimizer_step:
+            logger.info("Resuming after optimizer step %d", self.optimizer_step)
+
+    def _compile(self):
+        """Compile as ``--compile`` asks, by default the encoder alone.
+
+        The heads are too small to repay it.
+        """
+        if self.compile and self.compile_module_keys is None:
+            self.compile_module_keys = ["encoder"]
+        super()._compile()
+
+    def _wrap_distributed(self):
+        """Start all processes from the same weights; see ``lobes.distributed``."""
+        broadcast_parameters(self.modules)
+        spread_random_state()
+
+    def init_optimizers(self):
+        """One optimizer over everything that ever trains (the CNN never does)."""
+        frozen = set(self.hparams.encoder.never_trained())
+        self.parameters = [p for p in self.modules.parameters() if p not in frozen]
+        self.optimizer = self.opt_class(self.parameters)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def compute_forward(self, batches, stage):
+        """Outputs by task for ``{task: Batch}``."""
+        groups = {}
+        for task, batch in batches.items():
+            groups.setdefault(id(batch), []).append(task)
+        outputs = {}
+        for tasks in groups.values():
+            batch = batches[tasks[0]].to(self.device)
+            batches.update(dict.fromkeys(tasks, batch))
+            need = {view for task in tasks for view in self.modules[task].need}
+            frames = self.modules.encoder(batch.wavs, batch.lengths, need)
+            # Heads, poolings and losses compute in float32 whatever the encoder's
+            # precision: CTC and AAM lose their gradients in half precision.
+            with torch.autocast(self.device_type, enabled=False):
+                for task in tasks:
+                    outputs[task] = self.modules[task](frames)
+        return outputs
+
+    def compute_objectives(self, outputs, batches, stage):
+        """Weighted total of the losses of the tasks present (paper eq. 2)."""
+        with torch.autocast(self.device_type, enabled=False):
+            losses = {
+                task: self.modules[task].loss(output, batches[task])
+                for task, output in outputs.items()
+            }
+            counts = {task: len(batch) for task, batch in batches.items()}
+            losses = global_losses(losses, counts)
+            total, weights = self.modules.weighting(losses, self.optimizer_step)
+        self.step_values = {
+            **{f"{task}_loss": loss.detach() for task, loss in losses.items()},
+            **{f"{task}_weight": w.detach() for task, w in weights.items()},
+        }
+        return total
+
+    def fit_batch(self, batches):
+        """Forward every task, backward once, step once."""
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batches, should_step)
+        with self.training_ctx:
+            outputs = self.compute_forward(batches, sb.Stage.TRAIN)
+            loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
+        self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        for task, batch in batches.items():
+            self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batches, outputs, loss, should_step)
+        return loss.detach()
+
+    def on_fit_batch_start(self, batches, should_step):
+        """Freeze or thaw the encoder as the optimizer step asks for."""
+        frozen = self.optimizer_step < self.hparams.freeze_steps
+        self.hparams.encoder.freeze(frozen)
+
+    def optimizers_step(self):
+        """Update the weights, unless a gradient is not finite.
+
+        A step with a non-finite loss or gradient leaves weights and Adam's state
+        as they were; it is counted, and its utterances are logged. The run ends
+        with a ``UserError`` when more than ``nonfinite_patience`` were skipped.
+        """
+        rate = self.hparams.schedule(self.optimizer_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # With a loss scale (fp16) the scaler decides, and lowers its scale.
+        if torch.isfinite(norm) and self.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.parameters, self.max_grad_norm, norm
+            )
+        if torch.isfinite(norm) or self._scale_was_too_high():
+            # In the second case the scaler takes no step and lowers its scale.
+            self.scaler.step(self.optimizer)
+        else:
+            self._skip_step()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.batch_ids = {}
+        self.step_values["lr"] = rate
+        self.optimizer_step += 1
+
+    def _scale_was_too_high(self):
+        """Whether a gradient overflowed in fp16 although the losses are finite."""
+        losses = [v for n, v in self.step_values.items() if n.endswith("_loss")]
+        finite = all(bool(torch.isfinite(loss)) for loss in losses)
+        return finite and self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
+
+    def _skip_step(self):
+        """Count and report a step that was not taken."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        losses = {n: float(v) for n, v in self.step_values.items() if "loss" in n}
+        logger.warning(
+            "Step %d skipped (%d so far): a gradient is not finite; losses %s; "
+            "utterances %s",
+            self.optimizer_step,
+            self.skipped_steps,
+            losses,
+            self.batch_ids,
+        )
+        if self.skipped_steps > self.nonfinite_patience:
+            raise UserError(
+                f"{self.skipped_steps} steps had gradients that are not finite (see "
+                f"{self.hparams.output_folder}/log.txt for the utterances); lower "
+                "--lr, or raise --nonfinite_patience to go on"
+            )
+
+    def on_fit_batch_end(self, batches, outputs, loss, should_step):
+        """Collect what the progress log averages; write it every interval."""
+        seconds = sum(
+            int(batch.lengths.sum()) / SAMPLE_RATE
+            for batch in {id(b): b for b in batches.values()}.values()
+        )
+        self.averages.add(self.step_values, seconds * self.world_size, should_step)
+        self.bar.update(should_step)
+        if should_step and self.optimizer_step % self.hparams.log_interval == 0:
+            self._write_progress()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """As SpeechBrain decides, but never between two accumulated batches.
+
+        Their gradients are in no checkpoint; a resumed run would lose them.
+        """
+        if self.step % self.grad_accumulation_factor:
+            return False
+        return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    def _write_progress(self):
+        """One row of the progress log: means since the last one."""
+        if not self.averages.values:
+            return
+        means = self.averages.means()
+        means["skipped_steps"] = self.skipped_steps
+        self.averages.reset()
+        self.train_metrics = means
+        losses = {n: v for n, v in means.items() if n.endswith("_loss")}
+        self.avg_train_loss = sum(losses.values())
+        self._show(losses)
+        if if_main_process():
+            self.progress.add("train", self.optimizer_step, means)
+
+    def _show(self, values):
+        """Put numbers behind the progress bar; the others there stay."""
+        self.shown.update({n: f"{v:.3g}" for n, v in values.items()})
+        self.bar.set_postfix(self.shown)
+
+    def update_average(self, loss, avg_loss):
+        """Leave the average alone: ``_write_progress`` sets it without syncs."""
+        return avg_loss
+
+    # Validation and test ----------------------------------------------------
+
+    def on_stage_start(self, stage, epoch=None):
+        """Forget what the tasks collected in the last evaluation."""
+        self.stage_started = time.perf_counter()
+        if stage == sb.Stage.TRAIN:
+            self.averages.reset()
+        else:
+            for task in self.tasks.values():
+                task.start()
+
+    @torch.no_grad()
+    def evaluate_batch(self, batches, stage):
+        """Let the tasks present collect one batch."""
+        with self.evaluation_ctx:
+            outputs = self.compute_forward(batches, stage)
+        for task, output in outputs.items():
+            self.modules[task].update(output, batches[task])
+        return torch.zeros(())
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """After validation: metrics, selection score, log, checkpoint."""
+        if stage == sb.Stage.TRAIN:
+            self._write_progress()
+        if stage != sb.Stage.VALID or self.debug:
+            return
+        metrics = {}
+        for task, evaluation_set in self.hparams.valid_sets.items():
+            results = self.tasks[task].results("valid", evaluation_set)
+            for values in results.values():
+                metrics.update(values)
+        score = selection_score(metrics, self.hparams.selection)
+        metrics["score"] = score
+        reason = self.hparams.stopping.update(self.optimizer_step, metrics)
+        # The counts behind the metrics stand in progress.jsonl only.
+        names = [n for n in metrics if n in self.hparams.selection or "_loss" in n]
+        shown = {name: metrics[name] for name in [*names, "score"]}
+        self._show({n: metrics[n] for n in self.hparams.selection if n in metrics})
+        if if_main_process():
+            self.progress.add("valid", self.optimizer_step, metrics)
+            training, validation = self.progress.tables()
+            curves = f"{self.hparams.output_folder}/curves.png"
+            plot_curves(curves, training, validation[["step", *shown]])
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, "step": self.optimizer_step},
+            train_stats=self.train_metrics,
+            valid_stats=shown,
+        )
+        names = [*self.hparams.selection, "score"]
+        self._save_checkpoint({n: metrics[n] for n in names if n in metrics})
+        if reason is not None:
+            logger.warning("Stopping at step %d: %s", self.optimizer_step, reason)
+
+    def _save_checkpoint(self, metrics):
+        """Save after a validation; keep the best one and this one."""
+        if self.checkpointer is None:
+            return
+        self.checkpointer.save_and_keep_only(
+            meta={**metrics, "step": self.optimizer_step},
+            # Not when --optimizer_step_limit ended the epoch before its last batch:
+            # a run that goes on from here has the rest of it to do.
+            end_of_epoch=self._train_stream.step == 0,
+            min_keys=["score"],
+            importance_keys=[],
+        )
+
+    def open_test_sets(self):
+        """Read the test sets before a training that they would otherwise crown.
+
+        Raises ``UserError`` for any problem of theirs.
+        """
+        for sets in self.hparams.test_sets.values():
+            for evaluation_set in sets.values():
+                evaluation_set.open(self.rank, self.world_size)
+
+    def test(self, test_sets, folder):
+        """Evaluate the current weights; details go into ``folder``.
+
+        Arguments
+        ---------
+        test_sets : dict
+            Task name to ``{name: EvaluationSet}``.
+        folder : str
+            For alignments, scores and figures.
+
+        Returns
+        -------
+        dict
+            ``{task: {set or trial list: {metric: value}}}``
+        """
+        results = {}
+        folder = folder if if_main_process() else None
+        for task, sets in test_sets.items():
+            results[task] = {}
+            for name, evaluation_set in sets.items():
+                stream = self._evaluation_stream([(task, evaluation_set)])
+                self.evaluate(stream)
+                found = self.tasks[task].results(name, evaluation_set, folder)
+                results[task].update(found)
+        return results
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Keep the current weights: ``lobes.evaluation`` chose the checkpoint."""
+
+    def _evaluation_stream(self, sets):
+        """Open the evaluation sets and chain them."""
+        sets = list(sets)
+        for _, evaluation_set in sets:
+            evaluation_set.open(self.rank, self.world_size)
+        return EvaluationStream(sets, pin_memory=self.device_type == "cuda")
+
+    # Checkpoints ------------------------------------------------------------
+
+    @mark_as_saver
+    def _save(self, path):
+        super()._save(path)
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(f"skipped_steps: {self.skipped_steps}\n")
+
+    @mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        super()._recover(path, end_of_epoch)
+        with open(path, encoding="utf-8") as stream:
+            lines = dict(line.split(":", 1) for line in stream if ":" in line)
+        self.skipped_steps = int(lines["skipped_steps"])
+
+
+def selection_score(metrics, selection):
+    """Weighted sum of the selecting metrics; an absent task contributes 0.
+
+    Paper section 4.2: WER / 4 + EER. Raises ``UserError`` when a metric is not
+    finite: such a checkpoint must never be the best one.
+    """
+    score = 0.0
+    for name, weight in selection.items():
+        value = metrics.get(name, 0.0)
+        if not math.isfinite(value):
+            raise UserError(f"the validation {name} is {value}; the run has diverged")
+        score += weight * value
+    return score

@@ -1,0 +1,121 @@
+"""Several training processes that behave like one.
+
+Modules are not wrapped in DistributedDataParallel: it synchronises nothing that
+was frozen when it was wrapped, and a step here runs the encoder more than once.
+Instead the losses are made global before they are weighted, and the gradients
+are averaged in one reduction before the optimizer sees them.
+"""
+
+import atexit
+import random
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from speechbrain.utils.distributed import ddp_init_group
+
+
+def join_processes(run_opts):
+    """Join torchrun's process group, if there is one, and leave it at exit.
+
+    A process that ends while its group stands can abort the others' last exchange.
+    """
+    ddp_init_group(run_opts)
+    if dist.is_available() and dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
+
+
+def rank_and_world_size():
+    """Rank of this process and number of processes; (0, 1) without torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather(items):
+    """Union of every process's dict, on every process."""
+    if rank_and_world_size()[1] == 1:
+        return items
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def spread_random_state():
+    """Give every rank above 0 random generators of its own, from its present ones.
+
+    Otherwise all ranks would drop the same units and mask the same frames.
+    """
+    rank, _ = rank_and_world_size()
+    if rank:
+        seed = int(torch.randint(2**31, ())) + rank
+        torch.manual_seed(seed)  # of all devices
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
+def broadcast_parameters(module):
+    """Give every process the parameters and buffers of rank 0."""
+    if rank_and_world_size()[1] > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def global_losses(losses, counts):
+    """Mean losses over the utterances of all processes.
+
+    Arguments
+    ---------
+    losses : dict
+        Task name to this process's mean loss (scalar with gradient).
+    counts : dict
+        Task name to the number of utterances in that mean.
+
+    Returns
+    -------
+    dict
+        Losses with the value of the global mean; the gradients of all processes,
+        averaged, are the gradient of that mean.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return losses
+    tasks = list(losses)
+    values = torch.stack([losses[task].detach().double() for task in tasks])
+    local = values.new_tensor([counts[task] for task in tasks])
+    sums = torch.stack([values * local, local])
+    dist.all_reduce(sums)
+    means, shares = sums[0] / sums[1], local * world_size / sums[1]
+    result = {}
+    for task, mean, share in zip(tasks, means, shares, strict=True):
+        scaled = losses[task] * share.to(losses[task].dtype)
+        result[task] = scaled + (mean.to(scaled.dtype) - scaled).detach()
+    return result
+
+
+def average_gradients(parameters):
+    """Average the gradients over all processes, in one reduction.
+
+    A parameter without a gradient here but with one elsewhere (LayerDrop leaves
+    out other layers on other ranks) counts as a gradient of zeros.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return
+    device = parameters[0].device
+    present = torch.tensor([p.grad is not None for p in parameters], device=device)
+    present = present.to(torch.uint8)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    used = [p for p, flag in zip(parameters, present.tolist(), strict=True) if flag]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in used]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))

@@ -1,0 +1,279 @@
+"""The shared wav2vec2 encoder: waveforms to frames for every task."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from lobes.errors import UserError
+
+
+@dataclass
+class Frames:
+    """What the encoder gives to the tasks.
+
+    Attributes
+    ----------
+    speech : torch.Tensor
+        Frames for the speech task [batch, time, channel].
+    speaker : torch.Tensor
+        Frames for the speaker task [batch, time, channel]; in a fully shared
+        encoder the same tensor as ``speech``.
+    lengths : torch.Tensor
+        Valid frames of each utterance [batch], int64, on the host.
+    mask : torch.Tensor or None
+        True at valid frames [batch, time]; None when nothing is padded.
+    cls : torch.Tensor or None
+        Output at the class token [batch, channel], where the encoder has one.
+    """
+
+    speech: torch.Tensor
+    speaker: torch.Tensor
+    lengths: torch.Tensor
+    mask: torch.Tensor | None = None
+    cls: torch.Tensor | None = None
+
+
+class Wav2Vec2Encoder(nn.Module):
+    """A HuggingFace wav2vec2 model whose frozen parts build no graph.
+
+    The CNN never trains (paper section 4.2) and then runs without a graph. The
+    projection, positional convolution and transformer are frozen, and then in
+    evaluation mode and without a graph too, while ``freeze(True)`` holds.
+
+    An utterance has the same frames alone and in a padded batch: the group norm
+    of the first convolution takes its statistics over the valid frames only, and
+    the transformer ignores padded frames.
+
+    Arguments
+    ---------
+    source : str or None
+        Model on the HuggingFace hub, or a folder written by ``save_pretrained``.
+        None builds a model with random weights from ``config``.
+    config : dict
+        ``Wav2Vec2Config`` fields of a model with random weights; the defaults
+        are wav2vec2-base. Must be empty when ``source`` is given.
+    layerdrop, hidden_dropout, attention_dropout, activation_dropout : float
+        Regularisation inside the transformer; ``hidden_dropout`` also acts on
+        its input.
+    feat_proj_dropout : float
+        Dropout after the projection of the CNN's features.
+    mask_time_prob, mask_feature_prob : float
+        Share of frames, and of channels, chosen as starts of a mask, times its
+        length (HuggingFace's definition; masks overlap).
+    mask_time_length, mask_feature_length : int
+        Length of a mask in frames, and in channels.
+    gradient_checkpointing : bool
+        Recompute activations in the backward pass instead of storing them.
+    freeze_cnn : bool
+        The paper's CNN never trains. False trains it with the rest: for an
+        encoder that starts from random weights.
+
+    Raises
+    ------
+    UserError
+        The model cannot be found, or the stored weights do not fill it.
+
+    Example
+    -------
+    >>> encoder = Wav2Vec2Encoder(config={"hidden_size": 48, "num_hidden_layers": 2,
+    ...     "num_attention_heads": 4, "intermediate_size": 96})
+    >>> frames = encoder(torch.randn(2, 16000), torch.tensor([16000, 16000]))
+    >>> frames.speech.shape
+    torch.Size([2, 49, 48])
+    """
+
+    def __init__(
+        self,
+        source=None,
+        config=None,
+        layerdrop=0.0,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        mask_time_prob=0.0,
+        mask_time_length=10,
+        mask_feature_prob=0.0,
+        mask_feature_length=64,
+        gradient_checkpointing=False,
+        freeze_cnn=True,
+    ):
+        super().__init__()
+        settings = {
+            "layerdrop": layerdrop,
+            "hidden_dropout": hidden_dropout,
+            "attention_dropout": attention_dropout,
+            "activation_dropout": activation_dropout,
+            "feat_proj_dropout": feat_proj_dropout,
+            "mask_time_length": mask_time_length,
+            "mask_feature_length": mask_feature_length,
+            # Above zero only while the model is built: HuggingFace leaves the
+            # mask embedding out otherwise, and the checkpoint holds it.
+            "mask_time_prob": 0.05,
+            # A stored False would silently switch our masks off.
+            "apply_spec_augment": True,
+            "attn_implementation": "sdpa",
+        }
+        if source is None:
+            self.model = Wav2Vec2Model(Wav2Vec2Config(**{**(config or {}), **settings}))
+        elif config:
+            raise UserError(
+                "encoder_config describes a model with random weights, source one "
+                f"with trained weights ({source}); give one of them, the other empty"
+            )
+        else:
+            self.model = _load_pretrained(source, settings)
+        self.model.config.mask_time_prob = mask_time_prob
+        self.model.config.mask_feature_prob = mask_feature_prob
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.freeze_cnn = freeze_cnn
+        self.model.feature_extractor.requires_grad_(not freeze_cnn)
+        self.frozen = False
+
+    @property
+    def speech_size(self):
+        """Channels of ``Frames.speech``."""
+        return self.model.config.hidden_size
+
+    @property
+    def speaker_size(self):
+        """Channels of ``Frames.speaker``."""
+        return self.model.config.hidden_size
+
+    def frame_lengths(self, samples):
+        """Frames that so many samples give (int, or tensor of int).
+
+        wav2vec2's convolutions take no padding: 16,000 samples give 49 frames.
+        """
+        config = self.model.config
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def never_trained(self):
+        """Parameters that no optimizer may hold: those of a frozen CNN."""
+        return list(self.model.feature_extractor.parameters()) * self.freeze_cnn
+
+    def freeze(self, frozen):
+        """Freeze, or thaw, the encoder; with ``freeze_cnn`` the CNN stays frozen."""
+        if frozen == self.frozen:
+            return
+        self.frozen = frozen
+        self.model.requires_grad_(not frozen)
+        self.model.feature_extractor.requires_grad_(not (frozen or self.freeze_cnn))
+        self.train(self.training)
+
+    def train(self, mode=True):
+        """Set training mode, except for frozen parts, which stay in eval mode."""
+        super().train(mode)
+        self.model.train(mode and not self.frozen)
+        # No dropout lives there; HuggingFace's gradient checkpointing of the CNN,
+        # which recomputing cheap layers does not repay, is active in training only.
+        self.model.feature_extractor.eval()
+        return self
+
+    def forward(self, wavs, lengths, need=("speech", "speaker")):
+        """Encode a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Normalised waveforms [batch, samples], zero padded.
+        lengths : torch.Tensor
+            Samples of each [batch], int64, on the host.
+        need : collection of str
+            Views of the frames that the batch's tasks use. A shared encoder
+            gives all of them for the price of one.
+
+        Returns
+        -------
+        Frames
+        """
+        frame_lengths = self.frame_lengths(lengths)
+        if int(frame_lengths.min()) < 1:
+            raise UserError(
+                f"an utterance of {int(lengths.min())} samples is too short for one "
+                "frame; remove utterances under 25 ms"
+            )
+        graph = torch.is_grad_enabled() and not self.frozen
+        with torch.set_grad_enabled(graph and not self.freeze_cnn):
+            features, mask = self.features(wavs, lengths, frame_lengths)
+        with torch.set_grad_enabled(graph):
+            tokens, _ = self.model.feature_projection(features)
+            tokens = self.model._mask_hidden_states(tokens, attention_mask=mask)
+            hidden = self.model.encoder(tokens, attention_mask=mask).last_hidden_state
+        return Frames(hidden, hidden, frame_lengths, mask)
+
+    def features(self, wavs, lengths, frame_lengths):
+        """The CNN's output [batch, time, channel], and its mask or None."""
+        padded = bool((lengths != lengths[0]).any())
+        hidden = wavs[:, None]
+        for layer in self.model.feature_extractor.conv_layers:
+            if padded and isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                hidden = layer.conv(hidden)
+                lengths = lengths.to(hidden.device, non_blocking=True)
+                kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+                valid = _mask((lengths - kernel) // stride + 1, hidden.shape[2])
+                hidden = _masked_group_norm(layer.layer_norm, hidden, valid)
+                hidden = layer.activation(hidden)
+            else:
+                hidden = layer(hidden)
+        mask = None
+        if padded:
+            on_device = frame_lengths.to(hidden.device, non_blocking=True)
+            mask = _mask(on_device, hidden.shape[2])
+        return hidden.transpose(1, 2), mask
+
+
+def _mask(lengths, time):
+    """True at the first ``lengths`` of ``time`` places: [batch, time]."""
+    return torch.arange(time, device=lengths.device) < lengths[:, None]
+
+
+def _masked_group_norm(norm, hidden, valid):
+    """Group norm of [batch, channel, time] with statistics over valid frames.
+
+    For one channel a group, as wav2vec2's is. Padded places come out arbitrary.
+    """
+    hidden = hidden.float()
+    valid = valid[:, None]
+    count = valid.sum(-1, keepdim=True)
+    mean = (hidden * valid).sum(-1, keepdim=True) / count
+    centred = hidden - mean
+    variance = (centred.square() * valid).sum(-1, keepdim=True) / count
+    scaled = centred * torch.rsqrt(variance + norm.eps)
+    return scaled * norm.weight[:, None] + norm.bias[:, None]
+
+
+def _load_pretrained(source, settings):
+    """``Wav2Vec2Model`` with all its weights from the hub or a folder."""
+    source = str(source)
+    try:
+        model, report = Wav2Vec2Model.from_pretrained(
+            source,
+            output_loading_info=True,
+            trust_remote_code=False,
+            # Weights stored in half precision would train in it.
+            dtype=torch.float32,
+            **settings,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "folder" if os.path.isdir(source) else "hub model or folder"
+        raise UserError(
+            f"source: no wav2vec2 model can be loaded from the {where} {source!r} "
+            f"({reason}); name a folder written by save_pretrained with "
+            "--source=FOLDER, or connect to the hub once"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # HuggingFace would fill them with random numbers and only warn.
+        raise UserError(
+            f"source: {source} has no weights for {len(missing)} parts of the "
+            f"encoder ({missing[0]}, ...); use the weights of a wav2vec2 model"
+        )
+    return model

@@ -1,0 +1,97 @@
+"""Turn the label columns of a CSV into tensors."""
+
+import torch
+
+from lobes.errors import UserError
+from lobes.tables import read_table
+from lobes.text import Vocabulary
+
+
+class Letters:
+    """Transcripts as symbol indices for CTC.
+
+    Arguments
+    ---------
+    column : str
+        CSV column with the transcript.
+    vocabulary : lobes.text.Vocabulary
+        Symbols; by default the paper's 32.
+    """
+
+    def __init__(self, column="wrd", vocabulary=None):
+        self.column = column
+        self.vocabulary = vocabulary or Vocabulary()
+
+    def check(self, path, table):
+        """Raise ``UserError`` for the first row whose text cannot be encoded."""
+        for line, identity, text in zip(
+            table.index, table["ID"], table[self.column], strict=True
+        ):
+            unknown = self.vocabulary.unknown(text)
+            if unknown or not text.strip():
+                problem = (
+                    f"characters outside the vocabulary: {' '.join(map(repr, unknown))}"
+                    if unknown
+                    else "the transcript is empty"
+                )
+                raise UserError(
+                    f"{path}, line {line} ({identity}), column {self.column}: "
+                    f"{problem}; write A-Z, ' and spaces only"
+                )
+
+    def encode(self, values):
+        """Symbol indices [batch, symbols] padded with blanks, and lengths [batch].
+
+        Both are int64; the lengths count symbols.
+        """
+        encoded = [
+            torch.tensor(self.vocabulary.encode(text), dtype=torch.int64)
+            for text in values
+        ]
+        lengths = torch.tensor([len(symbols) for symbols in encoded])
+        padded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+        return padded, lengths
+
+
+class Categories:
+    """The values of a column as class indices, in sorted order.
+
+    Arguments
+    ---------
+    csv : str
+        Training CSV whose values are the classes; read when first needed, so
+        that it may be prepared after this object was made.
+    column : str
+        The column, ``spk_id`` for speakers.
+    """
+
+    def __init__(self, csv, column="spk_id"):
+        self.csv = csv
+        self.column = column
+        self._index = None
+
+    @property
+    def index(self):
+        """Mapping from value to class index."""
+        if self._index is None:
+            values = read_table(self.csv, [self.column])[self.column]
+            self._index = {v: i for i, v in enumerate(sorted(values.unique()))}
+        return self._index
+
+    def __len__(self):
+        return len(self.index)
+
+    def check(self, path, table):
+        """Raise ``UserError`` for the first row of an unknown class."""
+        unknown = ~table[self.column].isin(self.index)
+        if unknown.any():
+            line = table.index[unknown.to_numpy().argmax()]
+            raise UserError(
+                f"{path}, line {line}, column {self.column}: "
+                f"{table[self.column][line]!r} is not among the {len(self)} of "
+                f"{self.csv}; prepare both from the same corpus"
+            )
+
+    def encode(self, values):
+        """Class indices [batch], int64."""
+        return torch.tensor([self.index[value] for value in values])

@@ -1,0 +1,477 @@
+"""What the preparation of every corpus shares: from audio files to CSVs.
+
+A corpus is prepared in parts (one LibriSpeech split, the training half of
+VoxCeleb, ...). Each part owns a few output files and a marker,
+``<part>.prepared.json``, which is written last. It holds the options, a hash
+of the input listing and the hash of every output; a part whose marker does
+not fit in any of the three is built again, so that a stale, half-written or
+edited file is never trusted.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE, audio_statistics, import_pyav
+from lobes.errors import UserError
+from lobes.files import write_atomically
+
+# Raised when the content of the output files changes for the same input.
+_FORMAT = 1
+
+# Audio files handed to a worker at once: large enough to hide the cost of
+# passing messages, small enough for a moving progress bar.
+_CHUNK = 32
+
+# Problems told in one error message.
+_TOLD = 3
+
+
+class Problem(NamedTuple):
+    """An utterance that cannot be used: its ID, its file, and why."""
+
+    utterance: str
+    path: str
+    reason: str
+
+
+class Scan(NamedTuple):
+    """What decoding a list of files gave; columns ``[file]``.
+
+    ``frames`` (int64, samples), ``mean`` and ``std`` (float64, of all samples)
+    are 0 where decoding failed; ``reasons`` maps the index of such a file to
+    what is wrong with it.
+    """
+
+    frames: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    reasons: dict
+
+
+def scan_audio(paths, num_workers=None, title="decoding"):
+    """Decode every file once, in parallel, for its length, mean and std.
+
+    Arguments
+    ---------
+    paths : list of str
+    num_workers : int
+        Processes; None for all cores, 1 to stay in this process.
+    title : str
+        Label of the progress bar (on standard error; in a log it gains a line
+        every half minute).
+
+    Returns
+    -------
+    Scan
+        In the order of ``paths``, whatever the number of workers.
+
+    Raises ``UserError`` when PyAV is needed and absent, or a worker died.
+    """
+    aac = next((path for path in paths if path.lower().endswith(AAC_SUFFIXES)), None)
+    if aac is not None:
+        # Told once, here, and not as a defect of every single file.
+        import_pyav(aac)
+    scan = Scan(
+        np.zeros(len(paths), dtype=np.int64), *np.zeros((2, len(paths))), reasons={}
+    )
+    starts = range(0, len(paths), _CHUNK)
+    chunks = (paths[start : start + _CHUNK] for start in starts)
+    workers = min(_worker_count(num_workers), len(starts))
+    with tqdm(
+        total=len(paths),
+        desc=title,
+        unit="utt",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    ) as progress:
+        for start, results in zip(
+            starts, _map_in_processes(_scan_chunk, chunks, workers), strict=True
+        ):
+            for index, result in enumerate(results, start):
+                if isinstance(result, str):
+                    scan.reasons[index] = result
+                else:
+                    scan.frames[index], scan.mean[index], scan.std[index] = result
+            progress.update(len(results))
+    return scan
+
+
+class Inputs:
+    """A running hash of the input files: relative path, size and time of change.
+
+    Files count in the order in which they are added, so add them sorted.
+    """
+
+    def __init__(self):
+        self._hash = hashlib.sha256()
+
+    def add(self, name, path):
+        """Add the file at ``path`` under a name that does not depend on the root."""
+        try:
+            status = os.stat(path)
+            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        except OSError:
+            # A dangling link: decoding will say so, with the utterance's ID.
+            line = f"{name}\0missing\n"
+        self._hash.update(line.encode("utf-8", "surrogateescape"))
+
+    def digest(self):
+        """The hash as text."""
+        return self._hash.hexdigest()
+
+
+class Part:
+    """One group of output files that is built, and trusted, as a whole.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Where the outputs and the marker ``<name>.prepared.json`` lie.
+    name : str
+    corpus : str
+        Kept in the marker: two corpora must not share a part's files.
+    options : dict
+        Everything but the input files that decides the outputs (JSON types).
+    inputs : str
+        ``Inputs.digest()`` of the files that the outputs are made from.
+
+    Raises ``UserError`` when the folder holds this part of another corpus.
+    """
+
+    def __init__(self, save_folder, name, corpus, options, inputs):
+        self.folder = Path(save_folder)
+        self.name = name
+        self.marker = _marker(save_folder, name)
+        check_owner(save_folder, name, corpus)
+        self._key = {
+            "format": _FORMAT,
+            "corpus": corpus,
+            "options": json.loads(json.dumps(options)),
+            "inputs": inputs,
+        }
+
+    def reusable(self, skip_budget):
+        """Counts of the outputs that lie there, or None if they must be built.
+
+        Says on standard error which of the two it is, and why.
+        """
+        stored = _read_marker(self.marker)
+        if not stored:
+            return None
+        reason = self._difference(stored)
+        if reason is None and stored["skipped"] > skip_budget:
+            reason = f"more utterances were left out than skip_budget={skip_budget}"
+        if reason is None:
+            say(f"{self.name}: prepared before and nothing changed; kept")
+            return stored["counts"]
+        say(f"{self.name}: {reason}; preparing it again")
+        return None
+
+    def skip(self, problems, skip_budget):
+        """Accept ``problems`` as left out, if there are not too many.
+
+        Writes all of them to ``<name>.skipped.csv`` (``ID,path,reason``) and
+        says how many there are; without any, a list of an earlier run goes.
+        Raises ``UserError`` beyond ``skip_budget``.
+        """
+        path = self.folder / f"{self.name}.skipped.csv"
+        if not problems:
+            path.unlink(missing_ok=True)
+            return
+        problems = sorted(problems)
+        columns = list(zip(*problems, strict=True))
+        write_atomically(path, csv_text(("ID", "path", "reason"), columns))
+        if len(problems) > skip_budget:
+            raise UserError(
+                f"{self.name}: {len(problems)} bad utterance(s): "
+                f"{enumeration([': '.join(problem) for problem in problems])}; all are "
+                f"listed in {path}: repair them, or leave them out with "
+                f"--skip_budget={len(problems)} (now {skip_budget})"
+            )
+        say(f"{self.name}: left out {len(problems)} bad utterance(s), listed in {path}")
+
+    def write(self, files, counts, skipped=0):
+        """Write all outputs, then the marker that vouches for them.
+
+        Arguments
+        ---------
+        files : dict
+            Content (str) by file name.
+        counts : dict
+            What ``reusable`` will return next time (JSON types).
+        skipped : int
+            Utterances left out, listed in ``<name>.skipped.csv``.
+        """
+        self.marker.unlink(missing_ok=True)
+        for name, content in files.items():
+            write_atomically(self.folder / name, content)
+        names = [*files, f"{self.name}.skipped.csv"] if skipped else list(files)
+        stored = {
+            **self._key,
+            "skipped": skipped,
+            "counts": counts,
+            "files": {name: file_hash(self.folder / name) for name in names},
+        }
+        write_atomically(self.marker, json.dumps(stored, indent=1) + "\n")
+
+    def _difference(self, stored):
+        """Why the outputs may not be kept, or None."""
+        for key, text in (
+            ("format", "it was written by another version"),
+            ("options", "the options changed"),
+            ("inputs", "the input files changed"),
+        ):
+            if stored[key] != self._key[key]:
+                return text
+        for name, wanted in stored["files"].items():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if file_hash(path) != wanted:
+                return f"{name} was edited or cut since it was written"
+        return None
+
+
+def check_owner(save_folder, name, corpus):
+    """Raise ``UserError`` if the folder holds this part of another corpus."""
+    other = _read_marker(_marker(save_folder, name)).get("corpus", corpus)
+    if other != corpus:
+        raise UserError(
+            f"{save_folder}: {name}.csv there was prepared from {other}, not from "
+            f"{corpus}; give every corpus a save_folder of its own"
+        )
+
+
+def csv_text(header, columns):
+    """CSV text with a header line; ``columns`` are equally long sequences.
+
+    Floats are written so that reading them gives the same float64 again.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    columns = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns]
+    writer.writerows(zip(*columns, strict=True))
+    return stream.getvalue()
+
+
+def csv_counts(name, speakers, frames, skipped):
+    """What one CSV holds; also said on standard error.
+
+    Arguments
+    ---------
+    name : str
+    speakers : list of str ``[utterance]``
+    frames : numpy.ndarray ``[utterance]``, in samples
+    skipped : int
+
+    Returns
+    -------
+    dict
+        ``{speakers, utterances, hours, skipped}``
+    """
+    counts = {
+        "speakers": len(set(speakers)),
+        "utterances": len(frames),
+        "hours": int(np.sum(frames)) / SAMPLE_RATE / 3600,
+        "skipped": skipped,
+    }
+    say(
+        f"{name}: {counts['speakers']} speakers, {counts['utterances']} utterances, "
+        f"{counts['hours']:.2f} hours, {counts['skipped']} skipped"
+    )
+    return counts
+
+
+def with_paths(save_folder, counts):
+    """``counts`` by file name, each with the file's ``path`` added."""
+    return {
+        name: {"path": os.path.join(save_folder, name), **count}
+        for name, count in counts.items()
+    }
+
+
+def enumeration(items):
+    """The first few of ``items`` (str) and how many more there are."""
+    told = "; ".join(items[:_TOLD])
+    return f"{told}; and {len(items) - _TOLD} more" if len(items) > _TOLD else told
+
+
+def summary_table(counts):
+    """The counts that a ``prepare_...`` function returned, as lines of text."""
+    lines = [
+        f"{'file':<24} {'speakers':>8} {'utterances':>10} {'hours':>9} {'skipped':>7}"
+    ]
+    for name, count in counts.items():
+        if "trials" in count:
+            lines.append(
+                f"{name:<24} {count['trials']} trials "
+                f"({count['positives']} positive, {count['negatives']} negative)"
+            )
+        else:
+            lines.append(
+                f"{name:<24} {count['speakers']:>8} {count['utterances']:>10} "
+                f"{count['hours']:>9.2f} {count['skipped']:>7}"
+            )
+    return "\n".join(lines)
+
+
+def children(folder, folders=False):
+    """Files (or ``folders``) directly in ``folder`` by name, sorted, none hidden.
+
+    Returns ``os.DirEntry`` objects; links count as what they point to.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [
+                entry
+                for entry in entries
+                if entry.is_dir() == folders and not entry.name.startswith(".")
+            ]
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the folder cannot be listed ({error.strerror}); check its path "
+            f"and permissions"
+        ) from error
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def best_audio(entries, suffixes):
+    """One file per stem: ``{stem: entry}``, where ``suffixes`` come best first.
+
+    Files with other suffixes are left out; the stems come sorted.
+    """
+    best = {}
+    for entry in entries:
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in suffixes:
+            rank = suffixes.index(suffix.lower())
+            if stem not in best or rank < best[stem][0]:
+                best[stem] = (rank, entry)
+    return {stem: best[stem][1] for stem in sorted(best)}
+
+
+def existing_folder(folder, argument):
+    """``folder`` as an absolute path; a ``UserError`` if it is not there."""
+    path = Path(os.path.abspath(folder))
+    if not path.is_dir():
+        raise UserError(
+            f"{argument}: the folder {path} does not exist; set it to where the "
+            f"corpus lies"
+        )
+    return path
+
+
+def writable_folder(folder):
+    """``folder`` as an absolute path, made and tried; ``UserError`` if it fails."""
+    path = Path(os.path.abspath(folder))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(
+            f"save_folder: {path} cannot be written to ({error.strerror}); choose "
+            f"another folder or correct its permissions"
+        ) from error
+    return path
+
+
+def file_hash(path):
+    """SHA-256 of a file, as text."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def say(message):
+    """Tell the user something; standard output stays free for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _marker(save_folder, name):
+    """Path of the file that vouches for a part's outputs."""
+    return Path(save_folder) / f"{name}.prepared.json"
+
+
+def _read_marker(path):
+    """A marker's content; empty if there is none, or not a complete one."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    wanted = {"format", "corpus", "options", "inputs", "skipped", "counts", "files"}
+    complete = isinstance(stored, dict) and wanted <= set(stored)
+    return stored if complete and isinstance(stored["files"], dict) else {}
+
+
+def _scan_chunk(paths):
+    """``(frames, mean, std)`` of each file, or the reason why there is none."""
+    results = []
+    for path in paths:
+        try:
+            results.append(tuple(audio_statistics(path)))
+        except UserError as error:
+            results.append(str(error).removeprefix(f"{path}: "))
+    return results
+
+
+def _map_in_processes(function, tasks, workers):
+    """Like ``map``, in ``workers`` processes where there is more than one."""
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    executor = ProcessPoolExecutor(workers, initializer=_start_worker)
+    try:
+        yield from executor.map(function, tasks)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a preparation process died, perhaps for lack of memory; use fewer than "
+            f"--num_workers={workers}"
+        ) from error
+    finally:
+        # Without this an error or Ctrl-C would first finish the whole corpus.
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    """Leave signals to the parent, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler that the training program installed must not act in here.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A killed parent cannot stop its workers: they would wait for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """Block until the parent process has ended, then end this one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _worker_count(num_workers):
+    """Processes to use; all cores that this process may run on for None."""
+    if num_workers is None:
+        # Absent on macOS; on clusters it is what the job was given.
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if num_workers < 1:
+        raise UserError(
+            f"num_workers={num_workers}: at least 1 process is needed; leave it out "
+            f"for one per core"
+        )
+    return num_workers

@@ -1,0 +1,109 @@
+"""What a run writes down while it trains."""
+
+import json
+import time
+from pathlib import Path
+
+import pandas
+import torch
+
+from lobes.files import write_atomically
+
+
+class ProgressLog:
+    """Rows of numbers by optimizer step, in ``progress.jsonl`` and TensorBoard.
+
+    Training rows hold means over an interval, validation rows the metrics. A
+    resumed run drops the rows after its checkpoint, so that each step stands
+    once.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where ``progress.jsonl`` lies; TensorBoard files go to ``tensorboard/``.
+    tensorboard : bool
+        Also write TensorBoard files (extra ``tensorboard``).
+    """
+
+    def __init__(self, folder, tensorboard=False):
+        self.path = Path(folder) / "progress.jsonl"
+        self.writer = None
+        if tensorboard:
+            # Checked when the recipe starts: lobes.recipe.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(Path(folder) / "tensorboard")
+
+    def rewind(self, step):
+        """Forget the rows after ``step``."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def add(self, stage, step, values):
+        """Append one row of plain numbers."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{stage}/{name}", value, step)
+            self.writer.flush()
+
+    def rows(self):
+        """All rows as dicts; a line cut by a crash is left out."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def tables(self):
+        """Training and validation rows as two DataFrames."""
+        rows = self.rows()
+        return tuple(
+            pandas.DataFrame(
+                [
+                    {k: v for k, v in r.items() if k != "stage"}
+                    for r in rows
+                    if r["stage"] == stage
+                ],
+                columns=None if any(r["stage"] == stage for r in rows) else ["step"],
+            )
+            for stage in ("train", "valid")
+        )
+
+
+class StepAverages:
+    """Means over steps, kept on the device until they are asked for."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        """Start a new interval."""
+        self.values, self.steps, self.seconds_of_audio = [], 0, 0.0
+        self.started = time.perf_counter()
+
+    def add(self, values, seconds_of_audio, steps=1):
+        """Add one batch: scalars by name (tensors or numbers), optimizer steps."""
+        self.values.append(values)
+        self.steps += steps
+        self.seconds_of_audio += seconds_of_audio
+
+    def means(self):
+        """Means by name as floats, with the speed; one transfer per name."""
+        names = list(dict.fromkeys(name for row in self.values for name in row))
+        result = {}
+        for name in names:
+            # With gradient accumulation only some batches have a learning rate.
+            column = [row[name] for row in self.values if name in row]
+            column = [torch.as_tensor(value).float() for value in column]
+            # float64 on the host only: Apple's devices have none.
+            result[name] = float(torch.stack(column).cpu().double().mean())
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        result["steps_per_second"] = self.steps / elapsed
+        result["audio_per_second"] = self.seconds_of_audio / elapsed
+        return result

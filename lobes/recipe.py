@@ -1,0 +1,554 @@
+"""From a command line to a running experiment: variants, overrides, folders."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ruamel.yaml
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import setup_logging
+from speechbrain.utils.run_opts import RunOptions
+
+from lobes.distributed import join_processes
+from lobes.errors import UserError
+from lobes.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+#: Root of the checkout: results go below it wherever a command is started.
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Keys that say where things are or how they are run, not what is computed; they
+#: are not part of the name of the output folder.
+NOT_IN_NAME = re.compile(
+    r".*(_folder|_csv|_workers|_lists)|log_interval|seed|threads|tensorboard|skip_prep"
+)
+
+#: SpeechBrain's run options without a meaning here, and why.
+REFUSED_RUN_OPTIONS = {
+    "auto_mix_prec": "use --precision=fp16",
+    "bfloat16_mix_prec": "use --precision=bf16",
+    "data_parallel_backend": "use torchrun",
+    "jit": "the encoder cannot be scripted; use --compile",
+    "jit_module_keys": "the encoder cannot be scripted; use --compile",
+    "find_unused_parameters": "modules are not wrapped in DistributedDataParallel",
+    "remove_vector_weight_decay": "set weight_decay in the YAML's opt_class",
+    "skip_nonfinite_grads": "steps with such gradients are always skipped as a whole",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentOptions(RunOptions):
+    """SpeechBrain's run options, and the commands that train and evaluate again."""
+
+    commands: tuple = ()
+
+
+def parse_arguments(argv=None, changes=None):
+    """Load a recipe's YAML with the command line's overrides.
+
+    ``train.py hparams/x.yaml [--run_option ...] [--key=value ...]``. The file may
+    be a variant: its ``base`` names another file (relative to it), whose whole
+    top-level nodes it replaces, tags included, before anything is instantiated;
+    ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. Overrides on the
+    command line replace scalars and win. With ``--debug`` everything goes into the
+    folder ``debug`` below the output folder, so that a run there is left alone.
+
+    Arguments
+    ---------
+    argv : list of str
+        Defaults to the command line.
+    changes : dict
+        Further values of top-level keys, set by the calling program.
+
+    Returns
+    -------
+    hparams : dict
+        The loaded YAML. ``output_folder`` is computed when it is null:
+        ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
+        likewise (``results/prepared``).
+    run_opts : ExperimentOptions
+    settings : str
+        The merged YAML, which stock ``load_hyperpyyaml`` loads.
+
+    Raises
+    ------
+    UserError
+        An unknown file, key, option or value.
+    """
+    _check_imports()
+    program = sys.argv[0] if argv is None else None
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        raise UserError(
+            "name a YAML file: hparams/x.yaml [--key=value ...]; --help lists the run "
+            "options"
+        )
+    if argv[0] in ("-h", "--help"):
+        RunOptions.from_command_line_args(["--help"])
+    path, overrides, run_options = _split(argv)
+    tree, base = load_variant(path)
+    # A run option that the YAML sets (max_grad_norm) is one of the settings: stored
+    # with them, and part of the folder's name.
+    run_arguments = [
+        argument
+        for name, arguments in run_options.items()
+        for argument in ([] if name in tree else arguments)
+    ]
+    for name in run_options.keys() & tree.keys():
+        overrides[name] = _one_value(name, run_options[name])
+    _check_keys(path, tree, overrides)
+    for key in ("output_folder", "seed"):
+        if key not in tree:
+            raise UserError(f"{path} has no key {key}; name a recipe's YAML file")
+    values = {key: _override(tree, key, text) for key, text in overrides.items()}
+    for key, value in {**values, **(changes or {})}.items():
+        tree[key] = value
+    if tree["output_folder"] is None:
+        tree["output_folder"] = str(_output_folder(path, base, tree, values))
+    if tree.get("prepared_folder", "") is None:
+        tree["prepared_folder"] = str(ROOT / "results" / "prepared")
+    _check_placeholders(path, tree)
+    run_opts = _run_options([str(path), *run_arguments])
+    if run_opts["debug"]:
+        tree["output_folder"] = str(Path(str(tree["output_folder"])) / "debug")
+    settings = _dump(tree)
+    _apply_threads(tree.get("threads"))
+    if tree.get("tensorboard"):
+        _check_tensorboard()
+    commands = _commands(program, base, argv, tree["output_folder"])
+    run_opts = ExperimentOptions(**vars(run_opts), commands=commands)
+    return _load(path, settings), run_opts, settings
+
+
+def start_experiment(hparams, run_opts, settings):
+    """Join the process group, make the output folder, and log into it.
+
+    The folder gets ``hyperparams.yaml`` (the merged settings), ``command.txt`` (the
+    lines that train and evaluate again), ``env.log``, ``log.txt``, and what lets an
+    evaluation rebuild the model without its pre-trained weights, wherever the folder
+    has gone: the encoder's configuration and the files of the user's own classes.
+    """
+    join_processes(run_opts)
+    _check_headline_sets(hparams)
+    folder = Path(hparams["output_folder"])
+    if not if_main_process():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "hyperparams.yaml", settings)
+    except OSError as error:
+        raise UserError(
+            f"output_folder: {folder} cannot be written ({error.strerror}); give "
+            "another one with --output_folder"
+        ) from error
+    commands = "".join(f"{command}\n" for command in run_opts.commands)
+    write_atomically(folder / "command.txt", commands)
+    config = hparams["encoder"].model.config.to_json_string()
+    write_atomically(folder / "encoder_config.json", config)
+    for source in _own_modules(run_opts["param_file"]):
+        write_atomically(folder / source.name, source.read_bytes())
+    write_atomically(folder / "env.log", _environment())
+    log_config = run_opts["log_config"] or sb.core.DEFAULT_LOG_CONFIG
+    handlers = {"file_handler": {"filename": str(folder / "log.txt")}}
+    setup_logging(log_config, {"handlers": handlers})
+    logger.info("Output folder: %s", folder)
+
+
+def _check_headline_sets(hparams):
+    """The headline's sets must be tested; known before anything is prepared."""
+    names = set()
+    for sets in hparams["test_sets"].values():
+        for name, evaluation_set in sets.items():
+            names.update([path.stem for path in evaluation_set.trial_paths] or [name])
+    for metric, name in hparams["headline_sets"].items():
+        if name not in names:
+            raise UserError(
+                f"headline_sets: {metric} is to be that of {name}, which is not among "
+                f"the test sets ({', '.join(sorted(names))}); set "
+                f'--headline_sets="{{{metric}: ...}}"'
+            )
+
+
+def shell_command(script, arguments):
+    """A line for a shell that runs a Python script again, in the same folder.
+
+    With several processes they are started by torchrun on one machine.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    launcher = ["python"]
+    if processes > 1:
+        launcher = ["torchrun", "--standalone", f"--nproc_per_node={processes}"]
+    command = shlex.join([*launcher, str(script), *map(str, arguments)])
+    return f"cd {shlex.quote(os.getcwd())} && {command}"
+
+
+def _own_modules(path):
+    """Loaded modules that are single files where ``_load`` looks for classes."""
+    folders = _code_folders(path)
+    # Not getattr: SpeechBrain's lazy modules would be imported by it.
+    files = [vars(module).get("__file__") for module in list(sys.modules.values())]
+    paths = {Path(file).resolve() for file in files if file}
+    return {path for path in paths if str(path.parent) in folders}
+
+
+def _code_folders(path):
+    """Where a class named in the YAML may lie: beside the YAML, or train.py."""
+    return str(Path(path).resolve().parent), os.getcwd()
+
+
+def _environment():
+    """Python, platform, commit and packages, one a line.
+
+    SpeechBrain's own description asks whatever `pip` comes first in PATH.
+    """
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = ""
+    if shutil.which("git"):
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit = found.stdout.strip()
+    packages = sorted(
+        {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
+    )
+    lines = [
+        f"Python {platform.python_version()}",
+        platform.platform(),
+        f"Commit {commit or 'unknown (no git checkout)'}",
+        *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        *packages,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def load_variant(path, above=()):
+    """The merged YAML tree of a file and its bases, includes put in place.
+
+    Returns
+    -------
+    tree : ruamel.yaml.comments.CommentedMap
+    base : Path
+        The file that has no ``base`` of its own.
+
+    ``above`` are the files that name this one as their base.
+    """
+    path = Path(path)
+    tree = _read_yaml(path)
+    if "base" not in tree:
+        for key in tree:
+            tree[key] = _inline(tree[key], path)
+        return tree, path
+    below = path.parent / str(tree.pop("base"))
+    above = (*above, path.resolve())
+    if below.resolve() in above:
+        raise UserError(f"{path}: its base {below} is a variant of this file")
+    if not below.is_file():
+        raise UserError(f"{path}: its base {below} does not exist; correct base:")
+    merged, base = load_variant(below, above)
+    for key, node in tree.items():
+        *outer, last = key.split(".")
+        place = merged
+        for name in outer:
+            inner = place.get(name)
+            if not isinstance(inner, CommentedMap):
+                raise UserError(
+                    f"{path}: {key}: {name} is no mapping in {below}"
+                    f"{_similar(name, place)}"
+                )
+            place = inner
+        if not outer and key not in merged:
+            raise UserError(
+                f"{path}: the key {key} is not in {below}{_similar(key, merged)}"
+            )
+        place[last] = _inline(node, path)
+    return merged, base
+
+
+def _apply_threads(threads):
+    """Give torch its CPU threads, when a number of them is set."""
+    if threads is None:
+        return
+    if not isinstance(threads, int) or threads < 1:
+        raise UserError(f"threads must be a whole number from 1, not {threads!r}")
+    torch.set_num_threads(threads)
+
+
+def _check_tensorboard():
+    """Find a missing package now, not after the corpora are prepared."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard is True, but the package is not installed; install it with "
+            "`pip install -e .[tensorboard]`"
+        )
+
+
+def _check_imports():
+    """Refuse another checkout's packages, which PYTHONPATH would put first."""
+    for name in ("recipes", "tools"):
+        module = importlib.import_module(name)
+        # A single file, say a user's own tools.py, has no __path__.
+        where = getattr(module, "__path__", None) or [module.__file__]
+        found = Path(next(iter(where))).resolve().parent
+        if found != ROOT:
+            raise UserError(
+                f"the package {name!r} comes from {found}, not from {ROOT}; remove "
+                "the other one from PYTHONPATH or this folder"
+            )
+
+
+def _split(argv):
+    """The YAML's path, overrides by key, run options by name with their words."""
+    if argv[0].startswith("-"):
+        raise UserError(f"the first argument must be a YAML file, not {argv[0]}")
+    flags = {
+        option: action.nargs == 0
+        for action in RunOptions._create_parser()._actions
+        for option in action.option_strings
+    }
+    overrides, run_options = {}, {}
+    rest = argv[1:]
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--"):
+            raise UserError(f"{argument!r} is neither an option nor --key=value")
+        name = option[2:]
+        values = []
+        while rest and not equals and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if name in REFUSED_RUN_OPTIONS:
+            raise UserError(f"{option} is not supported: {REFUSED_RUN_OPTIONS[name]}")
+        if option in flags:
+            if flags[option] and (equals or values):
+                raise UserError(
+                    f"{' '.join([argument, *values])!r}: the flag {option} takes no "
+                    "value; give or omit it"
+                )
+            run_options[name] = [argument, *values]
+            continue
+        overrides[name] = _one_value(name, [argument, *values])
+    return argv[0], overrides, run_options
+
+
+def _one_value(name, words):
+    """The value in ``--name=value`` or ``--name value``."""
+    _, equals, value = words[0].partition("=")
+    values = ([value] if equals else []) + words[1:]
+    if len(values) != 1:
+        hint = _similar(name, RunOptions().keys())
+        raise UserError(f"--{name} needs one value: --{name}=VALUE{hint}")
+    return values[0]
+
+
+def _run_options(arguments):
+    """SpeechBrain's parser on the YAML's path and run options, its gaps filled."""
+    _, run_opts, stray = RunOptions.from_command_line_args(arguments)
+    if stray:
+        raise UserError(f"{stray!r} belongs to no option; remove it")
+    limit, log_config = run_opts["optimizer_step_limit"], run_opts["log_config"]
+    if limit is not None:
+        # The parser leaves it a string, which no step can be compared with.
+        if not limit.isdecimal() or int(limit) < 1:
+            raise UserError(
+                f"--optimizer_step_limit must be a whole number from 1, not {limit!r}"
+            )
+        run_opts = dataclasses.replace(run_opts, optimizer_step_limit=int(limit))
+    if log_config is not None and not Path(log_config).is_file():
+        # SpeechBrain would silently log nothing into the output folder.
+        raise UserError(f"--log_config: {log_config} does not exist; name a YAML file")
+    return run_opts
+
+
+def _check_keys(path, tree, overrides):
+    """Refuse unknown keys; abbreviated run options are unknown keys, too."""
+    for key in overrides:
+        if key not in tree:
+            everything = [*tree, *RunOptions().keys()]
+            raise UserError(
+                f"--{key} is neither a key of {path} nor a run option"
+                f"{_similar(key, everything)}"
+            )
+
+
+def _similar(key, candidates):
+    """A hint at the nearest names, for the end of a message."""
+    close = difflib.get_close_matches(key, list(candidates), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _override(tree, key, text):
+    """Value of ``--key=text``, of the same kind as the value it replaces."""
+    node = tree[key]
+    tagged = getattr(node, "tag", None) is not None and node.tag.value
+    if tagged and node.tag.value.startswith(("!new:", "!name:", "!apply:")):
+        raise UserError(
+            f"--{key}: {key} holds an object ({node.tag.value}); replace it in a "
+            "variant file (base: ...)"
+        )
+    # A folder may look like a number, and `#` or `: ` may stand in its name.
+    is_text = isinstance(node, str) or key.endswith("_folder")
+    try:
+        value = ruamel.yaml.YAML(typ="safe").load(text)
+    except ruamel.yaml.YAMLError:
+        if is_text:
+            return text
+        raise UserError(f"--{key}={text} is not a YAML value; quote it") from None
+    if value is None:
+        return value
+    if is_text:
+        return text
+    if node is None or tagged:
+        return value
+    kinds = ((bool, "True or False"), (int, "a whole number"), (float, "a number"))
+    for kind, name in kinds:
+        if isinstance(node, kind):
+            accepted = (int, float) if kind is float else kind
+            boolean = isinstance(value, bool) != (kind is bool)
+            if not isinstance(value, accepted) or boolean:
+                raise UserError(
+                    f"--{key} must be {name} (it is {node} in the YAML), not {text!r}"
+                )
+            return kind(value)
+    for kind, name in ((list, "list, say [a, b]"), (dict, "mapping, say {a: 1}")):
+        if isinstance(node, kind) and not isinstance(value, kind):
+            raise UserError(f"--{key} must be a {name}; it is {text!r}")
+    return value
+
+
+def _output_folder(path, base, tree, values):
+    """``results/<recipe>/<variant>[,key=value ...]/<seed>`` below the checkout."""
+    recipes = ROOT / "recipes"
+    recipe = _recipe_folder(base)
+    inside = recipe.is_relative_to(recipes)
+    recipe = recipe.relative_to(recipes) if inside else recipe.name
+    changed = [
+        f"{key}={re.sub(r'[^A-Za-z0-9._+-]+', '-', str(value))}"
+        for key, value in sorted(values.items())
+        if not NOT_IN_NAME.fullmatch(key)
+    ]
+    name = ",".join([Path(path).stem, *changed])
+    if len(name) > 100:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name[:80]},{digest}"
+    return ROOT / "results" / recipe / name / str(tree["seed"])
+
+
+def _commands(program, base, argv, output_folder):
+    """The lines that train and, where there is an evaluate.py, evaluate again.
+
+    ``program`` is None when another one, such as tools/demo.py, handed ``argv``
+    over; then it is the recipe's own train.py that takes these arguments.
+    """
+    train = Path(program or _recipe_folder(base) / "train.py")
+    evaluate = train.with_name("evaluate.py")
+    calls = (train, argv), (evaluate, [output_folder])
+    return tuple(shell_command(*call) for call in calls if call[0].is_file())
+
+
+def _recipe_folder(base):
+    """The folder of the recipe that a YAML file belongs to."""
+    folder = base.resolve().parent
+    return folder.parent if folder.name == "hparams" else folder
+
+
+def _check_placeholders(path, tree):
+    """Every value that the user must give, in one message."""
+    missing = [
+        key
+        for key, node in tree.items()
+        if isinstance(node, TaggedScalar) and node.tag.value == "!PLACEHOLDER"
+    ]
+    if missing:
+        given = " ".join(f"--{key}=..." for key in missing)
+        raise UserError(f"{path} needs {', '.join(missing)}; give {given}")
+
+
+def _read_yaml(path):
+    """One YAML file as a tree that keeps its tags."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            tree = ruamel.yaml.YAML().load(stream)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8; re-encode it") from error
+    except ruamel.yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{line}: {problem}; correct the YAML") from error
+    if not isinstance(tree, CommentedMap):
+        raise UserError(f"{path} holds no keys; name a recipe's YAML file")
+    return tree
+
+
+def _inline(node, path):
+    """``node`` with every ``!include:`` replaced by the file and its body's knobs.
+
+    A fragment is a leaf: it refers to nothing, and its keys are its knobs.
+    Putting it in place (HyperPyYAML would do so when loading) keeps references
+    in the stored settings, and finds misspelt knobs. ``!beside PATH`` becomes the
+    absolute path of what is named relative to this YAML, wherever a command is
+    started.
+    """
+    tag = getattr(node, "tag", None)
+    if tag is not None and tag.value == "!beside":
+        return str((path.parent / node.value).resolve())
+    if tag is None or not (tag.value or "").startswith("!include:"):
+        if isinstance(node, (CommentedMap, CommentedSeq)):
+            places = node if isinstance(node, CommentedMap) else range(len(node))
+            for place in places:
+                node[place] = _inline(node[place], path)
+        return node
+    source = path.parent / tag.value[len("!include:") :]
+    fragment = _read_yaml(source)
+    for key in node if isinstance(node, CommentedMap) else ():
+        if key not in fragment:
+            raise UserError(
+                f"{path}: {source.name} has no knob {key}{_similar(key, fragment)}"
+            )
+        fragment[key] = node[key]
+    return fragment
+
+
+def _dump(tree):
+    """The tree as YAML text."""
+    stream = io.StringIO()
+    yaml = ruamel.yaml.YAML()
+    # A wrapped line would be hard to read and to compare.
+    yaml.width = 10_000
+    yaml.dump(tree, stream)
+    return stream.getvalue()
+
+
+def _load(path, settings):
+    """Instantiate the merged YAML."""
+    for folder in _code_folders(path):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    try:
+        return load_hyperpyyaml(settings)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.filename} cannot be used ({error.strerror}); choose "
+            "another folder or file"
+        ) from error
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{path}: {' '.join(lines) or repr(error)}") from error

@@ -1,0 +1,47 @@
+"""Learning rate as a function of the optimizer step."""
+
+
+class TriStage:
+    """Linear warm-up, constant, exponential decay (paper section 4.2).
+
+    With N steps, step i (0 is the first update) and peak ``lr``: over the first
+    ``warmup`` N steps the rate rises linearly from ``initial_lr`` to ``lr``, stays
+    there to ``(warmup + hold)`` N, then falls exponentially so that step N would
+    come one step before ``final_lr``. Both ends are lowered to ``lr`` when it is
+    smaller, so that the rate never falls while it should rise.
+
+    Arguments
+    ---------
+    lr : float
+        Peak.
+    steps : int
+        Optimizer steps N of the whole run.
+    initial_lr, final_lr : float
+        Rates at both ends, absolute.
+    warmup, hold : float
+        Shares of N; the rest decays.
+
+    Example
+    -------
+    >>> schedule = TriStage(lr=5.62e-5, steps=100_000)
+    >>> [f"{schedule(i):.4e}" for i in (0, 5_000, 50_000, 75_000)]
+    ['5.0000e-06', '3.0603e-05', '5.6200e-05', '1.6764e-05']
+    """
+
+    def __init__(self, lr, steps, initial_lr=5e-6, final_lr=5e-6, warmup=0.1, hold=0.4):
+        self.lr = lr
+        self.steps = steps
+        self.initial_lr = min(initial_lr, lr)
+        self.final_lr = min(final_lr, lr)
+        self.warmup_end = round(warmup * steps)
+        self.hold_end = round((warmup + hold) * steps)
+
+    def __call__(self, step):
+        """Learning rate of the update number ``step``, counted from 0."""
+        if step < self.warmup_end - 1:
+            rise = step / (self.warmup_end - 1)
+            return self.initial_lr + (self.lr - self.initial_lr) * rise
+        if step <= self.hold_end:
+            return self.lr
+        fall = (step - self.hold_end) / (self.steps - self.hold_end + 1)
+        return self.lr * (self.final_lr / self.lr) ** fall

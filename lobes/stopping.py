@@ -1,0 +1,97 @@
+"""When training ends: the number of steps, a stalled metric, or divergence."""
+
+import json
+import math
+
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from lobes.errors import UserError
+
+
+@register_checkpoint_hooks
+class EarlyStopping:
+    """Stop when any watched metric stalls, or when one exceeds its limit.
+
+    Paper section 4.2: stop when either WER or EER has not decreased for 20 k
+    steps; the published runs also stop when the dev CTC loss exceeds 10.
+
+    Arguments
+    ---------
+    patience_steps : int or None
+        Optimizer steps without an improvement of one metric; None never stops.
+    metrics : sequence of str
+        Watched metrics, lower is better; those of an absent task are ignored.
+    limits : dict
+        Metric name to the value above which the run has diverged.
+    """
+
+    def __init__(self, patience_steps=20_000, metrics=("wer", "eer"), limits=None):
+        self.patience_steps = patience_steps
+        self.metrics = tuple(metrics)
+        self.limits = dict(limits or {})
+        self.best = {}
+        self.reason = None
+
+    def update(self, step, metrics):
+        """Take the metrics of one validation; sets and returns ``reason`` or None."""
+        for name, limit in self.limits.items():
+            # Not `>`: NaN is above nothing, but a run that gives it has diverged.
+            if name in metrics and not metrics[name] <= limit:
+                self.reason = f"diverged: {name} is {metrics[name]:.2f}, above {limit}"
+        for name in self.metrics:
+            if name not in metrics:
+                continue
+            if name not in self.best or metrics[name] < self.best[name][1]:
+                self.best[name] = [step, metrics[name]]
+            since = step - self.best[name][0]
+            if self.patience_steps is not None and since >= self.patience_steps:
+                self.reason = f"{name} has not improved for {since} steps"
+        return self.reason
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the best values and the reason to ``path``."""
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump({"best": self.best, "reason": self.reason}, stream)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Restore what ``save`` wrote."""
+        with open(path, encoding="utf-8") as stream:
+            state = json.load(stream)
+        self.best, self.reason = state["best"], state["reason"]
+
+
+class Epochs(EpochCounter):
+    """Count nominal epochs (validation intervals) until the steps are done.
+
+    Arguments
+    ---------
+    steps : int
+        Optimizer steps of the run.
+    valid_interval : int
+        Optimizer steps of one nominal epoch.
+    stopping : EarlyStopping
+        Asked for a reason to stop before every epoch.
+
+    Raises ``UserError`` when either number is below 1.
+    """
+
+    def __init__(self, steps, valid_interval, stopping):
+        if min(steps, valid_interval) < 1:
+            raise UserError(
+                f"steps is {steps} and valid_interval {valid_interval}; both must be "
+                "at least 1"
+            )
+        super().__init__(limit=math.ceil(steps / valid_interval))
+        self.stopping = stopping
+
+    def __next__(self):
+        if self.stopping.reason is not None:
+            raise StopIteration
+        return super().__next__()

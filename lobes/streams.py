@@ -1,0 +1,591 @@
+"""Endless, resumable training batches and finite evaluation sets, per task.
+
+Which utterances stand in a batch, and where a crop starts, is a function of
+(seed, pass, utterance) alone. A stream that is opened again at a saved position
+therefore continues with exactly the batches it would have given.
+"""
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from torch.utils.data import DataLoader
+
+from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
+from lobes.errors import UserError
+from lobes.scoring import check_trials, read_trials
+from lobes.tables import read_table
+
+#: Added to the variance, as the HuggingFace feature extractor does, so that
+#: digital silence stays finite.
+VARIANCE_FLOOR = 1e-7
+
+
+@dataclass
+class Batch:
+    """Utterances of one task.
+
+    Attributes
+    ----------
+    ids : list of str
+        Utterance IDs.
+    wavs : torch.Tensor
+        Waveforms [batch, samples], float32, 16 kHz; each utterance had zero mean
+        and unit variance as a whole before it was cropped; zeros pad the end.
+    lengths : torch.Tensor
+        Samples of each waveform [batch], int64. Stays on the host, where the
+        decision whether anything is padded costs no device synchronisation.
+    labels : dict
+        Per label name what its encoder gave: a tensor [batch], or a pair of a
+        padded tensor and lengths, which stay on the host.
+    columns : dict
+        Per label column the text as it stands in the CSV.
+    position : object
+        Where the stream stands once this batch has been used.
+    """
+
+    ids: list
+    wavs: torch.Tensor
+    lengths: torch.Tensor
+    labels: dict = field(default_factory=dict)
+    columns: dict = field(default_factory=dict)
+    position: object = None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def to(self, device, non_blocking=True):
+        """The batch with waveforms and labels on ``device``."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self):
+        """The batch in page-locked memory (called by ``DataLoader``)."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, move):
+        # The lengths in a pair stay on the host, as the waveforms' lengths do.
+        labels = {
+            name: (move(label[0]), label[1])
+            if isinstance(label, tuple)
+            else move(label)
+            for name, label in self.labels.items()
+        }
+        return replace(self, wavs=move(self.wavs), labels=labels)
+
+
+class Utterances(torch.utils.data.Dataset):
+    """Reads and collates the utterances of one CSV.
+
+    An item is a whole batch: ``utterances[position, requests]`` where the
+    requests are ``(row, start, stop)`` in samples from the utterance's start.
+    """
+
+    def __init__(self, csv, labels):
+        self.csv = csv
+        self.labels = labels
+        columns = [label.column for label in labels.values()]
+        table = read_table(csv, columns)
+        for label in labels.values():
+            label.check(csv, table)
+        self.table = table
+        self.ids = table["ID"].to_numpy(dtype=object)
+        self.paths = table["wav"].to_numpy(dtype=object)
+        self.starts = table["start"].to_numpy()
+        self.lengths = (table["stop"] - table["start"]).to_numpy()
+        self.statistics = None
+        if "mean" in table and "std" in table:
+            self.statistics = table[["mean", "std"]].to_numpy()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, item):
+        position, requests = item
+        try:
+            return self.read(requests, position)
+        except UserError as error:
+            # Raised in a worker, it would reach the user as a page of traceback.
+            return error
+
+    def read(self, requests, position=None):
+        """The batch of the requested pieces, in their order."""
+        waves = [self._wave(*request) for request in requests]
+        rows = [request[0] for request in requests]
+        lengths = torch.tensor([len(wave) for wave in waves])
+        wavs = torch.zeros(len(waves), int(lengths.max()))
+        for row, wave in zip(wavs, waves, strict=True):
+            row[: len(wave)] = torch.from_numpy(wave)
+        columns, labels = {}, {}
+        for name, label in self.labels.items():
+            columns[label.column] = self.table[label.column].iloc[rows].to_list()
+            labels[name] = label.encode(columns[label.column])
+        ids = [self.ids[row] for row in rows]
+        return Batch(ids, wavs, lengths, labels, columns, position)
+
+    def _wave(self, row, start, stop):
+        """Samples [start, stop) of one utterance, normalised as a whole."""
+        offset = self.starts[row]
+        if self.statistics is not None:
+            wave = read_audio(self.paths[row], offset + start, offset + stop)
+            mean, std = self.statistics[row]
+        else:
+            whole = read_audio(self.paths[row], offset, offset + self.lengths[row])
+            mean, std = whole.mean(dtype=np.float64), whole.std(dtype=np.float64)
+            wave = whole[start:stop]
+        scale = math.sqrt(std * std + VARIANCE_FLOOR)
+        return ((wave - mean) / scale).astype(np.float32)
+
+
+class TaskStream:
+    """Endless batches of one task; subclasses decide which.
+
+    Arguments
+    ---------
+    csv : str
+        Training CSV, read by ``open`` (it may not exist before).
+    labels : dict
+        Label name to encoder (``lobes.labels``).
+    seed : int
+        Order of the utterances and places of the crops.
+    num_workers : int
+        Reading processes; 0 reads in the training process.
+    """
+
+    def __init__(self, csv, labels, seed=0, num_workers=0):
+        self.csv = csv
+        self.labels = labels
+        self.seed = seed
+        self.num_workers = num_workers
+        self.position = self.first_position
+        self.utterances = None
+
+    first_position = None
+
+    def open(self, rank=0, world_size=1):
+        """Read the CSV; this process takes every ``world_size``-th batch."""
+        self.rank, self.world_size = rank, world_size
+        self.utterances = Utterances(self.csv, self.labels)
+        self.plan()
+
+    def plan(self):
+        """Check the utterances against the stream's settings, once, at ``open``."""
+
+    def requests(self, position):
+        """Yield ``(next position, requests)`` endlessly from ``position``."""
+        raise NotImplementedError
+
+    def batches(self, pin_memory=False):
+        """Yield ``Batch`` objects endlessly from ``self.position``.
+
+        ``self.position`` moves when a batch is handed out, not when a worker
+        reads ahead. Raises ``UserError`` when an utterance cannot be read.
+        """
+        loader = DataLoader(
+            self.utterances,
+            sampler=self.requests(self.position),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self.num_workers,
+            pin_memory=pin_memory,
+            # A generator of its own: the default one would draw from the global
+            # random state, which a resumed run must find untouched.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            self.position = batch.position
+            yield batch
+
+    def _random(self, *key):
+        """A generator that depends on the seed and ``key`` only."""
+        return np.random.default_rng([self.seed, *key])
+
+
+class LengthBuckets(TaskStream):
+    """Whole utterances of similar length under a budget of samples.
+
+    A batch holds n utterances with n x longest <= ``max_batch_samples``, padding
+    counted (paper section 4.2: 3.2 M samples). Each pass sorts the utterances by
+    length with a random jitter, cuts batches, and shuffles them.
+
+    Arguments
+    ---------
+    csv, labels, seed, num_workers
+        See ``TaskStream``.
+    max_batch_samples : int
+        Budget per optimizer step, all processes together.
+    length_jitter : float
+        Relative disturbance of the lengths before sorting: 0 gives the least
+        padding and the same neighbours in every pass.
+    """
+
+    first_position = (0, 0)
+
+    def __init__(
+        self,
+        csv,
+        labels,
+        max_batch_samples=3_200_000,
+        length_jitter=0.05,
+        seed=0,
+        num_workers=0,
+    ):
+        super().__init__(csv, labels, seed, num_workers)
+        self.max_batch_samples = max_batch_samples
+        self.length_jitter = length_jitter
+
+    def plan(self):
+        """Raise ``UserError`` when an utterance exceeds one process's budget."""
+        self.budget = self.max_batch_samples // self.world_size
+        lengths = self.utterances.lengths
+        longest = int(lengths.argmax())
+        if lengths[longest] > self.budget:
+            raise UserError(
+                f"{self.csv}: {self.utterances.ids[longest]} has {lengths[longest]} "
+                f"samples, more than a batch may hold ({self.budget}); raise "
+                "max_batch_samples or remove the utterance"
+            )
+
+    def batches_of_pass(self, number):
+        """Row indices of every batch of one pass, in order."""
+        random = self._random(number)
+        lengths = self.utterances.lengths
+        jitter = random.uniform(
+            1 - self.length_jitter, 1 + self.length_jitter, len(lengths)
+        )
+        order = np.argsort(lengths * jitter, kind="stable")
+        batches = pack(order, lengths, self.budget)
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def requests(self, position):
+        """See ``TaskStream``; a position is (pass, batch within the pass)."""
+        everything = self._from(*position)
+        while True:
+            # One batch per process; the last ones of a pass go together with the
+            # first ones of the next, so that nothing is left over.
+            group = list(itertools.islice(everything, self.world_size))
+            rows = group[self.rank][1]
+            lengths = self.utterances.lengths
+            yield group[-1][0], [(int(row), 0, int(lengths[row])) for row in rows]
+
+    def _from(self, number, batch):
+        """Yield (next position, rows) of all processes."""
+        for number in itertools.count(number):  # noqa: B020
+            rows = self.batches_of_pass(number)
+            for index in range(batch, len(rows)):
+                yield (number, index + 1), rows[index]
+            batch = 0
+
+
+class RandomCrops(TaskStream):
+    """A fixed number of random crops per batch, one per utterance.
+
+    Every pass visits each utterance once, in a new order, and crops it at a new
+    place. An utterance shorter than the crop is taken whole and padded.
+
+    Arguments
+    ---------
+    csv, labels, seed, num_workers
+        See ``TaskStream``.
+    crop_seconds : float
+        Length of a crop in seconds.
+    max_batch_samples : int
+        Budget per optimizer step, all processes together; the batch has
+        floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
+    """
+
+    first_position = 0
+
+    def __init__(
+        self,
+        csv,
+        labels,
+        crop_seconds=3.0,
+        max_batch_samples=3_200_000,
+        seed=0,
+        num_workers=0,
+    ):
+        super().__init__(csv, labels, seed, num_workers)
+        self.crop = round(crop_seconds * SAMPLE_RATE)
+        if self.crop < MINIMUM_SAMPLES:
+            raise UserError(
+                f"crop_seconds is {crop_seconds}, but one frame of the encoder needs "
+                f"{MINIMUM_SAMPLES / SAMPLE_RATE} seconds; raise crop_seconds"
+            )
+        self.batch_size = max_batch_samples // self.crop
+        self._order = (None, None)
+
+    def plan(self):
+        """Raise ``UserError`` when no crop fits into one process's budget."""
+        self.share = self.batch_size // self.world_size
+        if self.share < 1:
+            raise UserError(
+                f"max_batch_samples holds {self.batch_size} crops of {self.crop} "
+                f"samples for {self.world_size} processes; raise max_batch_samples "
+                "or lower crop_seconds"
+            )
+
+    def requests(self, position):
+        """See ``TaskStream``; a position counts batches from the start."""
+        total = len(self.utterances)
+        step = self.share * self.world_size
+        for number in itertools.count(position):
+            first = number * step + self.rank * self.share
+            places = (divmod(i, total) for i in range(first, first + self.share))
+            requests = [self._crop(*place) for place in places]
+            yield number + 1, requests
+
+    def _crop(self, number, index):
+        """Request for the ``index``-th utterance of one pass."""
+        if self._order[0] != number:
+            self._order = (number, self._random(number).permutation(len(self.ids)))
+        row = int(self._order[1][index])
+        length = int(self.utterances.lengths[row])
+        room = length - self.crop
+        if room <= 0:
+            return row, 0, length
+        start = int(self._random(number, row).integers(room + 1))
+        return row, start, start + self.crop
+
+    @property
+    def ids(self):
+        """Utterance IDs of the corpus."""
+        return self.utterances.ids
+
+
+@register_checkpoint_hooks
+class TrainStream(LoopedLoader):
+    """One batch of every task per step, in nominal epochs.
+
+    Arguments
+    ---------
+    streams : dict
+        Task name to ``TaskStream``, opened. Tasks that share a stream share its
+        batches.
+    steps : int
+        Batches in all; the last epoch may be shorter.
+    epoch_length : int
+        Batches between two validations.
+    pin_memory : bool
+        Whether batches are copied to page-locked memory.
+
+    Yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
+    set: the epoch then ends early, and a run without the limit continues it. The
+    checkpoint holds the position of every stream and the step within the epoch, as
+    JSON.
+    """
+
+    limit = None
+
+    def __init__(self, streams, steps, epoch_length, pin_memory=False):
+        super().__init__(loader=None, epoch_length=epoch_length)
+        self.streams = streams
+        self.steps = steps
+        self.pin_memory = pin_memory
+
+    def __iter__(self):
+        if self.iterator is None:
+            self.iterator = {
+                id(stream): stream.batches(self.pin_memory)
+                for stream in self.streams.values()
+            }
+        return self
+
+    def __next__(self):
+        if self.step >= self.epoch_length or self.total_steps >= self.steps:
+            self.step = 0
+            raise StopIteration
+        if self.limit is not None and self.total_steps >= self.limit:
+            raise StopIteration
+        batches = {stream: next(batches) for stream, batches in self.iterator.items()}
+        self.step += 1
+        self.total_steps += 1
+        return {task: batches[id(stream)] for task, stream in self.streams.items()}
+
+    def __len__(self):
+        done = self.total_steps - self.step
+        return min(self.epoch_length, self.steps - done)
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the positions to ``path``."""
+        state = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "positions": {task: s.position for task, s in self.streams.items()},
+        }
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(state, stream)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Continue from the positions in ``path``."""
+        with open(path, encoding="utf-8") as stream:
+            state = json.load(stream)
+        if set(state["positions"]) != set(self.streams):
+            raise UserError(
+                f"{path} holds the tasks {', '.join(state['positions'])}, this run "
+                f"has {', '.join(self.streams)}; choose another output folder"
+            )
+        self.total_steps = state["total_steps"]
+        self.step = 0 if end_of_epoch else state["step"]
+        self.iterator = None
+        for task, position in state["positions"].items():
+            self.streams[task].position = position
+
+
+class EvaluationSet:
+    """Every utterance of a CSV once, whole or its first seconds.
+
+    Arguments
+    ---------
+    csv : str
+        CSV, read by ``open``.
+    labels : dict
+        Label name to encoder; none for speakers that were never trained on.
+    trial_lists : sequence of str
+        Trial lists as preparation was given them; it wrote each under its own name
+        beside the CSV, from where it is read.
+    trial_paths : sequence of str
+        Further lists, read from where they are; their IDs are the CSV's. With any
+        list, only utterances named in one are read. ``trials`` holds the opened
+        lists by the name of the file without its ending.
+    crop_seconds : float or None
+        Take the first seconds of each utterance only (the paper's validation of
+        the speaker task); None takes it whole.
+    max_batch_samples : int or None
+        Budget of a batch, padding counted; None takes one utterance at a time.
+        The encoder gives the same frames either way (``lobes.encoder``).
+    num_workers : int
+        Reading processes.
+    """
+
+    def __init__(
+        self,
+        csv,
+        labels=None,
+        trial_lists=(),
+        trial_paths=(),
+        crop_seconds=None,
+        max_batch_samples=None,
+        num_workers=0,
+    ):
+        self.csv = csv
+        self.labels = labels or {}
+        prepared = [Path(csv).parent / Path(name).name for name in trial_lists]
+        self.trial_paths = [*prepared, *map(Path, trial_paths)]
+        self.trials = None
+        self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
+        self.max_batch_samples = max_batch_samples
+        self.num_workers = num_workers
+
+    def open(self, rank=0, world_size=1):
+        """Read the CSV and trial lists, once; this process takes its share of batches.
+
+        Raises ``UserError`` for any problem of the files, or of the IDs in a list.
+        """
+        if self.trials is not None:
+            return
+        self.utterances = Utterances(self.csv, self.labels)
+        # Official lists repeat a few trials; they count as often as they stand.
+        trials = {p.stem: read_trials(p, allow_repeats=True) for p in self.trial_paths}
+        lengths = self.utterances.lengths
+        if self.crop is not None:
+            lengths = np.minimum(lengths, self.crop)
+        order = np.argsort(-lengths, kind="stable")
+        known = set(self.utterances.ids)
+        named = set()
+        for one in trials.values():
+            check_trials(one, known, self.csv)
+            named.update(one.enrol, one.test)
+        if trials:
+            order = [row for row in order if self.utterances.ids[row] in named]
+        batches = pack(order, lengths, self.max_batch_samples or 0)
+        self._requests = [
+            (None, [(int(row), 0, int(lengths[row])) for row in rows])
+            for rows in batches[rank::world_size]
+        ]
+        self.trials = trials
+
+    def __len__(self):
+        return len(self._requests)
+
+    def batches(self, pin_memory=False):
+        """Yield every ``Batch`` of this process, longest utterances first."""
+        loader = DataLoader(
+            self.utterances,
+            sampler=self._requests,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self.num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def evaluation_sets(folder, names, **settings):
+    """``{name: EvaluationSet}`` of the CSVs ``<folder>/<name>.csv``.
+
+    The settings are those of ``EvaluationSet``.
+    """
+    return {name: EvaluationSet(f"{folder}/{name}.csv", **settings) for name in names}
+
+
+class EvaluationStream(LoopedLoader):
+    """The batches of several evaluation sets as ``{task: Batch}``, one after another.
+
+    Arguments
+    ---------
+    sets : list of (str, EvaluationSet)
+        Task name and opened set.
+    pin_memory : bool
+        Whether batches are copied to page-locked memory.
+    """
+
+    def __init__(self, sets, pin_memory=False):
+        super().__init__(loader=None, epoch_length=sum(len(s) for _, s in sets))
+        self.sets = sets
+        self.pin_memory = pin_memory
+
+    def __iter__(self):
+        for task, evaluation_set in self.sets:
+            for batch in evaluation_set.batches(self.pin_memory):
+                yield {task: batch}
+
+
+def pack(order, lengths, budget):
+    """Cut ``order`` into consecutive batches with n x longest <= ``budget``.
+
+    A batch has at least one row, so a budget of 0 gives one row each.
+    Returns a list of lists of row indices.
+    """
+    batches, batch, longest = [], [], 0
+    for row in order:
+        longest = max(longest, lengths[row])
+        if batch and (len(batch) + 1) * longest > budget:
+            batches.append(batch)
+            batch, longest = [], lengths[row]
+        batch.append(row)
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def _unchanged(batch):
+    """Collate function of loaders whose items are batches already."""
+    return batch

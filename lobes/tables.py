@@ -1,0 +1,157 @@
+"""CSV files that list utterances, read with every problem named by its row."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from lobes.audio import SAMPLE_RATE
+from lobes.errors import UserError
+
+#: Columns that hold numbers; every other column is text.
+_NUMBERS = ("duration", "start", "stop", "mean", "std")
+
+
+def read_table(path, columns=()):
+    """Read one CSV of utterances.
+
+    Arguments
+    ---------
+    path : str
+        CSV with a header. ``ID`` and ``wav`` are required; ``duration``
+        (seconds) or ``start`` and ``stop`` (samples) give the extent; ``mean``
+        and ``std`` of the whole utterance are optional (see
+        ``lobes.streams``). A relative ``wav`` is relative to the CSV's folder.
+    columns : sequence of str
+        Further columns that must be there (``wrd``, ``spk_id``, ...).
+
+    Returns
+    -------
+    pandas.DataFrame
+        All columns, plus ``start`` and ``stop`` as int64 samples. Text columns
+        hold str (an empty cell is an empty string). The index is the line in the
+        file, for messages.
+
+    Raises
+    ------
+    UserError
+        The file is absent, not UTF-8, has no rows, lacks a column, repeats an
+        ID, has a row with too few or too many fields, or a number that is none;
+        the message names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus first")
+    table = _read_text(path)
+    _check_columns(path, table, columns)
+    if table.empty:
+        raise UserError(f"{path} lists no utterance; prepare the corpus again")
+    for column in ("ID", "wav"):
+        empty = table[column] == ""
+        if empty.any():
+            raise UserError(
+                f"{path}, line {_line(empty)}, column {column}: the cell is empty; "
+                "fill it or remove the row"
+            )
+    for column in _NUMBERS:
+        if column in table:
+            table[column] = _numbers(path, table[column])
+    repeated = table["ID"].duplicated()
+    if repeated.any():
+        line = _line(repeated)
+        raise UserError(
+            f"{path}, line {line}, column ID: {table['ID'][line]!r} stands twice; "
+            "remove one row"
+        )
+    if "start" not in table:
+        table["start"] = 0.0
+        table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
+    wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
+    if wrong.any():
+        raise UserError(
+            f"{path}, line {_line(wrong)}: the utterance has no samples "
+            "(columns duration, start, stop); correct or remove the row"
+        )
+    table["start"] = table["start"].astype(np.int64)
+    table["stop"] = table["stop"].astype(np.int64)
+    folder = path.resolve().parent
+    table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in table["wav"]]
+    return table
+
+
+def _read_text(path):
+    """The cells as str, indexed by line.
+
+    pandas' own reader fills short rows with empty cells and takes the first
+    column for an index when rows have a field more than the header.
+    """
+    rows, lines = [], []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, None)
+            if not header:
+                raise UserError(f"{path} has no header; prepare the corpus again")
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: the row has {len(row)} "
+                        f"fields, the header {len(header)}; correct the row"
+                    )
+                if row:
+                    rows.append(row)
+                    lines.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {_undecodable_line(path)}: the file is not UTF-8 "
+            f"({error.reason}); re-encode it"
+        ) from None
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; correct that line"
+        ) from None
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
+        raise UserError(f"{path}, line 1: the column {repeated[0]} stands twice")
+    return pandas.DataFrame(rows, index=lines, columns=header, dtype="str")
+
+
+def _undecodable_line(path):
+    """Line of the first bytes that are not UTF-8."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+
+
+def _check_columns(path, table, columns):
+    """Raise when a required column is absent."""
+    extent = ("start", "stop") if "start" in table else ("duration",)
+    required = ("ID", "wav", *extent, *columns)
+    missing = [column for column in required if column not in table]
+    if missing:
+        raise UserError(
+            f"{path}, line 1: there is no column {', '.join(missing)} (there are "
+            f"{', '.join(table.columns)}); add it or prepare the corpus again"
+        )
+
+
+def _numbers(path, cells):
+    """One text column as finite float64 values."""
+    values = pandas.to_numeric(cells, errors="coerce")
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        line = _line(wrong)
+        raise UserError(
+            f"{path}, line {line}, column {cells.name}: {cells[line]!r} is not "
+            "a finite number; correct it or prepare the corpus again"
+        )
+    return values.astype(np.float64)
+
+
+def _line(marked):
+    """Line in the file of the first marked row."""
+    return int(marked.index[marked.to_numpy().argmax()])

@@ -1,0 +1,306 @@
+"""The tasks: each owns a head, a loss, and its validation.
+
+What the Brain asks of a task (an ``nn.Module``):
+
+``need``
+    Views of the encoder's frames that it uses (``lobes.encoder.Frames``).
+``forward(frames) -> output``
+    Whatever its loss and its evaluation take.
+``loss(output, batch) -> scalar``
+    Mean over the utterances of the batch, float32.
+``check(stream, encoder)``
+    Raises ``UserError``, or warns, when the training data do not fit the task.
+``start()``, ``update(output, batch)``, ``results(name, evaluation_set, folder)``
+    Evaluation: forget, collect one batch, and return ``{name: {metric: value}}``
+    over what all processes collected; details are written into ``folder`` when
+    one is given.
+
+``Task`` has all of it but ``need``, ``forward`` and ``loss``.
+"""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from speechbrain.nnet.losses import AdditiveAngularMargin
+from speechbrain.utils.metric_stats import ErrorRateStats
+from torch import nn
+from torch.nn import functional
+
+from lobes.distributed import gather
+from lobes.errors import UserError
+from lobes.files import write_atomically
+from lobes.plots import plot_det, plot_score_histogram
+from lobes.scoring import cosine_scores, verification_metrics, write_scores
+from lobes.text import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class Task(nn.Module):
+    """What most tasks share; a subclass adds ``need``, ``forward`` and ``loss``.
+
+    It then gives either ``metrics``, whose values are averaged over the
+    utterances of an evaluation set, or its own ``update`` and ``results``.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.start()
+
+    def check(self, stream, encoder):
+        """Any training data fit."""
+
+    def start(self):
+        """Forget what was collected."""
+        self.collected = {}
+
+    def metrics(self, output, batch):
+        """``{metric: value of each utterance}``, tensors or lists of [batch]."""
+        raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def update(self, output, batch):
+        """Keep the metrics of one batch by utterance."""
+        for metric, values in self.metrics(output, batch).items():
+            for identity, value in zip(batch.ids, values, strict=True):
+                self.collected.setdefault(identity, {})[metric] = float(value)
+
+    def results(self, name, evaluation_set, folder=None):
+        """Every metric's mean over the utterances."""
+        rows = [row for _, row in sorted(gather(self.collected).items())]
+        if not rows:
+            raise UserError(f"{evaluation_set.csv}: no utterance was evaluated")
+        return {name: {m: float(np.mean([row[m] for row in rows])) for m in rows[0]}}
+
+
+class SpeechRecognition(Task):
+    """Letters by CTC on every speech frame (paper sections 2.1 and 4.2).
+
+    A dropout and one linear layer; greedy decoding; corpus-level WER.
+
+    Arguments
+    ---------
+    encoder : lobes.encoder.Wav2Vec2Encoder
+        Asked for the size of its speech frames only.
+    dropout : float
+        Before the linear layer.
+    label : str
+        Name of the batch's letter labels (``lobes.labels.Letters``).
+    column : str
+        Column with the reference transcript.
+    vocabulary : lobes.text.Vocabulary
+        Symbols; by default the paper's 32.
+    """
+
+    need = ("speech",)
+
+    def __init__(
+        self, encoder, dropout=0.0, label="letters", column="wrd", vocabulary=None
+    ):
+        super().__init__()
+        self.label = label
+        self.column = column
+        self.vocabulary = vocabulary or Vocabulary()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.speech_size, len(self.vocabulary))
+
+    def forward(self, frames):
+        """Log probabilities [batch, time, symbol] and valid frames [batch]."""
+        logits = self.linear(self.dropout(frames.speech.float()))
+        return functional.log_softmax(logits, dim=-1), frames.lengths
+
+    def loss(self, output, batch):
+        """CTC loss, each utterance divided by its number of letters, then averaged.
+
+        An utterance with more letters than frames contributes 0.
+        """
+        return self._losses(output, batch).mean()
+
+    def _losses(self, output, batch):
+        """The loss of each utterance [batch]."""
+        log_probabilities, frames = output
+        letters, counts = batch.labels[self.label]
+        losses = functional.ctc_loss(
+            log_probabilities.transpose(0, 1),
+            letters,
+            frames,
+            counts,
+            blank=self.vocabulary.blank_index,
+            reduction="none",
+            zero_infinity=True,
+        )
+        counts = counts.to(losses.device, non_blocking=True)
+        return losses / counts.clamp(min=1)
+
+    def check(self, stream, encoder):
+        """Warn about transcripts longer than their frames: CTC cannot learn them."""
+        utterances = stream.utterances
+        frames = encoder.frame_lengths(utterances.lengths)
+        texts = utterances.table[self.column]
+        short = [
+            row
+            for row, text in enumerate(texts)
+            if ctc_frames(self.vocabulary.encode(text)) > frames[row]
+        ]
+        if short:
+            logger.warning(
+                "%s: %d of %d transcripts have more letters than frames (first: %s); "
+                "their loss counts as 0",
+                stream.csv,
+                len(short),
+                len(texts),
+                utterances.ids[short[0]],
+            )
+
+    def update(self, output, batch):
+        """Decode one batch greedily and keep hypotheses, references and losses."""
+        best = output[0].argmax(-1).cpu()
+        losses = self._losses(output, batch).cpu()
+        references = batch.columns[self.column]
+        for row, identity in enumerate(batch.ids):
+            symbols = best[row, : int(output[1][row])].tolist()
+            hypothesis = self.vocabulary.decode(symbols)
+            loss = float(losses[row])
+            self.collected[identity] = (references[row], hypothesis, loss)
+
+    def results(self, name, evaluation_set, folder=None):
+        """WER in percent over all words, its parts, and the mean CTC loss.
+
+        With a folder also ``wer_<name>.txt``, the summary and every alignment,
+        and ``transcripts_<name>.csv``: ID, reference, hypothesis.
+        """
+        rows = sorted(gather(self.collected).items())
+        if not rows:
+            raise UserError(f"{evaluation_set.csv}: no utterance was decoded")
+        stats = ErrorRateStats()
+        stats.append(
+            [identity for identity, _ in rows],
+            [row[1].split() for _, row in rows],
+            [row[0].split() for _, row in rows],
+        )
+        summary = stats.summarize()
+        if folder is not None:
+            text = io.StringIO()
+            stats.write_stats(text)
+            write_atomically(Path(folder) / f"wer_{name}.txt", text.getvalue())
+            texts = pandas.DataFrame([(i, row[0], row[1]) for i, row in rows])
+            texts.columns = ["ID", "reference", "hypothesis"]
+            path = Path(folder) / f"transcripts_{name}.csv"
+            write_atomically(path, texts.to_csv(index=False, lineterminator="\n"))
+        metrics = {
+            "wer": float(summary["WER"]),
+            "insertions": summary["insertions"],
+            "deletions": summary["deletions"],
+            "substitutions": summary["substitutions"],
+            "words": summary["num_scored_tokens"],
+            "utterances": len(rows),
+            "speech_loss": float(np.mean([row[2] for _, row in rows])),
+        }
+        return {name: metrics}
+
+
+class SpeakerRecognition(Task):
+    """Speaker embeddings trained with AAM-softmax (paper sections 2.1, 3.1, 4.2).
+
+    Pooling gives the embedding; a dropout and a cosine classifier without bias
+    follow in training only. Trials are scored by the cosine of two embeddings.
+
+    Arguments
+    ---------
+    encoder : lobes.encoder.Wav2Vec2Encoder
+        Asked for the size of its speaker frames only.
+    pooling : nn.Module
+        See ``lobes.pooling``.
+    n_speakers : int
+        Training speakers.
+    dropout : float
+        Between embedding and classifier.
+    scale, margin : float
+        AAM-softmax: logits are scale x cos(theta + margin) for the speaker, and
+        scale x cos(theta) for all others; the margin is in radians.
+    label : str
+        Name of the batch's speaker labels (``lobes.labels.Categories``).
+    """
+
+    def __init__(
+        self,
+        encoder,
+        pooling,
+        n_speakers,
+        dropout=0.0,
+        scale=30.0,
+        margin=0.2,
+        label="speaker",
+    ):
+        super().__init__()
+        self.need = pooling.need
+        self.pooling = pooling
+        self.label = label
+        self.dropout = nn.Dropout(dropout)
+        size = pooling.output_size(encoder.speaker_size)
+        self.weight = nn.Parameter(torch.empty(n_speakers, size))
+        nn.init.xavier_normal_(self.weight)
+        self.margin = AdditiveAngularMargin(margin=margin, scale=scale)
+
+    def forward(self, frames):
+        """Embeddings [batch, channel], float32."""
+        return self.pooling(frames).float()
+
+    def loss(self, output, batch):
+        """AAM-softmax loss, mean over the batch, float32."""
+        embeddings = functional.normalize(self.dropout(output), dim=1)
+        cosines = embeddings @ functional.normalize(self.weight, dim=1).T
+        speakers = batch.labels[self.label]
+        targets = functional.one_hot(speakers, len(self.weight)).float()
+        return functional.cross_entropy(self.margin(cosines, targets), speakers)
+
+    def check(self, stream, encoder):
+        """Raise ``UserError`` unless there are as many speakers as classes."""
+        found = len(stream.labels[self.label])
+        if found != len(self.weight):
+            raise UserError(
+                f"n_speakers is {len(self.weight)} but {stream.csv} has {found} "
+                f"speakers; set --n_speakers={found}"
+            )
+
+    def update(self, output, batch):
+        """Keep the embeddings of one batch."""
+        embeddings = output.float().cpu().numpy()
+        self.collected.update(zip(batch.ids, embeddings, strict=True))
+
+    def results(self, name, evaluation_set, folder=None):
+        """EER, minDCF and threshold of every trial list of the evaluation set.
+
+        With a folder also ``scores_<list>.txt``, ``histogram_<list>.png``, and
+        ``det.png`` of all lists. Raises ``UserError`` for an embedding that is
+        not finite: no metric is made from broken scores.
+        """
+        embeddings = gather(self.collected)
+        results, curves = {}, {}
+        for trials_name, trials in evaluation_set.trials.items():
+            scores = cosine_scores(trials, embeddings)
+            metrics = verification_metrics(scores, trials.labels)
+            results[trials_name] = metrics
+            if folder is None:
+                continue
+            curves[trials_name] = (scores, trials.labels)
+            write_scores(Path(folder) / f"scores_{trials_name}.txt", trials, scores)
+            plot_score_histogram(
+                Path(folder) / f"histogram_{trials_name}.png",
+                scores,
+                trials.labels,
+                metrics["threshold"],
+                trials_name,
+            )
+        if curves:
+            plot_det(Path(folder) / "det.png", curves)
+        return results
+
+
+def ctc_frames(symbols):
+    """Frames that CTC needs at least: one a symbol, and a blank between twins."""
+    twins = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
+    return len(symbols) + twins

@@ -1,0 +1,71 @@
+"""The letters of the speech task: 32 symbols, blank first."""
+
+from lobes.errors import UserError
+
+#: The letters that wav2vec2 models are fine-tuned with, in the order of
+#: ``facebook/wav2vec2-base-960h``. Index 0 is the CTC blank, ``|`` the boundary
+#: between two words.
+VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+
+
+class Vocabulary:
+    """Turn upper-case transcripts into symbol indices and back.
+
+    Arguments
+    ---------
+    symbols : sequence of str
+        Symbols by index; the first is the CTC blank, ``|`` the word boundary.
+
+    Example
+    -------
+    >>> vocabulary = Vocabulary()
+    >>> vocabulary.encode("I SEE")
+    [10, 4, 12, 5, 5]
+    >>> vocabulary.decode([0, 10, 10, 4, 0, 12, 5, 0, 5])
+    'I SEE'
+    """
+
+    blank_index = 0
+
+    def __init__(self, symbols=VOCABULARY):
+        self.symbols = tuple(symbols)
+        self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
+        # Only single characters can occur in a transcript.
+        self.letters = frozenset(s for s in self.symbols if len(s) == 1) - {"|"}
+
+    def __len__(self):
+        return len(self.symbols)
+
+    def unknown(self, text):
+        """Characters of ``text`` that have no symbol, in order, each once."""
+        known = self.letters | {" "}
+        return list(dict.fromkeys(c for c in text if c not in known))
+
+    def encode(self, text):
+        """Symbol indices of a transcript, words separated by ``|``.
+
+        Raises ``UserError`` when a character has no symbol.
+        """
+        unknown = self.unknown(text)
+        if unknown:
+            raise UserError(
+                f"the transcript {text!r} has characters outside the vocabulary: "
+                f"{' '.join(map(repr, unknown))}; spell them with A-Z and '"
+            )
+        return [self._index[c] for c in "|".join(text.split())]
+
+    def decode(self, indices):
+        """Greedy CTC decoding of one frame-by-frame index sequence.
+
+        Repeats collapse, blanks vanish, ``|`` becomes a space; the other
+        special symbols carry no letter and are left out.
+        """
+        letters = []
+        previous = None
+        for index in indices:
+            if index != previous and index != self.blank_index:
+                symbol = self.symbols[index]
+                if len(symbol) == 1:
+                    letters.append(" " if symbol == "|" else symbol)
+            previous = index
+        return " ".join("".join(letters).split())

@@ -1,0 +1,36 @@
+"""Train one wav2vec2 encoder for speech and speaker recognition.
+
+    python train.py hparams/mtl.yaml --librispeech_folder=... \
+        --voxceleb2_folder=... --voxceleb1_folder=...
+
+Every step takes a LibriSpeech and a VoxCeleb batch. Paper: "Multi-task learning
+of speech and speaker recognition" (Vaessen and van Leeuwen).
+"""
+
+from speechbrain.utils.distributed import run_on_main
+
+from lobes.brain import SpeechSpeakerBrain
+from lobes.errors import user_errors_exit
+from lobes.evaluation import evaluate
+from lobes.recipe import parse_arguments, start_experiment
+from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
+from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
+
+
+@user_errors_exit
+def main(argv=None):
+    """Prepare, train, evaluate."""
+    hparams, run_opts, settings = parse_arguments(argv)
+    start_experiment(hparams, run_opts, settings)
+
+    run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
+    run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
+
+    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    brain.open_test_sets()
+    brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+    evaluate(brain, hparams)
+
+
+if __name__ == "__main__":
+    main()

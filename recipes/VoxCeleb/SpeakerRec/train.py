@@ -1,0 +1,32 @@
+"""Train a wav2vec2 encoder for speaker recognition alone (AAM-softmax).
+
+    python train.py hparams/speaker.yaml --voxceleb2_folder=... --voxceleb1_folder=...
+
+The single-task baseline of the multi-task recipe, with the same Brain.
+"""
+
+from speechbrain.utils.distributed import run_on_main
+
+from lobes.brain import SpeechSpeakerBrain
+from lobes.errors import user_errors_exit
+from lobes.evaluation import evaluate
+from lobes.recipe import parse_arguments, start_experiment
+from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
+
+
+@user_errors_exit
+def main(argv=None):
+    """Prepare, train, evaluate."""
+    hparams, run_opts, settings = parse_arguments(argv)
+    start_experiment(hparams, run_opts, settings)
+
+    run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
+
+    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    brain.open_test_sets()
+    brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+    evaluate(brain, hparams)
+
+
+if __name__ == "__main__":
+    main()

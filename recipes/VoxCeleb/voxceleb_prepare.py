@@ -1,0 +1,727 @@
+"""VoxCeleb2 for training and validation, VoxCeleb1 for trials, as CSVs.
+
+Columns: ``ID,duration,wav,start,stop,spk_id,mean,std`` (duration in seconds,
+start and stop in samples; mean and standard deviation of the whole utterance's
+samples). An ID is ``speaker--video--utterance``. Trial lists have lines
+``label enrol_ID test_ID``, label 1 for two utterances of one speaker.
+
+    python voxceleb_prepare.py /data/VoxCeleb2 results/csv \\
+        --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
+"""
+
+import argparse
+import os
+from array import array
+from typing import NamedTuple
+
+import numpy as np
+
+from lobes.audio import SAMPLE_RATE
+from lobes.errors import UserError, user_errors_exit
+from lobes.preparation import (
+    Inputs,
+    Part,
+    Problem,
+    best_audio,
+    children,
+    csv_counts,
+    csv_text,
+    enumeration,
+    existing_folder,
+    say,
+    scan_audio,
+    summary_table,
+    with_paths,
+    writable_folder,
+)
+
+HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
+
+TRIAL_LISTS = ("veri_test2.txt", "list_test_hard2.txt")
+
+CORPUS = "VoxCeleb"
+
+# Where <speaker>/<video>/<utterance> may lie; the last is the folder itself.
+_TRAIN_ROOTS = ("dev/wav", "dev/aac", "wav", "aac", ".")
+_TEST_ROOTS = ("wav", "dev/wav", "test/wav", ".")
+
+# Best first: AAC cannot be read in parts and takes longer to decode.
+_SUFFIXES = (".wav", ".flac", ".m4a")
+
+
+class Utterances(NamedTuple):
+    """Columns ``[utterance]`` and the recordings that these are from.
+
+    Sorted by speaker, video and name; ``recording`` indexes ``recordings``, a
+    list of (speaker, video).
+    """
+
+    ids: list
+    paths: list
+    recording: np.ndarray
+    recordings: list
+
+
+class Trials(NamedTuple):
+    """Columns ``[trial]``: label (1 = same speaker), enrolment, test utterance."""
+
+    label: np.ndarray
+    enrol: np.ndarray
+    test: np.ndarray
+
+
+def prepare_voxceleb(
+    data_folder,
+    test_folder,
+    save_folder,
+    trial_lists=TRIAL_LISTS,
+    valid_fraction=0.02,
+    valid_recordings_per_speaker=2,
+    valid_positive_trials=5000,
+    valid_negative_trials=5000,
+    valid_different_video=False,
+    seed=42133724,
+    skip_budget=0,
+    num_workers=None,
+    skip_prep=False,
+):
+    """Write the CSVs and trial lists of VoxCeleb, rows sorted by ID.
+
+    Training data become ``train.csv``, ``valid.csv`` and ``valid_trials.txt``;
+    test data become ``test.csv``, with every utterance of any trial list, and
+    one trial list under the name of each list given. Every audio file is
+    decoded once; what an earlier call wrote is kept where neither the options
+    nor the input files changed and the outputs are as they were.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        VoxCeleb2: ``id*/<video>/<utterance>`` in any of ``dev/wav``,
+        ``dev/aac``, ``wav``, ``aac`` or the folder itself, as .wav, .flac or
+        .m4a (taken in this order where one utterance has several). None: no
+        training data.
+    test_folder : str or Path
+        VoxCeleb1: the same in ``wav``, ``dev/wav`` and ``test/wav``, or the
+        folder itself. None: no test data.
+    save_folder : str or Path
+    trial_lists : list of str
+        Files with lines ``label speaker/video/file speaker/video/file``,
+        absolute or relative to ``test_folder``. Their order and duplicates are
+        kept: published error rates count them.
+    valid_fraction : float
+        Whole recordings (videos), shuffled by ``seed``, are held out until they
+        have this fraction of the utterances ...
+    valid_recordings_per_speaker : int
+        ... at most so many of one speaker, of whom at least one stays.
+    valid_positive_trials, valid_negative_trials : int
+        Pairs drawn from the held-out utterances, none twice in either order;
+        all pairs where there are fewer.
+    valid_different_video : bool
+        Take no positive trial within one video (it is easy: same room, same
+        microphone).
+    seed : int
+    skip_budget : int
+        How many files that ``lobes.audio`` refuses may be left out, of the
+        training and of the test data; listed in ``train.skipped.csv`` and
+        ``test.skipped.csv``. Trials that need one are left out and counted.
+    num_workers : int
+        Decoding processes; None for all cores.
+    skip_prep : bool
+        Do nothing: the files are the user's own.
+
+    Returns
+    -------
+    dict
+        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV
+        and ``{path, trials, positives, negatives}`` for a trial list; empty
+        with ``skip_prep``.
+
+    Raises ``UserError`` for missing folders, lists and files, malformed lists,
+    a speaker in both training and test data, fewer than two training speakers,
+    a corpus too small for the validation split, and too many bad files.
+    """
+    if skip_prep:
+        return {}
+    save_folder = writable_folder(save_folder)
+    splitting = {
+        "fraction": valid_fraction,
+        "per_speaker": valid_recordings_per_speaker,
+        "positives": valid_positive_trials,
+        "negatives": valid_negative_trials,
+        "different_video": valid_different_video,
+        "seed": seed,
+    }
+    _check_splitting(splitting)
+    # Both listings come first: a leak must not show up after hours of decoding.
+    train = test = None
+    if data_folder is not None:
+        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+        train, train_inputs = _list_utterances(data_folder)
+    if test_folder is not None:
+        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+        lists = _find_lists(trial_lists, test_folder, save_folder)
+        names, trials = _read_lists(lists)
+        test, test_inputs = _find_utterances(names, test_folder, lists)
+    if train is None and test is None:
+        raise UserError(
+            "neither data_folder (VoxCeleb2) nor test_folder (VoxCeleb1) is given; "
+            "set at least one of them"
+        )
+    if train is not None and test is not None:
+        _check_leak(train, test)
+    counts = {}
+    if train is not None:
+        options = {"folder": os.fspath(data_folder), **splitting}
+        part = Part(save_folder, "train", CORPUS, options, train_inputs)
+        counts |= part.reusable(skip_budget) or _prepare_train(
+            part, train, splitting, skip_budget, num_workers
+        )
+    if test is not None:
+        options = {"folder": os.fspath(test_folder), "lists": list(map(str, lists))}
+        part = Part(save_folder, "test", CORPUS, options, test_inputs)
+        counts |= part.reusable(skip_budget) or _prepare_test(
+            part, test, trials, skip_budget, num_workers
+        )
+    return with_paths(save_folder, counts)
+
+
+def _prepare_train(part, utterances, splitting, skip_budget, num_workers):
+    """Write train.csv, valid.csv and valid_trials.txt; returns their counts."""
+    _check_speakers(utterances)
+    # Before decoding to fail early, and again if files had to be left out.
+    valid, trials = _split(utterances, **splitting)
+    scan, good = _scan(part, utterances, skip_budget, num_workers)
+    skipped = len(utterances.ids) - int(good.sum())
+    if skipped:
+        utterances = _select(utterances, good)
+        _check_speakers(utterances)
+        valid, trials = _split(utterances, **splitting)
+    _report_shortage(valid, trials, splitting)
+    columns = _columns(utterances, scan, good)
+    files, counts = {}, {}
+    for name, rows, left_out in (
+        ("train.csv", ~valid, skipped),
+        ("valid.csv", valid, 0),
+    ):
+        files[name], counts[name] = _csv(name, columns, rows, left_out)
+    say(_single_utterances(utterances, ~valid))
+    name = "valid_trials.txt"
+    files[name], counts[name] = _trial_text(name, utterances.ids, trials)
+    part.write(files, counts, skipped)
+    return counts
+
+
+def _prepare_test(part, utterances, trials, skip_budget, num_workers):
+    """Write test.csv and the trial lists; returns their counts."""
+    scan, good = _scan(part, utterances, skip_budget, num_workers)
+    skipped = len(utterances.ids) - int(good.sum())
+    columns = _columns(_select(utterances, good), scan, good)
+    name = "test.csv"
+    text, count = _csv(name, columns, np.ones(int(good.sum()), dtype=bool), skipped)
+    files, counts = {name: text}, {name: count}
+    for name, listed in trials.items():
+        usable = good[listed.enrol] & good[listed.test]
+        if not usable.all():
+            say(
+                f"{name}: {int((~usable).sum())} of {len(usable)} trials left out with "
+                f"the bad utterances; error rates are not comparable to published ones"
+            )
+            listed = Trials(*(column[usable] for column in listed))
+        _check_both_labels(name, listed)
+        files[name], counts[name] = _trial_text(name, utterances.ids, listed)
+    part.write(files, counts, skipped)
+    return counts
+
+
+def _list_utterances(data_folder):
+    """All utterances below the training roots, and a hash of the listing."""
+    speakers = {}
+    for root in _TRAIN_ROOTS:
+        folder = data_folder / root
+        if folder.is_dir():
+            for entry in children(folder, folders=True):
+                if entry.name.startswith("id"):
+                    speakers.setdefault(entry.name, []).append(entry.path)
+    ids, paths, recording, recordings = [], [], array("l"), []
+    inputs = Inputs()
+    prefix = os.path.join(data_folder, "")
+    for speaker in sorted(speakers):
+        videos = {}
+        for folder in speakers[speaker]:
+            for entry in children(folder, folders=True):
+                videos.setdefault(entry.name, []).append(entry.path)
+        for video in sorted(videos):
+            entries = [e for folder in videos[video] for e in children(folder)]
+            audio = best_audio(entries, _SUFFIXES)
+            for stem, entry in audio.items():
+                inputs.add(entry.path.removeprefix(prefix), entry.path)
+                ids.append(f"{speaker}--{video}--{stem}")
+                paths.append(entry.path)
+                recording.append(len(recordings))
+            if audio:
+                recordings.append((speaker, video))
+    if not ids:
+        raise UserError(
+            f"data_folder: no audio found in {data_folder}; looked for "
+            f"id*/<video>/*.wav, .flac or .m4a there and in its "
+            f"{', '.join(_TRAIN_ROOTS[:-1])}: unpack VoxCeleb2 or correct the path"
+        )
+    utterances = Utterances(ids, paths, np.array(recording, dtype=np.int64), recordings)
+    return utterances, inputs.digest()
+
+
+def _find_lists(trial_lists, test_folder, save_folder):
+    """Absolute paths of the trial lists, checked to exist and not to collide."""
+    if isinstance(trial_lists, str | os.PathLike):
+        trial_lists = [trial_lists]
+    lists = [test_folder / name for name in trial_lists]
+    if not lists:
+        raise UserError(
+            "trial_lists: no list is given with test_folder; name at least one, e.g. "
+            "veri_test2.txt"
+        )
+    written = {"valid_trials.txt": save_folder}
+    for path in lists:
+        if not path.is_file():
+            raise UserError(
+                f"trial_lists: {path} does not exist; download it from the VoxCeleb "
+                f"site to that place, or give its path in trial_lists"
+            )
+        if path.name in written:
+            raise UserError(
+                f"trial_lists: {path} and {written[path.name] / path.name} would be "
+                f"written to the same {path.name}; rename one"
+            )
+        if path.parent.resolve() == save_folder.resolve():
+            raise UserError(
+                f"trial_lists: {path} lies in save_folder and would be overwritten; "
+                f"choose another save_folder"
+            )
+        written[path.name] = path.parent
+    return lists
+
+
+def _read_lists(lists):
+    """Utterances named in the lists, and the trials that index them.
+
+    Returns ``{speaker/video/utterance: (file name, list path, line number)}`` of
+    where each was named first, sorted, and ``{list name: Trials}``.
+
+    1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav
+    0 id10270/x6uYqmx31kE/00001.wav id10300/ize_eiCFEg0/00003.wav
+    """
+    first, index, raw = {}, {}, {}
+    problems = []
+    for path in lists:
+        label, pairs = array("b"), array("l")
+        for number, line in enumerate(_text_lines(path), 1):
+            fields = line.split()
+            if not fields:
+                continue
+            if problem := _trial_problem(fields):
+                problems.append(f"{path}, line {number}: {problem}")
+                continue
+            label.append(int(fields[0]))
+            for file in fields[1:]:
+                name = os.path.splitext(file)[0]
+                if name not in index:
+                    index[name] = len(index)
+                    first[name] = (file, path, number)
+                pairs.append(index[name])
+        raw[path.name] = (
+            np.array(label, dtype=np.int64),
+            np.array(pairs, dtype=np.int64).reshape(-1, 2),
+        )
+    if problems:
+        raise UserError(
+            f"{len(problems)} bad line(s) in the trial lists: {enumeration(problems)}; "
+            f"correct them or download the list again"
+        )
+    names = sorted(first)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[[index[name] for name in names]] = np.arange(len(names))
+    trials = {}
+    for name, (label, pairs) in raw.items():
+        pairs = rank[pairs]
+        trials[name] = Trials(label, pairs[:, 0], pairs[:, 1])
+        _check_both_labels(name, trials[name])
+        _report_oddities(name, trials[name], names)
+    return {name: first[name] for name in names}, trials
+
+
+def _trial_problem(fields):
+    """What is wrong with one line's fields, or None."""
+    if len(fields) != 3:
+        return f"{len(fields)} columns instead of `label enrol test`"
+    if fields[0] not in ("0", "1"):
+        return f"the label is {fields[0]!r}, not 0 or 1"
+    for name in fields[1:]:
+        parts = name.split("/")
+        if len(parts) != 3 or ".." in parts or "" in parts:
+            return f"{name!r} is not speaker/video/file"
+    return None
+
+
+def _check_both_labels(name, trials):
+    """An error rate needs trials of both kinds."""
+    if len(set(trials.label.tolist())) != 2:
+        raise UserError(
+            f"{name}: it has {int(trials.label.sum())} positive trials of "
+            f"{len(trials.label)}; both kinds are needed: use the complete list"
+        )
+
+
+def _report_oddities(name, trials, names):
+    """Say what is unusual in a list but no reason to refuse it."""
+    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    duplicates = len(pairs) - len(np.unique(pairs, axis=0))
+    if duplicates:
+        say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
+    speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
+    same = speaker[trials.enrol] == speaker[trials.test]
+    odd = int((same != (trials.label == 1)).sum())
+    if odd:
+        say(f"{name}: warning: {odd} label(s) contradict the speakers' folder names")
+
+
+def _find_utterances(names, test_folder, lists):
+    """The utterances named in the lists, and a hash of them and of the lists."""
+    roots = [test_folder / root for root in _TEST_ROOTS]
+    roots = [root for root in roots if root.is_dir()]
+    ids, paths, recording, recordings, missing = [], [], [], [], []
+    inputs = Inputs()
+    for path in lists:
+        inputs.add(path.name, path)
+    for name, (file, path, number) in names.items():
+        found = _find_audio(roots, file)
+        if found is None:
+            missing.append(f"{path}, line {number}: {file}")
+            continue
+        inputs.add(os.path.relpath(found, test_folder), found)
+        speaker, video, utterance = name.split("/")
+        if not recordings or recordings[-1] != (speaker, video):
+            recordings.append((speaker, video))
+        ids.append(f"{speaker}--{video}--{utterance}")
+        paths.append(found)
+        recording.append(len(recordings) - 1)
+    if missing:
+        raise UserError(
+            f"trial_lists: {len(missing)} of {len(names)} files are not in "
+            f"{test_folder} nor in its {', '.join(_TEST_ROOTS[:-1])}: "
+            f"{enumeration(missing)}; unpack all of VoxCeleb1 there, or take a list "
+            f"that needs less"
+        )
+    utterances = Utterances(ids, paths, np.array(recording, dtype=np.int64), recordings)
+    return utterances, inputs.digest()
+
+
+def _find_audio(roots, file):
+    """Path of a listed file, if need be with another suffix; None if absent."""
+    stem = os.path.splitext(file)[0]
+    for root in roots:
+        for candidate in (file, *(stem + suffix for suffix in _SUFFIXES)):
+            path = os.path.join(root, candidate)
+            if os.path.isfile(path):
+                return path
+    return None
+
+
+def _check_leak(train, test):
+    """Refuse a speaker that is in both training and test data."""
+    shared = {s for s, _ in train.recordings} & {s for s, _ in test.recordings}
+    if shared:
+        raise UserError(
+            f"{len(shared)} speaker(s) are in both training and test data: "
+            f"{enumeration(sorted(shared))}; take their folders out of data_folder, "
+            f"or test on other speakers"
+        )
+
+
+def _check_speakers(utterances):
+    """Telling speakers apart takes two of them."""
+    speakers = {speaker for speaker, _ in utterances.recordings}
+    if len(speakers) < 2:
+        raise UserError(
+            f"data_folder: only {len(speakers)} speaker ({', '.join(speakers)}) was "
+            f"found; training needs at least two"
+        )
+
+
+def _single_utterances(utterances, rows):
+    """What to say about speakers with one training utterance."""
+    speakers = [s for s, _ in utterances.recordings]
+    index = np.unique(speakers, return_inverse=True)[1]
+    single = int((np.bincount(index[utterances.recording[rows]]) == 1).sum())
+    if not single:
+        return "train.csv: every speaker has at least two utterances"
+    return f"train.csv: warning: {single} speaker(s) have a single utterance"
+
+
+def _scan(part, utterances, skip_budget, num_workers):
+    """Decode all utterances; returns the ``Scan`` and a column of the good."""
+    scan = scan_audio(utterances.paths, num_workers, part.name)
+    part.skip(
+        [
+            Problem(utterances.ids[index], utterances.paths[index], reason)
+            for index, reason in scan.reasons.items()
+        ],
+        skip_budget,
+    )
+    good = np.ones(len(utterances.ids), dtype=bool)
+    good[list(scan.reasons)] = False
+    if not good.any():
+        raise UserError(
+            f"{part.name}: no usable utterance is left; repair the corpus, see "
+            f"{part.folder / f'{part.name}.skipped.csv'}"
+        )
+    return scan, good
+
+
+def _select(utterances, rows):
+    """The utterances where ``rows`` is true, without empty recordings."""
+    keep = np.flatnonzero(rows).tolist()
+    left, recording = np.unique(utterances.recording[keep], return_inverse=True)
+    return Utterances(
+        [utterances.ids[i] for i in keep],
+        [utterances.paths[i] for i in keep],
+        recording,
+        [utterances.recordings[i] for i in left],
+    )
+
+
+def _columns(utterances, scan, good):
+    """The CSV's columns, for the good utterances."""
+    frames = scan.frames[good]
+    speakers = [utterances.recordings[i][0] for i in utterances.recording.tolist()]
+    return (
+        utterances.ids,
+        frames / SAMPLE_RATE,
+        utterances.paths,
+        np.zeros_like(frames),
+        frames,
+        speakers,
+        scan.mean[good],
+        scan.std[good],
+    )
+
+
+def _csv(name, columns, rows, skipped):
+    """Text and counts of a CSV with the rows that ``rows`` (bool) selects."""
+    keep = sorted(np.flatnonzero(rows).tolist(), key=columns[0].__getitem__)
+    columns = [
+        c[keep] if isinstance(c, np.ndarray) else [c[i] for i in keep] for c in columns
+    ]
+    speakers = columns[HEADER.index("spk_id")]
+    frames = columns[HEADER.index("stop")]
+    return csv_text(HEADER, columns), csv_counts(name, speakers, frames, skipped)
+
+
+def _trial_text(name, ids, trials):
+    """Text and counts of a trial list."""
+    columns = (column.tolist() for column in trials)
+    lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
+    positives = int(trials.label.sum())
+    counts = {
+        "trials": len(lines),
+        "positives": positives,
+        "negatives": len(lines) - positives,
+    }
+    say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
+    return "".join(lines), counts
+
+
+def _check_splitting(splitting):
+    """Refuse numbers that cannot describe a validation split."""
+    if not 0 < splitting["fraction"] < 1:
+        raise UserError(
+            f"valid_fraction={splitting['fraction']}: it is the fraction of utterances "
+            f"held out for validation; use a number between 0 and 1, such as 0.02"
+        )
+    for key, argument in (
+        ("per_speaker", "valid_recordings_per_speaker"),
+        ("positives", "valid_positive_trials"),
+        ("negatives", "valid_negative_trials"),
+    ):
+        if splitting[key] < 1:
+            raise UserError(f"{argument}={splitting[key]}: use at least 1")
+    if not 0 <= splitting["seed"] < 2**32:
+        raise UserError(f"seed={splitting['seed']}: use a number from 0 to 4294967295")
+
+
+def _split(
+    utterances, fraction, per_speaker, positives, negatives, different_video, seed
+):
+    """Hold out recordings and draw trials; column ``[utterance]`` and ``Trials``.
+
+    The rule is told in ``prepare_voxceleb``.
+    """
+    # numpy froze RandomState's numbers, so that a seed gives everybody the same
+    # split; those of its newer generators may change.
+    random = np.random.RandomState(seed)
+    held_out = _hold_out(utterances, fraction, per_speaker, random)
+    valid = held_out[utterances.recording]
+    rows = np.flatnonzero(valid)
+    speakers = [speaker for speaker, _ in utterances.recordings]
+    speaker = np.unique(speakers, return_inverse=True)[1][utterances.recording[rows]]
+    video = utterances.recording[rows]
+    same = _positive_pairs(speaker, video, positives, different_video, random)
+    different = _negative_pairs(speaker, negatives, random)
+    if not len(same) or not len(different):
+        kind = "positive" if not len(same) else "negative"
+        raise UserError(
+            f"valid_fraction={fraction} holds out {len(rows)} of "
+            f"{len(utterances.ids)} utterances, which give no {kind} trial; raise "
+            f"valid_fraction, or use more speakers with two or more videos"
+        )
+    pairs = rows[np.concatenate([same, different])]
+    label = np.repeat([1, 0], [len(same), len(different)])
+    return valid, Trials(label, pairs[:, 0], pairs[:, 1])
+
+
+def _report_shortage(valid, trials, splitting):
+    """Say where the corpus is too small for the numbers asked for."""
+    wanted = splitting["fraction"] * len(valid)
+    if valid.sum() < wanted:
+        say(
+            f"valid.csv: only {valid.sum()} utterances can be held out of the "
+            f"{wanted:.0f} asked for (at most {splitting['per_speaker']} recordings of "
+            f"a speaker, and one must stay)"
+        )
+    for label, key in ((1, "positives"), (0, "negatives")):
+        found = int((trials.label == label).sum())
+        if found < splitting[key]:
+            say(
+                f"valid_trials.txt: only {found} {key} exist of the {splitting[key]} "
+                f"asked for; all are taken"
+            )
+
+
+def _hold_out(utterances, fraction, per_speaker, random):
+    """Column ``[recording]`` that is true where one is held out."""
+    sizes = np.bincount(utterances.recording)
+    speakers = [speaker for speaker, _ in utterances.recordings]
+    left = {}
+    for speaker in speakers:
+        left[speaker] = left.get(speaker, 0) + 1
+    taken = dict.fromkeys(left, 0)
+    held_out = np.zeros(len(sizes), dtype=bool)
+    wanted = fraction * len(utterances.ids)
+    total = 0
+    for index in random.permutation(len(sizes)).tolist():
+        if total >= wanted:
+            break
+        speaker = speakers[index]
+        if taken[speaker] < per_speaker and left[speaker] > 1:
+            taken[speaker] += 1
+            left[speaker] -= 1
+            held_out[index] = True
+            total += int(sizes[index])
+    return held_out
+
+
+def _positive_pairs(speaker, video, wanted, different_video, random):
+    """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for rows in np.split(*_runs(speaker)):
+        first, second = np.triu_indices(len(rows), 1)
+        found = np.stack([rows[first], rows[second]], axis=1)
+        if different_video:
+            found = found[video[found[:, 0]] != video[found[:, 1]]]
+        pairs.append(found)
+    return _sample(np.concatenate(pairs), wanted, random)
+
+
+def _runs(values):
+    """Arguments for ``np.split`` that give the rows of each distinct value."""
+    order = np.argsort(values, kind="stable")
+    return order, np.flatnonzero(np.diff(values[order])) + 1
+
+
+def _negative_pairs(speaker, wanted, random):
+    """Up to ``wanted`` pairs ``[pair, 2]`` of two speakers, sorted."""
+    count = len(speaker)
+    own = np.bincount(speaker) if count else np.zeros(1, dtype=np.int64)
+    total = (count * count - int((own * own).sum())) // 2
+    if total <= 2 * wanted:
+        pairs = np.stack(np.triu_indices(count, 1), axis=1)
+        return _sample(
+            pairs[speaker[pairs[:, 0]] != speaker[pairs[:, 1]]], wanted, random
+        )
+    # There may be hundreds of millions: draw until enough are distinct. Pairs
+    # are numbers i * count + j with i < j.
+    chosen = np.zeros(0, dtype=np.int64)
+    while len(chosen) < wanted:
+        drawn = np.sort(random.randint(0, count, size=(2 * wanted, 2)), axis=1)
+        drawn = drawn[speaker[drawn[:, 0]] != speaker[drawn[:, 1]]]
+        chosen = np.concatenate([chosen, drawn[:, 0] * count + drawn[:, 1]])
+        first = np.unique(chosen, return_index=True)[1]
+        chosen = chosen[np.sort(first)]
+    chosen = np.sort(chosen[:wanted])
+    return np.stack([chosen // count, chosen % count], axis=1)
+
+
+def _sample(pairs, wanted, random):
+    """``wanted`` of the pairs, or all, sorted."""
+    if len(pairs) > wanted:
+        pairs = pairs[random.permutation(len(pairs))[:wanted]]
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _text_lines(path):
+    """Lines of a text file, whatever their ends and with or without a BOM."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8; download the list again"
+        ) from error
+
+
+@user_errors_exit
+def main(arguments=None):
+    """Command line of ``prepare_voxceleb``."""
+    parser = argparse.ArgumentParser(
+        description="Prepare VoxCeleb: CSVs for training, validation and test, and "
+        "trial lists.",
+    )
+    parser.add_argument(
+        "data_folder",
+        metavar="DATA_FOLDER",
+        help="VoxCeleb2 for training and validation; - for none",
+    )
+    parser.add_argument("save_folder", metavar="SAVE_FOLDER", help="for the CSVs")
+    parser.add_argument("--test_folder", help="VoxCeleb1 (default: no test data)")
+    parser.add_argument(
+        "--trial_lists",
+        nargs="+",
+        default=TRIAL_LISTS,
+        metavar="LIST",
+        help=f"absolute or relative to the test folder ({' '.join(TRIAL_LISTS)})",
+    )
+    for flag, type_, default, use in (
+        ("valid_fraction", float, 0.02, "utterances held out for validation"),
+        ("valid_recordings_per_speaker", int, 2, "held out of a speaker at most"),
+        ("valid_positive_trials", int, 5000, "validation trials of one speaker"),
+        ("valid_negative_trials", int, 5000, "validation trials of two speakers"),
+        ("seed", int, 42133724, "of the validation split"),
+        ("skip_budget", int, 0, "bad files that may be left out"),
+    ):
+        parser.add_argument(
+            f"--{flag}", type=type_, default=default, help=f"{use} (%(default)s)"
+        )
+    parser.add_argument(
+        "--valid_different_video",
+        action="store_true",
+        help="no positive validation trial within one video",
+    )
+    parser.add_argument(
+        "--num_workers", type=int, help="decoding processes (default: all cores)"
+    )
+    options = vars(parser.parse_args(arguments))
+    if options["data_folder"] == "-":
+        options["data_folder"] = None
+    print(summary_table(prepare_voxceleb(**options)))
+
+
+if __name__ == "__main__":
+    main()

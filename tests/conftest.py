@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests."""
+
+import logging
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads it once: a test must never
+# wait for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging():
+    """Undo what an experiment did to logging: its streams end with its test."""
+    yield
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if "pytest" not in type(h).__module__]:
+        root.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """Root folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def mini_corpora():
+    """Real speech in the corpora's own layouts; lies beside the checkout."""
+    folder = ROOT.parent / "shared" / "data" / "mini_corpora"
+    if not folder.is_dir():
+        pytest.skip("the mini corpora (../shared/data/mini_corpora) are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """Prepared CSVs of a made-up corpus (``tests/tiny.py``)."""
+    return tiny.write_corpus(tmp_path_factory.mktemp("tiny_corpus"))

@@ -1,0 +1,309 @@
+"""Reading audio: parts, formats, and every defect named in one line."""
+
+import struct
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from lobes.audio import (
+    SAMPLE_RATE,
+    audio_frames,
+    audio_statistics,
+    encoder_frames,
+    read_audio,
+)
+from lobes.errors import UserError
+
+
+def noise(samples=8000, seed=0):
+    """16-bit noise as float32 [time], so that wav and flac keep it exactly."""
+    random = np.random.RandomState(seed)
+    return (random.randint(-8000, 8000, samples) / 32768).astype(np.float32)
+
+
+def write_m4a(path, samples, channels=1, rate=SAMPLE_RATE, options=None):
+    """Encode float samples [time] as AAC, the same in every channel."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        layout = "mono" if channels == 1 else "stereo"
+        stream = container.add_stream("aac", rate=rate, layout=layout)
+        block = np.tile(samples.astype(np.float32), (channels, 1))
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+        frame.rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+
+
+@pytest.fixture(params=["wav", "flac"])
+def seekable(request, tmp_path):
+    """A lossless file of 8,000 samples of noise."""
+    path = tmp_path / f"a.{request.param}"
+    soundfile.write(path, noise(), SAMPLE_RATE)
+    return path
+
+
+@pytest.mark.parametrize(
+    "start,stop", [(0, None), (0, 8000), (1, 7999), (4000, None), (5, 5), (8000, None)]
+)
+def test_parts_equal_slices_of_the_whole(seekable, start, stop):
+    samples = read_audio(seekable, start, stop)
+    assert samples.dtype == np.float32
+    np.testing.assert_array_equal(samples, noise()[start:stop])
+
+
+def test_frames_of_the_header(seekable):
+    assert audio_frames(seekable) == 8000
+
+
+def test_m4a_is_decoded_and_sliced(tmp_path):
+    path = tmp_path / "a.m4a"
+    time = np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
+    tone = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    write_m4a(path, tone)
+    whole = read_audio(path)
+    assert whole.dtype == np.float32 and whole.ndim == 1
+    assert len(whole) == audio_frames(path) == audio_statistics(path).frames
+    assert abs(len(whole) - len(tone)) <= 2 * 1024
+    # The codec delays, it does not scale or change the pitch.
+    assert audio_statistics(path).std == pytest.approx(0.5 / 2**0.5, rel=0.02)
+    spectrum = np.abs(np.fft.rfft(whole[8000:24000]))
+    assert spectrum.argmax() == 440
+    np.testing.assert_array_equal(read_audio(path, 100, 300), whole[100:300])
+    np.testing.assert_array_equal(read_audio(path, 40000), whole[40000:])
+
+
+def test_statistics_are_those_of_all_samples(seekable):
+    wanted = noise().astype(np.float64)
+    statistics = audio_statistics(seekable)
+    assert statistics == (8000, wanted.mean(), wanted.std())
+    assert all(type(value) in (int, float) for value in statistics)
+
+
+def test_statistics_are_accumulated_in_float64(tmp_path):
+    # Half a million samples on a large offset: float32 sums miss the fourth digit.
+    path = tmp_path / "offset.wav"
+    samples = (0.9 + 1e-4 * noise(500_000)).astype(np.float32)
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+    exact = samples.astype(np.float64)
+    assert audio_statistics(path).mean == pytest.approx(exact.mean(), rel=1e-12)
+    assert audio_statistics(path).std == pytest.approx(exact.std(), rel=1e-9)
+
+
+def test_silence_has_a_standard_deviation_of_zero(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(1000), SAMPLE_RATE)
+    assert audio_statistics(tmp_path / "a.flac") == (1000, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("samples,good", [(0, False), (399, False), (400, True)])
+def test_less_than_one_frame_is_refused(tmp_path, samples, good):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, noise(samples), SAMPLE_RATE)
+    assert len(read_audio(path)) == samples
+    if good:
+        assert audio_statistics(path).frames == samples
+    else:
+        with pytest.raises(UserError, match=f"short.wav: it has {samples} samples"):
+            audio_statistics(path)
+
+
+def html(path):
+    path.write_text("<html><body>404 Not Found</body></html>" * 20)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def folder(path):
+    path.mkdir()
+
+
+def missing(path):
+    pass
+
+
+def narrow_band(path):
+    soundfile.write(path, noise(), 8000)
+
+
+def wide_band(path):
+    soundfile.write(path, noise(), 48000)
+
+
+def stereo(path):
+    soundfile.write(path, np.stack([noise(), noise()], axis=1), SAMPLE_RATE)
+
+
+def cut(path):
+    soundfile.write(path, noise(), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def cut_behind_an_odd_chunk(path):
+    soundfile.write(path, noise(), SAMPLE_RATE)
+    content = path.read_bytes()
+    at = content.index(b"data")
+    extra = b"LIST" + struct.pack("<I", 3) + b"abc\0"
+    path.write_bytes(content[:at] + extra + content[at:-100])
+
+
+def overwritten(path):
+    soundfile.write(path, noise(40000), SAMPLE_RATE)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\0" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+
+
+def not_a_number(path):
+    samples = noise()
+    samples[77] = np.nan
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+
+
+def infinite(path):
+    samples = noise()
+    samples[-1] = np.inf
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+
+
+def stereo_aac(path):
+    write_m4a(path, noise(), channels=2)
+
+
+def wide_band_aac(path):
+    write_m4a(path, noise(), rate=44100)
+
+
+def cut_aac(path):
+    # The index comes last in such a file: without it nothing can be found.
+    write_m4a(path, noise(40000))
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def cut_aac_after_its_index(path):
+    # Between two packets, so that no packet is broken.
+    import av
+
+    write_m4a(path, noise(80000), options={"movflags": "faststart"})
+    with av.open(str(path)) as container:
+        ends = [p.pos + p.size for p in container.demux() if p.size]
+    path.write_bytes(path.read_bytes()[: ends[40]])
+
+
+def overwritten_aac(path):
+    write_m4a(path, noise(40000))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat") + 4
+    content[at + 2000 : at + 12000] = b"\xff" * 10000
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("check", [read_audio, audio_statistics])
+@pytest.mark.parametrize(
+    "name,defect,problem",
+    [
+        ("a.wav", html, "not readable as audio"),
+        ("a.flac", html, "not readable as audio"),
+        ("a.wav", empty, r"empty \(0 bytes\)"),
+        ("a.flac", empty, r"empty \(0 bytes\)"),
+        ("a.wav", folder, "not readable"),
+        ("a.wav", missing, "does not exist"),
+        ("a.wav", narrow_band, "8000 Hz.*ffmpeg -i a.wav -ar 16000 -ac 1"),
+        ("a.flac", wide_band, "48000 Hz.*ffmpeg"),
+        ("a.wav", stereo, r"2 channel\(s\).*ffmpeg"),
+        ("a.wav", cut, "truncated: its header promises 16000 bytes"),
+        ("a.wav", cut_behind_an_odd_chunk, "truncated"),
+        ("a.flac", cut, "truncated|not readable"),
+        ("a.flac", overwritten, "truncated|not readable"),
+        ("a.wav", not_a_number, "NaN or infinite"),
+        ("a.wav", infinite, "NaN or infinite"),
+        ("a.m4a", html, "not readable"),
+        ("a.m4a", empty, r"empty \(0 bytes\)"),
+        ("a.m4a", missing, "does not exist"),
+        ("a.m4a", stereo_aac, r"2 channel\(s\).*ffmpeg"),
+        ("a.m4a", wide_band_aac, "44100 Hz.*ffmpeg"),
+        ("a.m4a", cut_aac, "not readable"),
+        ("a.m4a", cut_aac_after_its_index, "truncated: its header promises"),
+        ("a.m4a", overwritten_aac, "truncated|not readable"),
+    ],
+)
+def test_defects_are_named(tmp_path, name, defect, problem, check):
+    if name.endswith("m4a"):
+        pytest.importorskip("av")
+    path = tmp_path / name
+    defect(path)
+    with pytest.raises(UserError, match=problem) as caught:
+        check(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_asking_beyond_the_end_is_refused(seekable):
+    with pytest.raises(UserError, match="7000 to 8001.*only 1000 of those 1001"):
+        read_audio(seekable, 7000, 8001)
+    with pytest.raises(UserError, match="9000 to 9001"):
+        read_audio(seekable, 9000, 9001)
+
+
+def test_asking_beyond_the_end_of_m4a_is_refused(tmp_path):
+    write_m4a(tmp_path / "a.m4a", noise())
+    with pytest.raises(UserError, match="0 to 99999 were asked for"):
+        read_audio(tmp_path / "a.m4a", 0, 99999)
+
+
+@pytest.mark.parametrize("start,stop", [(-1, None), (-1, 5), (6, 5)])
+def test_impossible_parts_are_refused(seekable, start, stop):
+    with pytest.raises(UserError, match="count from 0"):
+        read_audio(seekable, start, stop)
+
+
+def test_a_wav_from_a_pipe_has_no_length_to_check(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(), SAMPLE_RATE)
+    content = path.read_bytes()
+    at = content.index(b"data") + 4
+    path.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])
+    np.testing.assert_array_equal(read_audio(path), noise())
+
+
+def test_missing_pyav_is_told_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"a.m4a.*pip install -e \.\[m4a\]"):
+        read_audio(tmp_path / "a.m4a")
+
+
+def test_encoder_frames_count_what_the_convolutions_give():
+    torch = pytest.importorskip("torch")
+    layers = [
+        torch.nn.Conv1d(1, 1, kernel, stride)
+        for kernel, stride in zip(
+            (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True
+        )
+    ]
+    encoder = torch.nn.Sequential(*layers)
+    for samples in (400, 719, 720, 16000, 47999, 48000):
+        made = encoder(torch.zeros(1, 1, samples)).shape[-1]
+        assert encoder_frames(samples) == made
+    np.testing.assert_array_equal(
+        encoder_frames(np.array([0, 1, 399, 400, 16000])), [0, 0, 0, 1, 49]
+    )
+
+
+def test_real_recordings_in_all_formats(mini_corpora):
+    pytest.importorskip("av")
+    for pattern in (
+        "LibriSpeech/dev-other/145/*/*.flac",
+        "VoxCeleb1/wav/id10001/*/*.wav",
+        "VoxCeleb2/dev/aac/id00012/*/*.m4a",
+    ):
+        paths = sorted(mini_corpora.glob(pattern))
+        assert paths
+        for path in paths:
+            frames, mean, std = audio_statistics(path)
+            assert 0.5 * SAMPLE_RATE < frames < 40 * SAMPLE_RATE
+            assert abs(mean) < 0.01 and 0.001 < std < 0.5
+            np.testing.assert_array_equal(
+                read_audio(path, 1000, 5000), read_audio(path)[1000:5000]
+            )

@@ -1,0 +1,166 @@
+"""Evaluation of a trained run: files, metrics that can be recomputed, errors."""
+
+import json
+import shutil
+
+import pandas
+import pytest
+from speechbrain.utils.checkpoints import Checkpointer
+
+from lobes import evaluation
+from lobes.errors import UserError
+from lobes.scoring import read_scores, verification_metrics
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus, tmp_path_factory):
+    """The folder of a finished tiny run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    system = tiny.brain(tiny_corpus, folder, steps=4, valid_interval=2)
+    tiny.fit(system)
+    evaluation.evaluate(system, vars(system.hparams))
+    return folder
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_files_of_a_run(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {
+        "hyperparams.yaml", "env.log", "log.txt", "train_log.txt", "progress.jsonl",
+        "curves.png", "results.json", "wer_test-other.txt", "det.png",
+        "transcripts_test-other.csv", "scores_veri_test2.txt",
+        "histogram_veri_test2.png", "encoder_config.json",
+    }  # fmt: skip
+
+
+def test_results_can_be_recomputed_from_the_score_file(trained):
+    trials, scores = read_scores(trained / "scores_veri_test2.txt")
+    stored = results(trained)["sets"]["speaker"]["veri_test2"]
+    assert verification_metrics(scores, trials.labels) == stored
+    assert results(trained)["eer"] == stored["eer"]
+
+
+def test_wer_matches_the_alignments_and_transcripts(trained):
+    stored = results(trained)["sets"]["speech"]["test-other"]
+    text = (trained / "wer_test-other.txt").read_text()
+    assert f"%WER {stored['wer']:.2f}" in text
+    table = pandas.read_csv(
+        trained / "transcripts_test-other.csv", keep_default_na=False
+    )
+    assert len(table) == stored["utterances"] == 4
+    assert stored["words"] == sum(len(r.split()) for r in table["reference"])
+
+
+def test_a_results_folder_is_evaluated_without_retyping(trained, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    (moved / "results.json").unlink()
+    evaluation.main([str(moved), "--device=cpu", "--noprogressbar"])
+    again, first = results(moved), results(trained)
+    assert again["sets"] == first["sets"]
+    assert again["checkpoint"].startswith(str(moved))
+    assert "WER" in capsys.readouterr().out
+
+
+def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
+    """Fault case F33, from waveform to score."""
+    to = tmp_path / "batched"
+    evaluation.main(
+        [str(trained), f"--to={to}", "--test_batch_samples=200000", "--device=cpu"]
+    )
+    _, one = read_scores(trained / "scores_veri_test2.txt")
+    _, many = read_scores(to / "scores_veri_test2.txt")
+    assert abs(one - many).max() < 1e-6
+
+
+def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
+    before = (trained / "results.json").read_text()
+    trials = tmp_path / "mine.txt"
+    lines = (tiny_corpus / "VoxCeleb/veri_test2.txt").read_text().splitlines()[:40]
+    trials.write_text("\n".join(lines))
+    evaluation.main(
+        [
+            str(trained), "--device=cpu",
+            f"--speech_csv={tiny_corpus / 'LibriSpeech/train.csv'}",
+            f"--speaker_csv={tiny_corpus / 'VoxCeleb/train.csv'}",
+            "--trials", str(trials),
+        ]
+    )  # fmt: skip
+    sets = results(trained / "own" / "train")["sets"]
+    assert (trained / "results.json").read_text() == before
+    assert sets["speech"]["train"]["utterances"] == 12
+    assert sets["speaker"]["mine"]["trials"] == 40
+
+
+def test_last_and_named_checkpoints(trained, tmp_path):
+    for which in ("last", *map(str, (trained / "save").glob("CKPT*"))):
+        evaluation.main(
+            [str(trained), f"--checkpoint={which}", f"--to={tmp_path}", "--device=cpu"]
+        )
+        found = results(tmp_path)
+        assert which in ("last", found["checkpoint"])
+        assert which != "last" or found["step"] == 4
+
+
+def test_nothing_is_scored_without_a_checkpoint(trained, tmp_path, capsys):
+    """Fault case F30."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder, message in ((empty, "no hyperparams.yaml"), (None, "train first")):
+        if folder is None:
+            folder = tmp_path / "unsaved"
+            shutil.copytree(trained, folder)
+            shutil.rmtree(folder / "save")
+        with pytest.raises(SystemExit) as stop:
+            evaluation.main([str(folder), "--device=cpu"])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+        assert not (folder / "scores_veri_test2.txt").exists() or folder != empty
+
+
+def test_trials_need_their_csv(trained):
+    with pytest.raises(SystemExit):
+        evaluation.main([str(trained), "--trials", "x.txt"])
+
+
+def test_an_unknown_checkpoint_is_named(trained):
+    with pytest.raises(UserError, match="no nowhere checkpoint"):
+        evaluation.load_checkpoint(Checkpointer(trained / "save"), "nowhere")
+
+
+def test_a_task_that_the_run_lacks_is_named(tiny_corpus, tmp_path, capsys):
+    run = tmp_path / "asr"
+    tiny.brain(tiny_corpus, run, yaml=tiny.ASR)
+    with pytest.raises(SystemExit):
+        evaluation.main(
+            [str(run), "--device=cpu", "--speaker_csv=x.csv", "--trials", "y.txt"]
+        )
+    assert "this run has no speaker task" in capsys.readouterr().err
+
+
+def test_test_sets_are_read_before_training(tiny_corpus, tmp_path):
+    wrong = {"headline_sets": "{wer: test-clean}"}
+    with pytest.raises(
+        UserError, match="headline_sets: wer is to be that of test-clean"
+    ):
+        tiny.brain(tiny_corpus, tmp_path / "a", **wrong)
+    wrong = {
+        "voxceleb_trial_lists": "[missing.txt]",
+        "headline_sets": "{wer: test-other}",
+    }
+    with pytest.raises(UserError, match="missing.txt"):
+        tiny.brain(tiny_corpus, tmp_path / "b", **wrong).open_test_sets()
+
+
+def test_a_list_given_by_its_path_is_read_as_prepared(tiny_corpus, tmp_path):
+    """Preparation turns file names into IDs and writes the list beside the CSV."""
+    lists = {"voxceleb_trial_lists": "[/elsewhere/veri_test2.txt]"}
+    system = tiny.brain(tiny_corpus, tmp_path / "run", **lists)
+    system.open_test_sets()
+    trials = system.hparams.test_sets["speaker"]["voxceleb1"].trials["veri_test2"]
+    assert trials.path == str(tiny_corpus / "VoxCeleb" / "veri_test2.txt")

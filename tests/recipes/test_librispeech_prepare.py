@@ -1,0 +1,462 @@
+"""LibriSpeech preparation: rows, rules for bad utterances, rebuilding."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import lobes.preparation
+from lobes.audio import SAMPLE_RATE
+from lobes.errors import UserError
+from recipes.LibriSpeech.librispeech_prepare import HEADER, main, prepare_librispeech
+
+TEXTS = {
+    "84-10-0000": "GO DO YOU HEAR",
+    "84-10-0001": "IT ISN'T",
+    "84-9-0000": "BUT IN LESS THAN FIVE MINUTES",
+    "7-3-0000": "YES",
+}
+
+
+def write_utterance(folder, utterance, text, samples=16000, suffix="flac"):
+    """One utterance as LibriSpeech stores it; returns the audio's path."""
+    speaker, chapter, number = utterance.split("-")
+    place = folder / speaker / chapter
+    place.mkdir(parents=True, exist_ok=True)
+    seed = int(speaker) + int(chapter) + int(number)
+    noise = np.random.RandomState(seed).randint(-9000, 9000, samples)
+    path = place / f"{utterance}.{suffix}"
+    soundfile.write(path, noise.astype(np.int16), SAMPLE_RATE)
+    if text is not None:
+        with open(place / f"{speaker}-{chapter}.trans.txt", "a") as stream:
+            stream.write(f"{utterance} {text}\n")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder with the splits train-a, train-b and dev-a."""
+    folder = tmp_path / "LibriSpeech"
+    for number, (utterance, text) in enumerate(TEXTS.items()):
+        write_utterance(folder / "train-a", utterance, text, 16000 + number)
+    write_utterance(folder / "train-b", "50-1-0000", "HALLO", suffix="wav")
+    write_utterance(folder / "dev-a", "60-1-0000", "GOOD DAY")
+    return folder
+
+
+def rows(path):
+    """Rows of a CSV as dicts."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        assert tuple(reader.fieldnames) == HEADER
+        return list(reader)
+
+
+def prepare(corpus, **changes):
+    """Prepare the fixture's splits with one process, beside the corpus."""
+    options = {
+        "data_folder": corpus,
+        "save_folder": corpus.parent / "csv",
+        "tr_splits": ["train-a", "train-b"],
+        "dev_splits": ["dev-a"],
+        "num_workers": 1,
+    }
+    return prepare_librispeech(**{**options, **changes})
+
+
+def check_row(row, path, text):
+    """Compare a row with the file it describes."""
+    samples, rate = soundfile.read(path)
+    assert rate == SAMPLE_RATE
+    assert row["wav"] == str(path)
+    assert float(row["duration"]) == len(samples) / SAMPLE_RATE
+    assert float(row["mean"]) == samples.mean()
+    assert float(row["std"]) == samples.std()
+    assert row["wrd"] == text
+    assert row["spk_id"] == row["ID"].split("-")[0]
+
+
+def test_rows_describe_the_files(corpus):
+    counts = prepare(corpus)
+    folder = corpus.parent / "csv"
+    train = rows(folder / "train-a.csv")
+    assert [row["ID"] for row in train] == sorted(TEXTS)
+    for row in train:
+        speaker, chapter, _ = row["ID"].split("-")
+        path = corpus / "train-a" / speaker / chapter / f"{row['ID']}.flac"
+        check_row(row, path, TEXTS[row["ID"]])
+    assert rows(folder / "train.csv") == sorted(
+        train + rows(folder / "train-b.csv"), key=lambda row: row["ID"]
+    )
+    assert rows(folder / "dev-a.csv")[0]["wrd"] == "GOOD DAY"
+    assert counts["train.csv"] == {
+        "path": str(folder / "train.csv"),
+        "speakers": 3,
+        "utterances": 5,
+        "hours": pytest.approx((5 * 16000 + 6) / SAMPLE_RATE / 3600),
+        "skipped": 0,
+    }
+    assert list(counts) == ["train-a.csv", "train-b.csv", "dev-a.csv", "train.csv"]
+
+
+def test_the_folder_above_is_accepted(corpus):
+    prepare(corpus.parent, save_folder=corpus.parent / "above")
+    prepare(corpus)
+    for name in ("train.csv", "dev-a.csv"):
+        above = (corpus.parent / "above" / name).read_bytes()
+        assert above == (corpus.parent / "csv" / name).read_bytes()
+
+
+def test_a_single_split_needs_no_brackets(corpus):
+    counts = prepare(corpus, tr_splits="train-b", dev_splits=None)
+    assert list(counts) == ["train-b.csv", "train.csv"]
+    counts = prepare(corpus, tr_splits="train-b", dev_splits=(), merge_name=None)
+    assert list(counts) == ["train-b.csv"]
+
+
+def test_a_wav_of_a_flac_is_one_utterance(corpus):
+    write_utterance(corpus / "dev-a", "60-1-0000", None, suffix="wav")
+    (corpus / "dev-a" / "60" / "1" / "._60-1-0000.flac").write_bytes(b"mac")
+    prepare(corpus)
+    (row,) = rows(corpus.parent / "csv" / "dev-a.csv")
+    assert row["wav"].endswith("60-1-0000.wav")
+
+
+def test_transcript_files_may_be_from_windows(corpus):
+    path = corpus / "dev-a" / "60" / "1" / "60-1.trans.txt"
+    path.write_bytes(b"\xef\xbb\xbf60-1-0000  good   day\r\n\r\n")
+    prepare(corpus)
+    assert rows(corpus.parent / "csv" / "dev-a.csv")[0]["wrd"] == "GOOD DAY"
+
+
+def test_the_order_of_the_file_system_does_not_matter(corpus, monkeypatch):
+    prepare(corpus)
+    real = os.scandir
+
+    class Reversed:
+        def __init__(self, folder):
+            with real(folder) as entries:
+                self.entries = sorted(entries, key=lambda e: e.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    prepare(corpus, save_folder=corpus.parent / "other")
+    monkeypatch.undo()
+    for name in ("train-a.csv", "train.csv", "dev-a.csv", "train-a.prepared.json"):
+        other = (corpus.parent / "other" / name).read_bytes()
+        assert other == (corpus.parent / "csv" / name).read_bytes()
+
+
+def test_nothing_is_done_with_skip_prep(tmp_path):
+    assert prepare_librispeech("absent", tmp_path / "x", skip_prep=True) == {}
+    assert not (tmp_path / "x").exists()
+
+
+# What is decoded again, and what is kept.
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the splits that were decoded, in order."""
+    titles = []
+    scan = lobes.preparation.scan_audio
+
+    def record(paths, num_workers, title):
+        titles.append(title)
+        return scan(paths, num_workers, title)
+
+    monkeypatch.setattr("recipes.LibriSpeech.librispeech_prepare.scan_audio", record)
+    return titles
+
+
+def test_nothing_is_decoded_twice(corpus, decoded, capsys):
+    first = prepare(corpus)
+    assert decoded == ["train-a", "train-b", "dev-a"]
+    assert prepare(corpus) == first
+    assert prepare(corpus, tr_splits=[], te_splits=["dev-a"])
+    assert len(decoded) == 3
+    assert "nothing changed" in capsys.readouterr().err
+
+
+def touch(corpus):
+    os.utime(corpus / "train-a" / "7" / "3" / "7-3-0000.flac", ns=(5, 5))
+
+
+def add(corpus):
+    write_utterance(corpus / "train-a", "8-1-0000", "NEW")
+
+
+def correct(corpus):
+    path = corpus / "train-a" / "7" / "3" / "7-3.trans.txt"
+    path.write_text("7-3-0000 NO\n")
+
+
+def truncate(corpus):
+    path = corpus.parent / "csv" / "train-a.csv"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def edit(corpus):
+    path = corpus.parent / "csv" / "train-a.csv"
+    path.write_text(path.read_text().replace("YES", "NO"))
+
+
+def remove(corpus):
+    (corpus.parent / "csv" / "train-a.csv").unlink()
+
+
+def forget(corpus):
+    (corpus.parent / "csv" / "train-a.prepared.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [touch, add, correct, truncate, edit, remove, forget]
+)
+def test_a_split_that_changed_is_prepared_again(corpus, decoded, change):
+    prepare(corpus)
+    decoded.clear()
+    change(corpus)
+    prepare(corpus)
+    assert decoded == ["train-a"]
+    again = corpus.parent / "again"
+    prepare(corpus, save_folder=again)
+    for name in ("train-a.csv", "train.csv"):
+        kept = (corpus.parent / "csv" / name).read_bytes()
+        assert kept == (again / name).read_bytes()
+
+
+def test_an_edited_merged_csv_is_written_again(corpus, decoded):
+    prepare(corpus)
+    path = corpus.parent / "csv" / "train.csv"
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    decoded.clear()
+    prepare(corpus)
+    assert path.read_bytes() == content and not decoded
+
+
+def test_a_moved_corpus_is_prepared_again(corpus):
+    prepare(corpus)
+    moved = corpus.parent / "moved"
+    shutil.move(corpus, moved)
+    prepare(moved)
+    (row,) = rows(corpus.parent / "csv" / "dev-a.csv")
+    assert Path(row["wav"]).is_file()
+
+
+def test_another_set_of_training_splits_changes_the_merged_csv(corpus, decoded):
+    prepare(corpus)
+    decoded.clear()
+    counts = prepare(corpus, tr_splits=["train-a"])
+    assert counts["train.csv"]["utterances"] == 4 and not decoded
+    assert len(rows(corpus.parent / "csv" / "train.csv")) == 4
+
+
+# Bad utterances.
+
+
+def bad_audio(corpus):
+    (corpus / "train-a" / "7" / "3" / "7-3-0000.flac").write_text("<html>")
+
+
+def dangling_link(corpus):
+    path = corpus / "train-a" / "7" / "3" / "7-3-0000.flac"
+    path.unlink()
+    path.symlink_to("gone.flac")
+
+
+def no_audio(corpus):
+    (corpus / "train-a" / "7" / "3" / "7-3-0000.flac").unlink()
+
+
+def transcript(text):
+    def change(corpus):
+        path = corpus / "train-a" / "7" / "3" / "7-3.trans.txt"
+        path.write_text(f"7-3-0000 {text}\n", encoding="utf-8")
+
+    return change
+
+
+def no_transcript(corpus):
+    (corpus / "train-a" / "7" / "3" / "7-3.trans.txt").unlink()
+
+
+BAD = {
+    "audio": (bad_audio, "7-3-0000.flac: it is not readable as audio"),
+    "link": (dangling_link, "7-3-0000.flac: the file does not exist"),
+    "no audio": (no_audio, "7-3.trans.txt, line 1: there is no audio file"),
+    "no transcript": (no_transcript, "7-3-0000.flac: no .trans.txt beside the file"),
+    "empty": (transcript(""), "7-3.trans.txt, line 1: the transcript is empty"),
+    "digits": (transcript("AGENT 007"), "line 1: .* vocabulary: '0' '7' .spell"),
+    "accents": (transcript("déjà vu"), "line 1: .* vocabulary: 'É' 'À' .spell"),
+    "boundary": (transcript("A|B"), r"line 1: .* vocabulary: '\|'"),
+    # 16,003 samples make 49 frames; 25 equal letters need 24 blanks between them.
+    "long": (transcript("A" * 26), "needs 51 frames .* has 49 of 20 ms"),
+}
+
+
+@pytest.mark.parametrize("change,reason", BAD.values(), ids=BAD)
+def test_a_bad_utterance_is_refused_or_skipped_and_counted(corpus, change, reason):
+    change(corpus)
+    with pytest.raises(UserError, match=reason) as caught:
+        prepare(corpus)
+    assert "train-a: 1 bad utterance(s): 7-3-0000: " in str(caught.value)
+    assert "--skip_budget=1" in str(caught.value)
+    folder = corpus.parent / "csv"
+    assert not (folder / "train-a.csv").exists()
+    counts = prepare(corpus, skip_budget=1)
+    assert counts["train-a.csv"]["skipped"] == counts["train.csv"]["skipped"] == 1
+    assert [row["ID"] for row in rows(folder / "train-a.csv")] == sorted(TEXTS)[1:]
+    with open(folder / "train-a.skipped.csv", encoding="utf-8", newline="") as stream:
+        header, (utterance, _, _) = csv.reader(stream)
+    assert header == ["ID", "path", "reason"] and utterance == "7-3-0000"
+
+
+def test_a_transcript_that_just_fits_is_good(corpus):
+    transcript("A" * 25)(corpus)
+    assert prepare(corpus)["train-a.csv"]["utterances"] == 4
+    transcript("AB" * 24 + "A")(corpus)
+    assert prepare(corpus)["train-a.csv"]["utterances"] == 4
+
+
+def test_the_list_of_the_skipped_goes_when_all_is_well(corpus):
+    good = (corpus / "train-a" / "7" / "3" / "7-3-0000.flac").read_bytes()
+    bad_audio(corpus)
+    prepare(corpus, skip_budget=1)
+    (corpus / "train-a" / "7" / "3" / "7-3-0000.flac").write_bytes(good)
+    assert prepare(corpus)["train-a.csv"]["skipped"] == 0
+    assert not (corpus.parent / "csv" / "train-a.skipped.csv").exists()
+
+
+def test_a_corpus_without_any_good_utterance_is_refused(corpus):
+    (corpus / "dev-a" / "60" / "1" / "60-1-0000.flac").write_text("")
+    with pytest.raises(UserError, match="no usable utterance"):
+        prepare(corpus, skip_budget=1)
+
+
+# Mistakes that no budget covers.
+
+
+def test_two_transcripts_of_one_utterance_are_refused(corpus):
+    with open(corpus / "dev-a" / "60" / "1" / "60-1.trans.txt", "a") as stream:
+        stream.write("60-1-0000 AGAIN\n")
+    with pytest.raises(UserError, match="60-1.trans.txt, line 2: 60-1-0000"):
+        prepare(corpus)
+
+
+def test_an_utterance_in_two_splits_is_refused(corpus):
+    write_utterance(corpus / "train-b", "7-3-0000", "YES")
+    with pytest.raises(UserError, match="train-b.*7-3-0000 occurs twice.*train-a"):
+        prepare(corpus)
+
+
+def test_an_utterance_in_two_chapters_is_refused(corpus):
+    shutil.copytree(corpus / "dev-a" / "60" / "1", corpus / "dev-a" / "60" / "2")
+    with pytest.raises(UserError, match="60-1-0000 occurs twice"):
+        prepare(corpus)
+
+
+def test_a_transcript_file_in_latin_1_is_refused(corpus):
+    path = corpus / "dev-a" / "60" / "1" / "60-1.trans.txt"
+    path.write_bytes("60-1-0000 déjà\n".encode("latin-1"))
+    with pytest.raises(UserError, match="60-1.trans.txt: byte 11 is not UTF-8"):
+        prepare(corpus)
+
+
+@pytest.mark.parametrize(
+    "changes,problem",
+    [
+        ({"tr_splits": ["train-c"]}, "train-c was not found.*train-c.tar.gz"),
+        ({"data_folder": "/nowhere"}, "librispeech_folder.: the folder /nowhere"),
+        ({"tr_splits": [], "dev_splits": []}, "no splits were asked for"),
+        ({"tr_splits": ["train-a", "train-a"]}, "named twice"),
+        ({"dev_splits": ["train-a"]}, "train-a is both a training split and"),
+        ({"te_splits": ["train-b"]}, "train-b is both a training split and"),
+        ({"merge_name": "dev-a.csv"}, "also the CSV of the split dev-a"),
+        ({"merge_name": "train-a.csv"}, "also the CSV of the split train-a"),
+        ({"merge_name": "x/train.csv"}, "not a plain file name"),
+        ({"merge_name": "train"}, "ends in .csv"),
+        ({"num_workers": 0}, "num_workers=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(corpus, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        prepare(corpus, **changes)
+
+
+def test_a_single_split_may_be_called_like_the_merged_csv(corpus):
+    counts = prepare(corpus, tr_splits=["train-b"], merge_name="train-b.csv")
+    assert list(counts) == ["train-b.csv", "dev-a.csv"]
+
+
+def test_an_empty_split_is_refused(corpus):
+    (corpus / "test-a").mkdir()
+    with pytest.raises(UserError, match=r"test-a: no utterances.*<speaker>/<chapter>"):
+        prepare(corpus, te_splits=["test-a"])
+
+
+def test_a_save_folder_of_voxceleb_is_refused_before_decoding(corpus, decoded):
+    folder = corpus.parent / "csv"
+    lobes.preparation.Part(folder, "train", "VoxCeleb", {}, "").write({}, {})
+    with pytest.raises(UserError, match="prepared from VoxCeleb"):
+        prepare(corpus)
+    assert not decoded
+
+
+# The command, and real speech.
+
+
+def test_the_command_prints_a_table(corpus, capsys):
+    folder = str(corpus.parent / "csv")
+    main([str(corpus), folder, "--train", "train-a", "--dev", "dev-a"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "file",
+        "train-a.csv",
+        "dev-a.csv",
+        "train.csv",
+    ]
+    assert lines[1].split()[1:3] == ["2", "4"]
+
+
+def test_the_command_ends_in_one_line(corpus, repository):
+    script = repository / "recipes" / "LibriSpeech" / "librispeech_prepare.py"
+    done = subprocess.run(
+        [sys.executable, script, corpus, corpus.parent / "csv", "--test", "none"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the split none was not found")
+    assert done.stderr.count("\n") == 1
+
+
+def test_real_recordings(mini_corpora, tmp_path):
+    counts = prepare_librispeech(
+        mini_corpora,
+        tmp_path,
+        dev_splits=["dev-other"],
+        te_splits=["test-other"],
+        num_workers=2,
+    )
+    assert counts["dev-other.csv"]["speakers"] == 8
+    assert counts["dev-other.csv"]["utterances"] == 96
+    prepared = {row["ID"]: row for row in rows(tmp_path / "dev-other.csv")}
+    for transcript_file in mini_corpora.glob("LibriSpeech/dev-other/*/*/*.trans.txt"):
+        for line in transcript_file.read_text().splitlines():
+            utterance, text = line.split(" ", 1)
+            path = transcript_file.parent / f"{utterance}.flac"
+            check_row(prepared.pop(utterance), path, text)
+    assert not prepared

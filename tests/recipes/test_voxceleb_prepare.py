@@ -1,0 +1,731 @@
+"""VoxCeleb preparation: rows, validation split, trials, lists, leaks."""
+
+import csv
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from lobes.audio import SAMPLE_RATE, audio_statistics
+from lobes.errors import UserError
+from lobes.preparation import Scan
+from recipes.VoxCeleb import voxceleb_prepare
+from recipes.VoxCeleb.voxceleb_prepare import HEADER, main, prepare_voxceleb
+
+
+def write_utterance(path, samples=500, seed=0):
+    """A short file of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.RandomState(seed).randint(-9000, 9000, samples)
+    soundfile.write(path, noise.astype(np.int16), SAMPLE_RATE)
+
+
+def write_tree(folder, speakers, videos, utterances, first=0):
+    """``speakers`` x ``videos`` x ``utterances`` files named as in VoxCeleb."""
+    numbers = itertools.product(range(speakers), range(videos), range(utterances))
+    for seed, (speaker, video, utterance) in enumerate(numbers):
+        name = f"id{first + speaker:05d}/-v{video}deo/{utterance + 1:05d}.wav"
+        write_utterance(folder / name, 400 + seed % 50, seed)
+
+
+LIST = """\
+1 id90000/-v0deo/00001.wav id90000/-v1deo/00001.wav
+0 id90000/-v0deo/00001.wav id90001/-v0deo/00002.wav
+0 id90001/-v0deo/00002.wav id90000/-v0deo/00001.wav
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """What every test gets a copy of."""
+    folder = tmp_path_factory.mktemp("template")
+    write_tree(folder / "vox2" / "dev" / "wav", 6, 3, 2)
+    write_tree(folder / "vox1" / "wav", 2, 2, 2, first=90000)
+    (folder / "vox1" / "veri_test2.txt").write_text(LIST)
+    return folder
+
+
+@pytest.fixture
+def corpora(template, tmp_path):
+    """VoxCeleb2 (6 x 3 x 2 utterances) and VoxCeleb1 (2 x 2 x 2) with a list."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def prepare(corpora, **changes):
+    """Prepare the fixture's corpora with one process, beside them."""
+    options = {
+        "data_folder": corpora / "vox2",
+        "test_folder": corpora / "vox1",
+        "save_folder": corpora / "csv",
+        "trial_lists": ["veri_test2.txt"],
+        "valid_fraction": 0.2,
+        "num_workers": 1,
+    }
+    return prepare_voxceleb(**{**options, **changes})
+
+
+def rows(path):
+    """Rows of a CSV as dicts."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        assert tuple(reader.fieldnames) == HEADER
+        found = list(reader)
+    assert [row["ID"] for row in found] == sorted(row["ID"] for row in found)
+    return found
+
+
+def read_trials(path):
+    """Trials as (label, enrol, test)."""
+    return [tuple(line.split(" ")) for line in path.read_text().splitlines()]
+
+
+def video(utterance):
+    """Speaker and video of an ID."""
+    return utterance.rpartition("--")[0]
+
+
+def speaker(utterance):
+    """Speaker of an ID."""
+    return utterance.partition("--")[0]
+
+
+def check_row(row, frames, mean, std):
+    """Compare a row with what is known of its file."""
+    path = Path(row["wav"])
+    assert path.is_absolute()
+    assert row["ID"] == "--".join((*path.parts[-3:-1], path.stem))
+    assert row["spk_id"] == path.parts[-3]
+    assert (row["start"], row["stop"]) == ("0", str(frames))
+    assert float(row["duration"]) == frames / SAMPLE_RATE
+    assert (float(row["mean"]), float(row["std"])) == (mean, std)
+
+
+def test_rows_describe_the_files(corpora):
+    counts = prepare(corpora)
+    folder = corpora / "csv"
+    train, valid = rows(folder / "train.csv"), rows(folder / "valid.csv")
+    test = rows(folder / "test.csv")
+    for row in train + valid + test:
+        samples, _ = soundfile.read(row["wav"])
+        check_row(row, len(samples), samples.mean(), samples.std())
+    listed = {str(path) for path in (corpora / "vox2").rglob("*.wav")}
+    assert {row["wav"] for row in train + valid} == listed
+    assert len(train) + len(valid) == len(listed)
+    assert [row["ID"] for row in test] == [
+        "id90000---v0deo--00001",
+        "id90000---v1deo--00001",
+        "id90001---v0deo--00002",
+    ]
+    assert (folder / "veri_test2.txt").read_text() == (
+        "1 id90000---v0deo--00001 id90000---v1deo--00001\n"
+        "0 id90000---v0deo--00001 id90001---v0deo--00002\n"
+        "0 id90001---v0deo--00002 id90000---v0deo--00001\n"
+    )
+    assert list(counts) == [
+        "train.csv",
+        "valid.csv",
+        "valid_trials.txt",
+        "test.csv",
+        "veri_test2.txt",
+    ]
+    assert counts["train.csv"]["utterances"] == len(train)
+    assert counts["train.csv"]["speakers"] == 6
+    assert counts["train.csv"]["path"] == str(folder / "train.csv")
+    assert counts["veri_test2.txt"] == {
+        "path": str(folder / "veri_test2.txt"),
+        "trials": 3,
+        "positives": 1,
+        "negatives": 2,
+    }
+
+
+@pytest.mark.parametrize("root", ["dev/aac", "dev/wav", "aac", "wav", "."])
+def test_training_audio_is_found_in_every_layout(corpora, root):
+    prepare(corpora, test_folder=None)
+    other = corpora / "other"
+    (other / root).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(corpora / "vox2" / "dev" / "wav", other / root, dirs_exist_ok=True)
+    prepare(corpora, data_folder=other, test_folder=None, save_folder=corpora / "b")
+    for name in ("train.csv", "valid.csv"):
+        first, second = rows(corpora / "csv" / name), rows(corpora / "b" / name)
+        for row in first + second:
+            del row["wav"]
+        assert first == second
+
+
+@pytest.mark.parametrize("root", ["wav", "dev/wav", "test/wav", "."])
+def test_test_audio_is_found_in_every_layout(corpora, root):
+    folder = corpora / "other" / root
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(corpora / "vox1" / "wav", folder, dirs_exist_ok=True)
+    prepare(
+        corpora,
+        data_folder=None,
+        test_folder=corpora / "other",
+        trial_lists=[corpora / "vox1" / "veri_test2.txt"],
+    )
+    wanted = folder / "id90000" / "-v0deo" / "00001.wav"
+    assert rows(corpora / "csv" / "test.csv")[0]["wav"] == str(wanted)
+    assert not (corpora / "csv" / "train.csv").exists()
+
+
+def test_test_audio_may_lie_in_two_folders(corpora):
+    target = corpora / "vox1" / "test" / "wav" / "id90001"
+    target.parent.mkdir(parents=True)
+    shutil.move(corpora / "vox1" / "wav" / "id90001", target)
+    assert prepare(corpora)["test.csv"]["utterances"] == 3
+
+
+def test_lossless_files_are_preferred(corpora):
+    name = "id00000/-v0deo/00001"
+    m4a = corpora / "vox2" / "dev" / "aac" / f"{name}.m4a"
+    m4a.parent.mkdir(parents=True)
+    m4a.write_bytes(b"never read")
+    flac = corpora / "vox2" / "dev" / "wav" / f"{name}.flac"
+    write_utterance(flac, 777)
+    prepare(corpora)
+    folder = corpora / "csv"
+    both = rows(folder / "train.csv") + rows(folder / "valid.csv")
+    assert len(both) == 36
+    assert {Path(row["wav"]).suffix for row in both} == {".wav"}
+    (corpora / "vox2" / "dev" / "wav" / f"{name}.wav").unlink()
+    prepare(corpora)
+    both = rows(folder / "train.csv") + rows(folder / "valid.csv")
+    assert len(both) == 36 and str(flac) in {row["wav"] for row in both}
+
+
+def test_listed_files_may_have_been_converted(corpora):
+    path = corpora / "vox1" / "wav" / "id90000" / "-v0deo" / "00001.wav"
+    path.unlink()
+    write_utterance(path.with_suffix(".flac"), 600)
+    prepare(corpora)
+    row = rows(corpora / "csv" / "test.csv")[0]
+    assert row["wav"] == str(path.with_suffix(".flac")) and row["stop"] == "600"
+
+
+def test_the_order_of_the_file_system_does_not_matter(corpora, monkeypatch):
+    prepare(corpora)
+    real = os.scandir
+
+    class Reversed:
+        def __init__(self, folder):
+            with real(folder) as entries:
+                self.entries = sorted(entries, key=lambda e: e.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    prepare(corpora, save_folder=corpora / "other")
+    monkeypatch.undo()
+    for path in (corpora / "csv").iterdir():
+        assert path.read_bytes() == (corpora / "other" / path.name).read_bytes()
+
+
+# Validation split and trials.
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Let every file, though empty, have 1 s."""
+
+    def scan(paths, num_workers, title):
+        ones = np.ones(len(paths))
+        return Scan(np.full(len(paths), SAMPLE_RATE), 0 * ones, ones, {})
+
+    monkeypatch.setattr(voxceleb_prepare, "scan_audio", scan)
+
+
+def empty_tree(folder, sizes):
+    """Empty files; ``sizes[speaker][video]`` is the number of utterances."""
+    for s, videos in enumerate(sizes):
+        for v, count in enumerate(videos):
+            place = folder / f"id{s:05d}" / f"video{v:03d}"
+            place.mkdir(parents=True)
+            for u in range(count):
+                (place / f"{u:05d}.wav").touch()
+
+
+@pytest.fixture
+def large(tmp_path, no_decoding):
+    """60 speakers with 1 to 8 videos of 1 to 12 utterances, 1,500 in total."""
+    random = np.random.RandomState(3)
+    sizes = [random.randint(1, 13, random.randint(1, 9)).tolist() for _ in range(60)]
+    empty_tree(tmp_path / "vox2", sizes)
+    return tmp_path
+
+
+def split(folder, **changes):
+    """Prepare training data only; IDs of train and valid, and the trials."""
+    options = {"valid_positive_trials": 50, "valid_negative_trials": 70}
+    prepare(folder, **{"test_folder": None, **options, **changes})
+    csvs = folder / "csv"
+    return (
+        [row["ID"] for row in rows(csvs / "train.csv")],
+        [row["ID"] for row in rows(csvs / "valid.csv")],
+        read_trials(csvs / "valid_trials.txt"),
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1])
+@pytest.mark.parametrize("per_speaker", [1, 2])
+def test_whole_recordings_are_held_out(large, fraction, per_speaker):
+    train, valid, _ = split(
+        large, valid_fraction=fraction, valid_recordings_per_speaker=per_speaker
+    )
+    total = len(train) + len(valid)
+    assert total == len(list((large / "vox2").rglob("*.wav")))
+    # Taken until the fraction is reached: short by nothing, long by less than
+    # one recording.
+    assert fraction * total <= len(valid) < fraction * total + 12
+    recordings = {video(u) for u in valid}
+    assert not recordings & {video(u) for u in train}
+    held_out = Counter(speaker(recording) for recording in recordings)
+    assert max(held_out.values()) <= per_speaker
+    assert set(held_out) <= {speaker(u) for u in train}
+
+
+def test_the_recordings_follow_the_seed(large):
+    first, again = split(large, seed=1), split(large, seed=1)
+    other = split(large, seed=2)
+    assert first == again
+    assert first[1] != other[1] and first[2] != other[2]
+    # Pinned: the split of a published result must never move.
+    _, valid, _ = split(large, seed=42133724, valid_fraction=0.02)
+    assert sorted({video(u) for u in valid}) == [
+        "id00000--video001",
+        "id00006--video001",
+        "id00010--video002",
+        "id00018--video005",
+        "id00046--video000",
+    ]
+
+
+def test_trials_are_unique_pairs_of_held_out_utterances(large):
+    _, valid, trials = split(large, valid_fraction=0.1)
+    assert Counter(label for label, _, _ in trials) == {"1": 50, "0": 70}
+    assert len({frozenset(pair) for _, *pair in trials}) == 120
+    for label, enrol, test in trials:
+        assert {enrol, test} <= set(valid) and enrol != test
+        assert (label == "1") == (speaker(enrol) == speaker(test))
+    assert any(video(a) == video(b) for label, a, b in trials if label == "1")
+
+
+def test_positive_trials_of_different_videos_only(large):
+    _, _, trials = split(large, valid_fraction=0.1, valid_different_video=True)
+    positives = [(a, b) for label, a, b in trials if label == "1"]
+    assert len(positives) == 50
+    assert all(video(a) != video(b) for a, b in positives)
+
+
+def test_all_pairs_are_taken_where_there_are_few(large, capsys):
+    _, valid, trials = split(
+        large, valid_positive_trials=10**5, valid_negative_trials=10**6
+    )
+    by_speaker = defaultdict(list)
+    for utterance in valid:
+        by_speaker[speaker(utterance)].append(utterance)
+    positives = sum(len(u) * (len(u) - 1) // 2 for u in by_speaker.values())
+    every = len(valid) * (len(valid) - 1) // 2
+    assert Counter(label for label, _, _ in trials) == {
+        "1": positives,
+        "0": every - positives,
+    }
+    assert len({frozenset(pair) for _, *pair in trials}) == every
+    assert f"only {positives} positives exist of the 100000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wanted", [1, 1000, 10000])
+def test_any_number_of_negative_trials(large, wanted):
+    # Below half of all pairs they are drawn, above they are listed.
+    _, _, trials = split(large, valid_negative_trials=wanted)
+    negatives = [frozenset(pair) for label, *pair in trials if label == "0"]
+    assert len(negatives) == len(set(negatives)) == wanted
+
+
+def test_a_shortage_of_recordings_is_told(large, capsys):
+    train, valid, _ = split(large, valid_fraction=0.9, valid_recordings_per_speaker=1)
+    assert len(valid) < 0.9 * (len(train) + len(valid))
+    assert f"only {len(valid)} utterances can be held out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "sizes,changes,problem",
+    [
+        ([[3], [3], [3]], {}, "holds out 0 of 9.*no positive.*raise valid_fraction"),
+        ([[3, 3], [3, 3]], {"valid_fraction": 0.1}, "no negative trial"),
+        ([[1, 1], [1, 1]], {"valid_fraction": 0.5}, "no positive trial"),
+        (
+            [[3, 3], [3, 3]],
+            {"valid_fraction": 0.5, "valid_different_video": True},
+            "no positive trial",
+        ),
+        ([[3, 3, 3]], {}, "only 1 speaker .id00000. was found"),
+    ],
+)
+def test_a_corpus_too_small_to_split(tmp_path, no_decoding, sizes, changes, problem):
+    empty_tree(tmp_path / "vox2", sizes)
+    with pytest.raises(UserError, match=problem):
+        split(tmp_path, **changes)
+    assert not (tmp_path / "csv" / "train.csv").exists()
+
+
+def test_speakers_with_one_utterance_are_counted(tmp_path, no_decoding, capsys):
+    empty_tree(tmp_path / "vox2", [[4, 4], [4, 4], [1], [1]])
+    split(tmp_path, valid_fraction=0.4)
+    assert "warning: 2 speaker(s) have a single utterance" in capsys.readouterr().err
+
+
+# Trial lists.
+
+
+def write_list(corpora, text, name="veri_test2.txt"):
+    (corpora / "vox1" / name).write_bytes(text.encode())
+
+
+def test_lists_may_be_from_windows(corpora):
+    prepare(corpora)
+    wanted = (corpora / "csv" / "veri_test2.txt").read_bytes()
+    write_list(corpora, "\ufeff" + LIST.replace("\n", "\r\n") + "\r\n")
+    prepare(corpora)
+    assert (corpora / "csv" / "veri_test2.txt").read_bytes() == wanted
+
+
+def test_duplicates_are_counted_and_kept(corpora, capsys):
+    write_list(corpora, LIST + LIST)
+    assert prepare(corpora)["veri_test2.txt"]["trials"] == 6
+    assert "veri_test2.txt: 4 trial(s) repeat a pair" in capsys.readouterr().err
+
+
+def test_labels_against_the_folder_names_are_counted(corpora, capsys):
+    write_list(corpora, LIST + "1 id90000/-v0deo/00002.wav id90001/-v1deo/00002.wav\n")
+    prepare(corpora)
+    assert "warning: 1 label(s) contradict" in capsys.readouterr().err
+
+
+def test_several_lists_share_one_csv(corpora):
+    hard = "1 id90001/-v0deo/00002.wav id90001/-v1deo/00001.wav\n" + LIST.replace(
+        "1 id90000/-v0deo/00001.wav id90000/-v1deo/00001.wav\n", ""
+    )
+    write_list(corpora, hard, "hard.txt")
+    counts = prepare(corpora, trial_lists=["veri_test2.txt", "hard.txt"])
+    assert counts["test.csv"]["utterances"] == 4
+    assert read_trials(corpora / "csv" / "hard.txt")[0] == (
+        "1",
+        "id90001---v0deo--00002",
+        "id90001---v1deo--00001",
+    )
+    known = {row["ID"] for row in rows(corpora / "csv" / "test.csv")}
+    for name in ("veri_test2.txt", "hard.txt"):
+        for _, *pair in read_trials(corpora / "csv" / name):
+            assert known.issuperset(pair)
+
+
+@pytest.mark.parametrize(
+    "line,problem",
+    [
+        ("1 id90000/-v0deo/00001.wav", "line 4: 2 columns"),
+        ("1 a/b/c.wav d/e/f.wav 0.5", "line 4: 4 columns"),
+        ("2 a/b/c.wav d/e/f.wav", "line 4: the label is '2', not 0 or 1"),
+        ("a/b/c.wav d/e/f.wav 1", "line 4: the label is 'a/b/c.wav'"),
+        ("1 c.wav d/e/f.wav", "line 4: 'c.wav' is not speaker/video/file"),
+        ("1 a/../c.wav d/e/f.wav", "line 4: 'a/../c.wav' is not"),
+        ("0 id9/x/1.wav id90000/-v0deo/00001.wav", "line 4: id9/x/1.wav; unpack"),
+    ],
+)
+def test_a_bad_line_is_named(corpora, line, problem):
+    write_list(corpora, LIST + line + "\n")
+    with pytest.raises(UserError, match=f"veri_test2.txt, {problem}"):
+        prepare(corpora)
+
+
+def test_all_bad_lines_are_counted(corpora):
+    write_list(corpora, LIST + "2 a b\n1\n\n0 0\n1 a/b a/b\n")
+    with pytest.raises(UserError, match="4 bad line.*line 4: .*line 7: .*and 1 more"):
+        prepare(corpora)
+
+
+def test_all_absent_files_are_counted(corpora):
+    shutil.rmtree(corpora / "vox1" / "wav" / "id90000")
+    with pytest.raises(UserError) as caught:
+        prepare(corpora)
+    assert "2 of 3 files are not in" in str(caught.value)
+    assert "veri_test2.txt, line 1: id90000/-v0deo/00001.wav" in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["0", "1"])
+def test_a_list_with_one_kind_of_trial_is_refused(corpora, label):
+    lines = [line for line in LIST.splitlines(True) if line[0] == label]
+    write_list(corpora, "".join(lines))
+    with pytest.raises(UserError, match="veri_test2.txt: it has .* positive trials of"):
+        prepare(corpora)
+
+
+def test_an_empty_list_is_refused(corpora):
+    write_list(corpora, "\n")
+    with pytest.raises(UserError, match="0 positive trials of 0"):
+        prepare(corpora)
+
+
+@pytest.mark.parametrize(
+    "changes,problem",
+    [
+        ({"data_folder": "/nowhere"}, "voxceleb2_folder.: the folder /nowhere"),
+        ({"test_folder": "/nowhere"}, "voxceleb1_folder.: the folder /nowhere"),
+        ({"data_folder": None, "test_folder": None}, "neither data_folder"),
+        ({"trial_lists": ["absent.txt"]}, "absent.txt does not exist; download it"),
+        ({"trial_lists": []}, "no list is given"),
+        ({"trial_lists": ["veri_test2.txt"] * 2}, "same veri_test2.txt; rename"),
+        ({"valid_fraction": 0}, "valid_fraction=0: "),
+        ({"valid_fraction": 2}, "between 0 and 1"),
+        ({"valid_recordings_per_speaker": 0}, "valid_recordings_per_speaker=0"),
+        ({"valid_positive_trials": 0}, "valid_positive_trials=0"),
+        ({"valid_negative_trials": -1}, "valid_negative_trials=-1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_wrong_arguments_are_refused(corpora, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        prepare(corpora, **changes)
+
+
+def test_a_list_is_never_overwritten(corpora):
+    with pytest.raises(UserError, match="lies in save_folder and would be overwritten"):
+        prepare(corpora, save_folder=corpora / "vox1")
+    assert (corpora / "vox1" / "veri_test2.txt").read_text() == LIST
+
+
+def test_a_list_called_like_the_validation_trials_is_refused(corpora):
+    write_list(corpora, LIST, "valid_trials.txt")
+    with pytest.raises(UserError, match="same valid_trials.txt"):
+        prepare(corpora, trial_lists="valid_trials.txt")
+
+
+def test_a_folder_without_audio_is_refused(corpora):
+    (corpora / "empty").mkdir()
+    with pytest.raises(UserError, match="no audio found in .*empty.*dev/wav, dev/aac"):
+        prepare(corpora, data_folder=corpora / "empty")
+
+
+def test_a_leak_is_refused_before_decoding(corpora, monkeypatch):
+    write_tree(corpora / "vox2" / "dev" / "wav", 1, 2, 1, first=90001)
+    monkeypatch.setattr(voxceleb_prepare, "scan_audio", None)
+    with pytest.raises(UserError, match=r"1 speaker\(s\) are in both .*: id90001;"):
+        prepare(corpora)
+
+
+# Bad audio, and rebuilding.
+
+
+def test_bad_training_audio_is_refused_or_skipped(corpora):
+    bad = corpora / "vox2" / "dev" / "wav" / "id00003" / "-v1deo" / "00002.wav"
+    bad.write_text("<html>")
+    with pytest.raises(UserError, match=r"train: 1 bad .*id00003---v1deo--00002: "):
+        prepare(corpora)
+    assert not (corpora / "csv" / "train.csv").exists()
+    counts = prepare(corpora, skip_budget=1)
+    assert counts["train.csv"]["skipped"] == 1
+    folder = corpora / "csv"
+    both = rows(folder / "train.csv") + rows(folder / "valid.csv")
+    assert len(both) == 35 and str(bad) not in {row["wav"] for row in both}
+    for row in both:
+        samples, _ = soundfile.read(row["wav"])
+        check_row(row, len(samples), samples.mean(), samples.std())
+    valid = {row["ID"] for row in rows(folder / "valid.csv")}
+    for _, *pair in read_trials(folder / "valid_trials.txt"):
+        assert valid.issuperset(pair)
+    assert "id00003---v1deo--00002" in (folder / "train.skipped.csv").read_text()
+
+
+def test_a_recording_that_is_all_bad_is_gone(corpora):
+    for path in (corpora / "vox2" / "dev" / "wav" / "id00003").rglob("*.wav"):
+        path.write_text("")
+    counts = prepare(corpora, skip_budget=6)
+    assert counts["train.csv"]["speakers"] == 5
+
+
+def test_bad_test_audio_takes_its_trials_with_it(corpora, capsys):
+    write_list(corpora, LIST + LIST.replace("/00001", "/00002"))
+    bad = corpora / "vox1" / "wav" / "id90000" / "-v1deo" / "00001.wav"
+    bad.write_text("")
+    with pytest.raises(UserError, match="test: 1 bad utterance.*0 bytes"):
+        prepare(corpora)
+    counts = prepare(corpora, skip_budget=1)
+    assert counts["test.csv"] | {"path": None, "hours": None} == {
+        "path": None,
+        "speakers": 2,
+        "utterances": 4,
+        "hours": None,
+        "skipped": 1,
+    }
+    assert counts["veri_test2.txt"]["trials"] == 5
+    assert "1 of 6 trials left out" in capsys.readouterr().err
+    known = {row["ID"] for row in rows(corpora / "csv" / "test.csv")}
+    for _, *pair in read_trials(corpora / "csv" / "veri_test2.txt"):
+        assert known.issuperset(pair)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the parts that were decoded, in order."""
+    titles = []
+    scan = voxceleb_prepare.scan_audio
+
+    def record(paths, num_workers, title):
+        titles.append(title)
+        return scan(paths, num_workers, title)
+
+    monkeypatch.setattr(voxceleb_prepare, "scan_audio", record)
+    return titles
+
+
+def test_nothing_is_decoded_twice(corpora, decoded):
+    first = prepare(corpora)
+    assert decoded == ["train", "test"]
+    assert prepare(corpora) == first
+    assert "train.csv" not in prepare(corpora, data_folder=None)
+    assert "test.csv" not in prepare(corpora, test_folder=None)
+    assert len(decoded) == 2
+
+
+def touch(corpora):
+    path = corpora / "vox2" / "dev" / "wav" / "id00003" / "-v1deo" / "00002.wav"
+    os.utime(path, ns=(5, 5))
+
+
+def touch_test(corpora):
+    path = corpora / "vox1" / "wav" / "id90000" / "-v0deo" / "00001.wav"
+    os.utime(path, ns=(5, 5))
+
+
+def unlisted(corpora):
+    path = corpora / "vox1" / "wav" / "id90000" / "-v1deo" / "00002.wav"
+    os.utime(path, ns=(5, 5))
+
+
+def new_list(corpora):
+    write_list(corpora, LIST.replace("/00002", "/00001"))
+
+
+def truncate(name):
+    def change(corpora):
+        path = corpora / "csv" / name
+        path.write_bytes(path.read_bytes()[:-30])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change,again",
+    [
+        (touch, ["train"]),
+        (touch_test, ["test"]),
+        (unlisted, []),
+        (new_list, ["test"]),
+        (truncate("train.csv"), ["train"]),
+        (truncate("valid.csv"), ["train"]),
+        (truncate("valid_trials.txt"), ["train"]),
+        (truncate("test.csv"), ["test"]),
+        (truncate("veri_test2.txt"), ["test"]),
+    ],
+)
+def test_only_what_changed_is_prepared_again(corpora, decoded, change, again):
+    prepare(corpora)
+    decoded.clear()
+    change(corpora)
+    prepare(corpora)
+    assert decoded == again
+    prepare(corpora, save_folder=corpora / "fresh")
+    for path in (corpora / "csv").iterdir():
+        assert path.read_bytes() == (corpora / "fresh" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"valid_fraction": 0.3},
+        {"valid_recordings_per_speaker": 1},
+        {"valid_positive_trials": 2},
+        {"valid_negative_trials": 2},
+        {"valid_different_video": True, "valid_fraction": 0.6},
+        {"seed": 3},
+    ],
+)
+def test_another_option_prepares_again(corpora, decoded, changes):
+    prepare(corpora)
+    decoded.clear()
+    prepare(corpora, **changes)
+    assert decoded == ["train"]
+
+
+def test_nothing_is_done_with_skip_prep(tmp_path):
+    assert prepare_voxceleb("a", "b", tmp_path / "x", skip_prep=True) == {}
+    assert not (tmp_path / "x").exists()
+
+
+# The command, and real speech.
+
+
+def test_the_command_prints_a_table(corpora, capsys):
+    arguments = ["--test_folder", corpora / "vox1", "--trial_lists", "veri_test2.txt"]
+    main(list(map(str, ["-", corpora / "csv", *arguments])))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["file", "test.csv", "veri_test2.txt"]
+    main(list(map(str, [corpora / "vox2", corpora / "csv", "--valid_fraction=0.2"])))
+    assert "valid_trials.txt" in capsys.readouterr().out
+
+
+def test_the_command_ends_in_one_line(tmp_path, repository):
+    script = repository / "recipes" / "VoxCeleb" / "voxceleb_prepare.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "absent", tmp_path / "csv"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data_folder (voxceleb2_folder): the")
+    assert done.stderr.count("\n") == 1
+
+
+def test_real_recordings(mini_corpora, tmp_path):
+    pytest.importorskip("av")
+    source = mini_corpora / "VoxCeleb2" / "dev" / "aac"
+    target = tmp_path / "vox2" / "dev" / "aac"
+    target.mkdir(parents=True)
+    for name in sorted(os.listdir(source))[:8]:
+        (target / name).symlink_to(source / name)
+    counts = prepare_voxceleb(
+        tmp_path / "vox2",
+        mini_corpora / "VoxCeleb1",
+        tmp_path / "csv",
+        trial_lists=("veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt"),
+        valid_fraction=0.1,
+        num_workers=2,
+    )
+    assert counts["test.csv"]["utterances"] == 160
+    assert counts["test.csv"]["speakers"] == 20
+    assert counts["veri_test2.txt"]["trials"] == 800
+    assert counts["train.csv"]["speakers"] == 8
+    train = rows(tmp_path / "csv" / "train.csv")
+    valid = rows(tmp_path / "csv" / "valid.csv")
+    files = {str(path) for folder in target.iterdir() for path in folder.rglob("*.m4a")}
+    assert {row["wav"] for row in train + valid} == files
+    for row in valid + train[::20] + rows(tmp_path / "csv" / "test.csv")[::20]:
+        check_row(row, *audio_statistics(row["wav"]))
+    original = (mini_corpora / "VoxCeleb1" / "veri_test2.txt").read_text()
+    assert read_trials(tmp_path / "csv" / "veri_test2.txt") == [
+        (label, *(name.removesuffix(".wav").replace("/", "--") for name in pair))
+        for label, *pair in map(str.split, original.splitlines())
+    ]

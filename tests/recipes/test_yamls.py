@@ -1,0 +1,108 @@
+"""Every YAML of the repository loads, and every key of it is used."""
+
+import re
+from pathlib import Path
+
+import pytest
+from speechbrain.utils.run_opts import RunOptions
+
+from lobes.brain import SpeechSpeakerBrain
+from lobes.recipe import ROOT, load_variant, parse_arguments
+from tests import tiny
+
+YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
+BASES = [path for path in YAMLS if "\nbase:" not in "\n" + path.read_text()]
+
+#: Names of the repository, so that a search that finds nothing cannot pass.
+EXPECTED = {
+    "LibriSpeech/ASR/hparams/asr.yaml",
+    "LibriSpeech_VoxCeleb/MTL/hparams/demo.yaml",
+    "LibriSpeech_VoxCeleb/MTL/hparams/demo_pretrain.yaml",
+    "LibriSpeech_VoxCeleb/MTL/hparams/demo_scratch.yaml",
+    "LibriSpeech_VoxCeleb/MTL/hparams/mtl.yaml",
+    "VoxCeleb/SpeakerRec/hparams/speaker.yaml",
+}
+
+
+def test_the_yamls_are_found():
+    found = {path.relative_to(ROOT / "recipes").as_posix() for path in YAMLS}
+    assert found == EXPECTED
+    assert len(BASES) == 3
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_it_loads_and_builds_a_brain(path, tmp_path):
+    """With the encoder shrunk: the size of wav2vec2-base is tested elsewhere."""
+    encoder = str(tiny.ENCODER).replace("'", "")
+    tree, _ = load_variant(path)
+    folders = [key for key in tree if key.endswith("_folder") and "csv" not in key]
+    given = [f"--{key}={tmp_path}" for key in folders]
+    small = [] if tree["encoder_config"] else [f"--encoder_config={encoder}"]
+    arguments = [str(path), *given, "--source=null", *small, "--device=cpu"]
+    hparams, run_opts, _ = parse_arguments(arguments)
+    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    assert set(brain.tasks) == set(hparams["train_streams"])
+    assert set(brain.tasks) == set(hparams["valid_sets"]) == set(hparams["test_sets"])
+
+
+#: Keys that code reads by name (``hparams["..."]`` or ``self.hparams....``).
+READ_BY_CODE = re.compile(r"hparams(?:\[\"|\.)(\w+)|tree(?:\[|\.get\()\"(\w+)\"")
+
+
+@pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
+def test_every_key_is_used(path):
+    """By a reference in the YAML, by our code, or as a SpeechBrain run option."""
+    text = path.read_text()
+    sources = [*ROOT.glob("lobes/*.py"), *path.parent.parent.glob("*.py")]
+    used = {
+        name
+        for source in sources
+        for match in READ_BY_CODE.findall(source.read_text())
+        for name in match
+        if name
+    }
+    used |= set(RunOptions().keys())
+    for key in load_variant(path)[0]:
+        if key.startswith("__"):
+            continue
+        assert f"<{key}>" in text or key in used, f"{path.name}: {key} is not used"
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_no_key_is_a_prefix_of_a_run_option(path):
+    """argparse would take `--steps_limit` for an abbreviation, and swallow it."""
+    for key in load_variant(path)[0]:
+        swallowed = [o for o in RunOptions().keys() if o.startswith(key) and o != key]
+        assert not swallowed, f"{key} of {path.name} is a prefix of {swallowed}"
+
+
+def test_variants_are_short():
+    for path in set(YAMLS) - set(BASES):
+        assert len(load_variant(path)[0]) and path.read_text().count("\n") <= 32
+
+
+@pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
+def test_the_paper_s_numbers(path):
+    tree, _ = load_variant(path)
+    assert tree["seed"] == 42133724
+    assert tree["source"] == "facebook/wav2vec2-base"
+    assert (tree["steps"], tree["freeze_steps"]) == (100_000, 10_000)
+    assert (tree["valid_interval"], tree["patience_steps"]) == (5_000, 20_000)
+    assert tree["max_batch_samples"] == 3_200_000
+    assert (tree["initial_lr"], tree["final_lr"]) == (5e-6, 5e-6)
+    rate = {"mtl": 1e-4, "asr": 5.62e-5, "speaker": 3.16e-5}
+    assert tree["lr"] == rate[path.stem]
+    if path.stem != "asr":
+        crop = {"mtl": 9.0, "speaker": 3.0}
+        assert tree["crop_seconds"] == crop[path.stem]
+        assert (tree["aam_scale"], tree["aam_margin"]) == (30.0, 0.2)
+        assert tree["n_speakers"] == 5994
+
+
+def test_fragments_exist_for_every_include():
+    included = {
+        (path.parent / name).resolve()
+        for path in YAMLS
+        for name in re.findall(r"!include:(\S+)", path.read_text())
+    }
+    assert included == set(Path(ROOT / "hparams").glob("*.yaml"))
