@@ -15,7 +15,7 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from lobes.audio import SAMPLE_RATE
-from lobes.checkpoints import RandomState
+from lobes.checkpoints import RandomState, load_initial_weights
 from lobes.distributed import (
     average_gradients,
     broadcast_parameters,
@@ -46,7 +46,7 @@ class SpeechSpeakerBrain(sb.Brain):
         ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
         ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
         ``valid_sets``, ``selection``, ``train_logger``, ``log_interval``,
-        ``tensorboard``, ``output_folder``.
+        ``tensorboard``, ``output_folder``, ``init_from``.
     run_opts : dict
         SpeechBrain's run options.
     checkpointer : speechbrain.utils.checkpoints.Checkpointer or None
@@ -88,7 +88,7 @@ class SpeechSpeakerBrain(sb.Brain):
     # Training ---------------------------------------------------------------
 
     def train_stream(self):
-        """The opened training stream, checked against the tasks, as a recoverable."""
+        """The opened training stream, shown to the tasks, as a recoverable."""
         streams = self.hparams.train_streams
         opened = {}
         for task, stream in streams.items():
@@ -96,7 +96,9 @@ class SpeechSpeakerBrain(sb.Brain):
             if id(stream) not in opened:
                 stream.open(self.rank, self.world_size)
                 opened[id(stream)] = stream
-            self.tasks[task].check(stream, self.hparams.encoder)
+            self.tasks[task].prepare(stream, self.hparams.encoder)
+        if self.hparams.init_from:
+            load_initial_weights(self.hparams.init_from, self.modules)
         batches = self.hparams.valid_interval * self.grad_accumulation_factor
         if self.hparams.freeze_steps >= self.hparams.steps:
             logger.warning(

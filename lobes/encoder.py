@@ -1,5 +1,6 @@
 """The shared wav2vec2 encoder: waveforms to frames for every task."""
 
+import copy
 import os
 from dataclasses import dataclass
 
@@ -16,21 +17,23 @@ class Frames:
 
     Attributes
     ----------
-    speech : torch.Tensor
+    speech : torch.Tensor or None
         Frames for the speech task [batch, time, channel].
-    speaker : torch.Tensor
+    speaker : torch.Tensor or None
         Frames for the speaker task [batch, time, channel]; in a fully shared
-        encoder the same tensor as ``speech``.
+        encoder the same tensor as ``speech``. A branched encoder leaves out what
+        nobody needs.
     lengths : torch.Tensor
         Valid frames of each utterance [batch], int64, on the host.
     mask : torch.Tensor or None
         True at valid frames [batch, time]; None when nothing is padded.
     cls : torch.Tensor or None
-        Output at the class token [batch, channel], where the encoder has one.
+        The speaker's output at the class token [batch, channel], where the encoder
+        has one; the frames come without it.
     """
 
-    speech: torch.Tensor
-    speaker: torch.Tensor
+    speech: torch.Tensor | None
+    speaker: torch.Tensor | None
     lengths: torch.Tensor
     mask: torch.Tensor | None = None
     cls: torch.Tensor | None = None
@@ -65,6 +68,16 @@ class Wav2Vec2Encoder(nn.Module):
         length (HuggingFace's definition; masks overlap).
     mask_time_length, mask_feature_length : int
         Length of a mask in frames, and in channels.
+    shared_layers : int or None
+        Transformer layers that both tasks share; those above exist twice, both
+        with the same initial weights (paper section 3.3). None shares all.
+    speaker_dims : int or None
+        Explicit split (paper section 3.1.3): so many first channels of a frame are
+        the speaker task's alone, the others the speech task's. None shares all.
+    class_token : str or None
+        ``constant``: a vector of ones stands before the first frame, after the
+        projection and the masks (paper section 3.1.2); ``learnt``: it starts as
+        that and trains with the encoder; None: no such vector.
     gradient_checkpointing : bool
         Recompute activations in the backward pass instead of storing them.
     freeze_cnn : bool
@@ -74,7 +87,8 @@ class Wav2Vec2Encoder(nn.Module):
     Raises
     ------
     UserError
-        The model cannot be found, or the stored weights do not fill it.
+        The model cannot be found, the stored weights do not fill it, or it has too
+        few layers or channels for the branches or the split.
 
     Example
     -------
@@ -98,6 +112,9 @@ class Wav2Vec2Encoder(nn.Module):
         mask_time_length=10,
         mask_feature_prob=0.0,
         mask_feature_length=64,
+        shared_layers=None,
+        speaker_dims=None,
+        class_token=None,
         gradient_checkpointing=False,
         freeze_cnn=True,
     ):
@@ -133,16 +150,58 @@ class Wav2Vec2Encoder(nn.Module):
         self.freeze_cnn = freeze_cnn
         self.model.feature_extractor.requires_grad_(not freeze_cnn)
         self.frozen = False
+        self._add_branch(shared_layers)
+        self._add_class_token(class_token)
+        width = self.model.config.hidden_size
+        if speaker_dims is not None and not 0 < speaker_dims < width:
+            raise UserError(
+                f"speaker_dims is {speaker_dims}; a frame has {width} channels and "
+                f"both tasks need some: give 1 to {width - 1}, or null for no split"
+            )
+        self.speaker_dims = speaker_dims
+
+    def _add_branch(self, shared_layers):
+        """Copy the layers that the speaker task has for itself."""
+        layers = self.model.encoder.layers
+        if shared_layers is None:
+            shared_layers = len(layers)
+        if not 0 <= shared_layers <= len(layers):
+            raise UserError(
+                f"shared_layers is {shared_layers}; the encoder has {len(layers)} "
+                f"layers: give 0 to {len(layers)}, or null for all"
+            )
+        self.shared_layers = shared_layers
+        self.speaker_layers = copy.deepcopy(layers[shared_layers:])
+        self.speaker_norm = None
+        if self.speaker_layers and self._norm_comes_last:
+            self.speaker_norm = copy.deepcopy(self.model.encoder.layer_norm)
+
+    def _add_class_token(self, kind):
+        """Make the vector that stands before the frames."""
+        if kind not in (None, "constant", "learnt"):
+            raise UserError(
+                f"class_token is {kind!r}; it is constant, learnt or null (none)"
+            )
+        token = None if kind is None else torch.ones(self.model.config.hidden_size)
+        if kind == "learnt":
+            self.class_token = nn.Parameter(token)
+        else:
+            self.register_buffer("class_token", token, persistent=False)
+
+    @property
+    def _norm_comes_last(self):
+        """Whether the layers are pre-LN, as wav2vec2-large's, and not post-LN."""
+        return self.model.config.do_stable_layer_norm
 
     @property
     def speech_size(self):
         """Channels of ``Frames.speech``."""
-        return self.model.config.hidden_size
+        return self.model.config.hidden_size - (self.speaker_dims or 0)
 
     @property
     def speaker_size(self):
-        """Channels of ``Frames.speaker``."""
-        return self.model.config.hidden_size
+        """Channels of ``Frames.speaker``, and of ``Frames.cls``."""
+        return self.speaker_dims or self.model.config.hidden_size
 
     def frame_lengths(self, samples):
         """Frames that so many samples give (int, or tensor of int).
@@ -163,14 +222,14 @@ class Wav2Vec2Encoder(nn.Module):
         if frozen == self.frozen:
             return
         self.frozen = frozen
-        self.model.requires_grad_(not frozen)
+        self.requires_grad_(not frozen)
         self.model.feature_extractor.requires_grad_(not (frozen or self.freeze_cnn))
         self.train(self.training)
 
     def train(self, mode=True):
         """Set training mode, except for frozen parts, which stay in eval mode."""
-        super().train(mode)
-        self.model.train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        self.training = mode
         # No dropout lives there; HuggingFace's gradient checkpointing of the CNN,
         # which recomputing cheap layers does not repay, is active in training only.
         self.model.feature_extractor.eval()
@@ -186,8 +245,10 @@ class Wav2Vec2Encoder(nn.Module):
         lengths : torch.Tensor
             Samples of each [batch], int64, on the host.
         need : collection of str
-            Views of the frames that the batch's tasks use. A shared encoder
-            gives all of them for the price of one.
+            Views of the frames that the batch's tasks use: ``speech``, ``speaker``,
+            ``cls``, and ``letters``, which is ``speech`` without a gradient. A
+            shared encoder gives all of them for the price of one, a branched one
+            runs the towers that are needed.
 
         Returns
         -------
@@ -205,8 +266,66 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph):
             tokens, _ = self.model.feature_projection(features)
             tokens = self.model._mask_hidden_states(tokens, attention_mask=mask)
-            hidden = self.model.encoder(tokens, attention_mask=mask).last_hidden_state
-        return Frames(hidden, hidden, frame_lengths, mask)
+            speech, speaker = self._towers(tokens, mask, set(need))
+        cls = None
+        if self.class_token is not None:
+            cls = None if speaker is None else speaker[:, 0, : self.speaker_dims]
+            speech, speaker = (
+                hidden if hidden is None else hidden[:, 1:]
+                for hidden in (speech, speaker)
+            )
+        if self.speaker_dims is not None:
+            speech = None if speech is None else speech[..., self.speaker_dims :]
+            speaker = None if speaker is None else speaker[..., : self.speaker_dims]
+        return Frames(speech, speaker, frame_lengths, mask, cls)
+
+    def _towers(self, tokens, mask, need):
+        """The transformer's last layer for speech and for speaker, class token first.
+
+        [batch, time, channel] each; the same tensor without branches.
+        """
+        encoder = self.model.encoder
+        if mask is not None:
+            tokens = tokens.masked_fill(~mask[:, :, None], 0.0)
+        if self.class_token is not None:
+            first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+            if mask is not None:
+                mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        # True where a frame may be attended to, for every head and every query.
+        attention = None if mask is None else mask[:, None, None, :]
+        hidden = tokens + encoder.pos_conv_embed(tokens)
+        if not self._norm_comes_last:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        layers = list(encoder.layers)
+        shared, own = layers[: self.shared_layers], layers[self.shared_layers :]
+        hidden = self._layers(shared, hidden, attention)
+        if not self.speaker_layers:
+            if self._norm_comes_last:
+                hidden = encoder.layer_norm(hidden)
+            return hidden, hidden
+        speech = speaker = None
+        if need & {"speech", "letters"}:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "speech" in need):
+                speech = self._layers(own, hidden, attention)
+                if self._norm_comes_last:
+                    speech = encoder.layer_norm(speech)
+        if need & {"speaker", "cls"}:
+            speaker = self._layers(self.speaker_layers, hidden, attention)
+            if self._norm_comes_last:
+                speaker = self.speaker_norm(speaker)
+        return speech, speaker
+
+    def _layers(self, layers, hidden, attention):
+        """Some layers one after another, each left out as often as LayerDrop says."""
+        layerdrop = self.model.config.layerdrop if self.model.training else 0.0
+        for layer in layers:
+            # Drawn on the host: no device has to be waited for.
+            if layerdrop > 0 and torch.rand([]) < layerdrop:
+                continue
+            hidden = layer(hidden, attention_mask=attention)
+        return hidden
 
     def features(self, wavs, lengths, frame_lengths):
         """The CNN's output [batch, time, channel], and its mask or None."""

@@ -95,7 +95,7 @@ def load_run(what, arguments=()):
             raise UserError(
                 f"{what} has no hyperparams.yaml; name the output folder of a training"
             )
-        changes = {"output_folder": str(what)}
+        changes = {"output_folder": str(what), "init_from": None}
         config = what / "encoder_config.json"
         if config.is_file():
             changes["source"] = None

@@ -3,7 +3,7 @@
 import torch
 
 from lobes.errors import UserError
-from lobes.tables import read_table
+from lobes.tables import as_paths, read_table
 from lobes.text import Vocabulary
 
 
@@ -58,15 +58,16 @@ class Categories:
 
     Arguments
     ---------
-    csv : str
-        Training CSV whose values are the classes; read when first needed, so
-        that it may be prepared after this object was made.
+    csv : str or sequence of str
+        Training CSV whose values are the classes, or several that share one set
+        of classes; read when first needed, so that it may be prepared after this
+        object was made.
     column : str
         The column, ``spk_id`` for speakers.
     """
 
     def __init__(self, csv, column="spk_id"):
-        self.csv = csv
+        self.csvs = as_paths(csv)
         self.column = column
         self._index = None
 
@@ -74,8 +75,10 @@ class Categories:
     def index(self):
         """Mapping from value to class index."""
         if self._index is None:
-            values = read_table(self.csv, [self.column])[self.column]
-            self._index = {v: i for i, v in enumerate(sorted(values.unique()))}
+            values = set()
+            for csv in self.csvs:
+                values.update(read_table(csv, [self.column])[self.column])
+            self._index = {v: i for i, v in enumerate(sorted(values))}
         return self._index
 
     def __len__(self):
@@ -89,7 +92,8 @@ class Categories:
             raise UserError(
                 f"{path}, line {line}, column {self.column}: "
                 f"{table[self.column][line]!r} is not among the {len(self)} of "
-                f"{self.csv}; prepare both from the same corpus"
+                f"{' and '.join(map(str, self.csvs))}; prepare both from the same "
+                "corpus"
             )
 
     def encode(self, values):

@@ -2,13 +2,29 @@
 
 Every pooling is an ``nn.Module`` called with ``lobes.encoder.Frames``; it names
 the views it needs in ``need`` and the size of its embedding in
-``output_size(channels)``.
+``output_size(channels)``, and returns embeddings [batch, size] in float32.
 """
 
+import torch
+from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
 
-class MeanPooling(nn.Module):
+class Pooling(nn.Module):
+    """What most poolings have in common: speaker frames in, one frame's size out."""
+
+    need = ("speaker",)
+
+    def output_size(self, channels):
+        """Size of the embedding for frames of so many channels."""
+        return channels
+
+    def forward(self, frames):
+        """Embeddings [batch, size], float32."""
+        raise NotImplementedError
+
+
+class MeanPooling(Pooling):
     """Mean over the valid speaker frames (paper section 3.1.1).
 
     Example
@@ -20,15 +36,129 @@ class MeanPooling(nn.Module):
     tensor([[2.]])
     """
 
-    need = ("speaker",)
+    def forward(self, frames):
+        """See the module's docstring."""
+        return masked_mean(frames.speaker, frames.mask)
 
-    def output_size(self, channels):
-        """Size of the embedding for frames of so many channels."""
-        return channels
+
+class ClassTokenPooling(Pooling):
+    """The output at the class token: ``first+cls`` (paper section 3.1.2).
+
+    The encoder must have one: ``class_token`` in the YAML.
+    """
+
+    need = ("cls",)
 
     def forward(self, frames):
-        """Embeddings [batch, channel], float32."""
-        return masked_mean(frames.speaker, frames.mask)
+        """See the module's docstring."""
+        return frames.cls.float()
+
+
+class FirstPooling(Pooling):
+    """The first speaker frame."""
+
+    def forward(self, frames):
+        """See the module's docstring."""
+        return frames.speaker[:, 0].float()
+
+
+class MaxPooling(Pooling):
+    """Every channel's maximum over the valid speaker frames."""
+
+    def forward(self, frames):
+        """See the module's docstring."""
+        hidden = frames.speaker.float()
+        if frames.mask is not None:
+            hidden = hidden.masked_fill(~frames.mask[:, :, None], -torch.inf)
+        return hidden.amax(1)
+
+
+class MeanStdPooling(Pooling):
+    """Mean and standard deviation over the valid speaker frames, concatenated."""
+
+    def output_size(self, channels):
+        """Twice the channels."""
+        return 2 * channels
+
+    def forward(self, frames):
+        """See the module's docstring."""
+        mean = masked_mean(frames.speaker, frames.mask)
+        centred = frames.speaker.float() - mean[:, None]
+        variance = masked_mean(centred.square(), frames.mask)
+        # The root has no finite gradient at 0, say with a single frame.
+        return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], dim=1)
+
+
+class AttentivePooling(Pooling):
+    """SpeechBrain's attentive statistics pooling (of its ECAPA-TDNN).
+
+    Arguments
+    ---------
+    encoder : lobes.encoder.Wav2Vec2Encoder
+        Asked for ``speaker_size``.
+    attention_channels : int
+        Size of the attention's hidden layer.
+    """
+
+    def __init__(self, encoder, attention_channels=128):
+        super().__init__()
+        self.statistics = AttentiveStatisticsPooling(
+            encoder.speaker_size, attention_channels=attention_channels
+        )
+
+    def output_size(self, channels):
+        """Twice the channels: mean and standard deviation."""
+        return 2 * channels
+
+    def forward(self, frames):
+        """See the module's docstring."""
+        hidden = frames.speaker.float().transpose(1, 2)
+        shares = None
+        if frames.mask is not None:
+            shares = frames.mask.sum(1) / frames.mask.shape[1]
+        return self.statistics(hidden, shares).squeeze(2)
+
+
+class CTCPooling(Pooling):
+    """Mean over the frames that say a blank, or a letter (paper section 3.1.1).
+
+    The letters are the most likely symbols of the speech head on the same
+    utterances; it gets no gradient from here. An utterance without such a frame
+    gives the mean over all its valid frames.
+
+    Arguments
+    ---------
+    speech : lobes.tasks.SpeechRecognition
+        The speech head.
+    blank : bool
+        True takes the frames whose symbol is the CTC blank (``ctc_blank``), False
+        those with any other symbol (``ctc_nonblank``).
+    """
+
+    need = ("speaker", "letters")
+
+    def __init__(self, speech, blank):
+        super().__init__()
+        # In a tuple: the head's parameters are the speech task's, not ours.
+        self._speech = (speech,)
+        self.blank = blank
+
+    @property
+    def speech(self):
+        """The speech head."""
+        return self._speech[0]
+
+    def forward(self, frames):
+        """See the module's docstring."""
+        with torch.no_grad():
+            symbols = self.speech.linear(frames.speech.float()).argmax(-1)
+            chosen = (symbols == self.speech.vocabulary.blank_index) == self.blank
+            if frames.mask is not None:
+                chosen = chosen & frames.mask
+            found = chosen.any(1, keepdim=True)
+            everything = True if frames.mask is None else frames.mask
+            chosen = torch.where(found, chosen, everything)
+        return masked_mean(frames.speaker, chosen)
 
 
 def masked_mean(frames, mask):

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import json
 import logging
 import os
 import platform
@@ -67,8 +68,11 @@ def parse_arguments(argv=None, changes=None):
     ``train.py hparams/x.yaml [--run_option ...] [--key=value ...]``. The file may
     be a variant: its ``base`` names another file (relative to it), whose whole
     top-level nodes it replaces, tags included, before anything is instantiated;
-    ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. Overrides on the
-    command line replace scalars and win. With ``--debug`` everything goes into the
+    ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. ``--base=FILE``
+    puts another variant of the same file below it: a combination of the two.
+    Overrides on the command line replace scalars and win. ``init_from`` names the
+    results folder of a run with whose weights this one starts; the encoder is built
+    as that one's was. With ``--debug`` everything goes into the
     folder ``debug`` below the output folder, so that a run there is left alone.
 
     Arguments
@@ -104,7 +108,8 @@ def parse_arguments(argv=None, changes=None):
     if argv[0] in ("-h", "--help"):
         RunOptions.from_command_line_args(["--help"])
     path, overrides, run_options = _split(argv)
-    tree, base = load_variant(path)
+    other_base = overrides.pop("base", None)
+    tree, base = load_variant(path, other_base)
     # A run option that the YAML sets (max_grad_norm) is one of the settings: stored
     # with them, and part of the folder's name.
     run_arguments = [
@@ -121,7 +126,11 @@ def parse_arguments(argv=None, changes=None):
     values = {key: _override(tree, key, text) for key, text in overrides.items()}
     for key, value in {**values, **(changes or {})}.items():
         tree[key] = value
+    if tree.get("init_from"):
+        _build_like(tree, values)
     if tree["output_folder"] is None:
+        if other_base is not None:
+            values["base"] = Path(other_base).stem
         tree["output_folder"] = str(_output_folder(path, base, tree, values))
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
@@ -148,6 +157,8 @@ def start_experiment(hparams, run_opts, settings):
     """
     join_processes(run_opts)
     _check_headline_sets(hparams)
+    for task in hparams["tasks"].values():
+        task.check_tasks(hparams["tasks"])
     folder = Path(hparams["output_folder"])
     if not if_main_process():
         return
@@ -237,20 +248,29 @@ def _environment():
     return "\n".join(lines) + "\n"
 
 
-def load_variant(path, above=()):
+def load_variant(path, other_base=None, above=()):
     """The merged YAML tree of a file and its bases, includes put in place.
+
+    Arguments
+    ---------
+    path : str or Path
+    other_base : str or Path or None
+        A variant that takes the place of the file at the end of the chain of bases,
+        of which it must be a variant itself.
+    above : sequence of Path
+        The files that name this one as their base.
 
     Returns
     -------
     tree : ruamel.yaml.comments.CommentedMap
     base : Path
         The file that has no ``base`` of its own.
-
-    ``above`` are the files that name this one as their base.
     """
     path = Path(path)
     tree = _read_yaml(path)
     if "base" not in tree:
+        if other_base is not None:
+            return _other_base(path, other_base, above)
         for key in tree:
             tree[key] = _inline(tree[key], path)
         return tree, path
@@ -260,7 +280,7 @@ def load_variant(path, above=()):
         raise UserError(f"{path}: its base {below} is a variant of this file")
     if not below.is_file():
         raise UserError(f"{path}: its base {below} does not exist; correct base:")
-    merged, base = load_variant(below, above)
+    merged, base = load_variant(below, other_base, above)
     for key, node in tree.items():
         *outer, last = key.split(".")
         place = merged
@@ -278,6 +298,37 @@ def load_variant(path, above=()):
             )
         place[last] = _inline(node, path)
     return merged, base
+
+
+def _other_base(path, other_base, above):
+    """Load ``other_base`` where ``path``, the end of the chain, would stand."""
+    if not above:
+        raise UserError(f"--base: {path} has no base; name a variant of it instead")
+    merged, base = load_variant(other_base)
+    if base.resolve() != path.resolve():
+        raise UserError(
+            f"--base: {other_base} is no variant of {path}, on which {above[0]} "
+            "stands; name one that is"
+        )
+    return merged, base
+
+
+def _build_like(tree, values):
+    """Let the encoder be built as that of the run in ``init_from``, without a hub."""
+    folder = Path(str(tree["init_from"])).resolve()
+    config = folder / "encoder_config.json"
+    if "source" in values or "encoder_config" in values:
+        raise UserError(
+            "init_from gives the encoder; leave out --source and --encoder_config"
+        )
+    if not config.is_file():
+        raise UserError(
+            f"init_from: {folder} has no encoder_config.json; name the results folder "
+            "of a training"
+        )
+    tree["init_from"] = str(folder)
+    tree["source"] = None
+    tree["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
 
 
 def _apply_threads(threads):

@@ -17,7 +17,10 @@ class TriStage:
     steps : int
         Optimizer steps N of the whole run.
     initial_lr, final_lr : float
-        Rates at both ends, absolute.
+        Rates at both ends.
+    relative_ends : bool
+        Whether these two are absolute rates or shares of ``lr`` (the follow-up's
+        LR / 100 at the start and LR / 20 at the end).
     warmup, hold : float
         Shares of N; the rest decays.
 
@@ -28,9 +31,20 @@ class TriStage:
     ['5.0000e-06', '3.0603e-05', '5.6200e-05', '1.6764e-05']
     """
 
-    def __init__(self, lr, steps, initial_lr=5e-6, final_lr=5e-6, warmup=0.1, hold=0.4):
+    def __init__(
+        self,
+        lr,
+        steps,
+        initial_lr=5e-6,
+        final_lr=5e-6,
+        warmup=0.1,
+        hold=0.4,
+        relative_ends=False,
+    ):
         self.lr = lr
         self.steps = steps
+        if relative_ends:
+            initial_lr, final_lr = lr * initial_lr, lr * final_lr
         self.initial_lr = min(initial_lr, lr)
         self.final_lr = min(final_lr, lr)
         self.warmup_end = round(warmup * steps)

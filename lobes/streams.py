@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.errors import UserError
 from lobes.scoring import check_trials, read_trials
-from lobes.tables import read_table
+from lobes.tables import as_paths, concatenate, read_table
 
 #: Added to the variance, as the HuggingFace feature extractor does, so that
 #: digital silence stays finite.
@@ -84,20 +84,23 @@ class Batch:
 
 
 class Utterances(torch.utils.data.Dataset):
-    """Reads and collates the utterances of one CSV.
+    """Reads and collates the utterances of a CSV, or of several as one corpus.
 
-    An item is a whole batch: ``utterances[position, requests]`` where the
+    ``csv`` is a path or a list of paths; ``labels`` are as in ``TaskStream``. An item is a whole batch: ``utterances[position, requests]`` where the
     requests are ``(row, start, stop)`` in samples from the utterance's start.
     """
 
     def __init__(self, csv, labels):
-        self.csv = csv
+        self.csvs = as_paths(csv)
         self.labels = labels
         columns = [label.column for label in labels.values()]
-        table = read_table(csv, columns)
-        for label in labels.values():
-            label.check(csv, table)
-        self.table = table
+        tables = []
+        for path in self.csvs:
+            tables.append(read_table(path, columns))
+            for label in labels.values():
+                label.check(path, tables[-1])
+        self._ends = np.cumsum([len(table) for table in tables])
+        self.table = table = concatenate(self.csvs, tables)
         self.ids = table["ID"].to_numpy(dtype=object)
         self.paths = table["wav"].to_numpy(dtype=object)
         self.starts = table["start"].to_numpy()
@@ -108,6 +111,10 @@ class Utterances(torch.utils.data.Dataset):
 
     def __len__(self):
         return len(self.ids)
+
+    def source(self, row):
+        """The CSV that a row stands in, for messages."""
+        return self.csvs[int(np.searchsorted(self._ends, row, side="right"))]
 
     def __getitem__(self, item):
         position, requests = item
@@ -135,7 +142,8 @@ class Utterances(torch.utils.data.Dataset):
     def _wave(self, row, start, stop):
         """Samples [start, stop) of one utterance, normalised as a whole."""
         offset = self.starts[row]
-        if self.statistics is not None:
+        # NaN in a CSV without statistics that was read with one that has them.
+        if self.statistics is not None and not np.isnan(self.statistics[row, 0]):
             wave = read_audio(self.paths[row], offset + start, offset + stop)
             mean, std = self.statistics[row]
         else:
@@ -151,8 +159,10 @@ class TaskStream:
 
     Arguments
     ---------
-    csv : str
-        Training CSV, read by ``open`` (it may not exist before).
+    csv : str or sequence of str
+        Training CSV, read by ``open`` (it may not exist before). Several are one
+        corpus, in this order; no ID may stand in two of them. The attribute ``csv``
+        names them all, for messages.
     labels : dict
         Label name to encoder (``lobes.labels``).
     seed : int
@@ -162,7 +172,8 @@ class TaskStream:
     """
 
     def __init__(self, csv, labels, seed=0, num_workers=0):
-        self.csv = csv
+        self.csvs = as_paths(csv)
+        self.csv = " and ".join(map(str, self.csvs))
         self.labels = labels
         self.seed = seed
         self.num_workers = num_workers
@@ -172,9 +183,9 @@ class TaskStream:
     first_position = None
 
     def open(self, rank=0, world_size=1):
-        """Read the CSV; this process takes every ``world_size``-th batch."""
+        """Read the CSVs; this process takes every ``world_size``-th batch."""
         self.rank, self.world_size = rank, world_size
-        self.utterances = Utterances(self.csv, self.labels)
+        self.utterances = Utterances(self.csvs, self.labels)
         self.plan()
 
     def plan(self):
@@ -252,9 +263,9 @@ class LengthBuckets(TaskStream):
         longest = int(lengths.argmax())
         if lengths[longest] > self.budget:
             raise UserError(
-                f"{self.csv}: {self.utterances.ids[longest]} has {lengths[longest]} "
-                f"samples, more than a batch may hold ({self.budget}); raise "
-                "max_batch_samples or remove the utterance"
+                f"{self.utterances.source(longest)}: {self.utterances.ids[longest]} "
+                f"has {lengths[longest]} samples, more than a batch may hold "
+                f"({self.budget}); raise max_batch_samples or remove the utterance"
             )
 
     def batches_of_pass(self, number):

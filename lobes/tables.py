@@ -81,6 +81,60 @@ def read_table(path, columns=()):
     return table
 
 
+def as_paths(csv):
+    """The CSVs of one corpus as a list: ``csv`` is a path or a sequence of paths."""
+    if isinstance(csv, str | os.PathLike):
+        return [csv]
+    if not csv:
+        raise UserError("csv: the list is empty; name at least one CSV")
+    return list(csv)
+
+
+def concatenate(paths, tables):
+    """Several tables of ``read_table`` as one corpus.
+
+    It has the columns that all of them have. ``mean`` and ``std`` are also kept
+    where only some have them; they are NaN in the rows of the others.
+
+    Arguments
+    ---------
+    paths : sequence of str
+        Where the tables were read, for messages.
+    tables : sequence of pandas.DataFrame
+
+    Returns
+    -------
+    pandas.DataFrame
+        One table unchanged; several with the rows one after another, counted
+        from 0.
+
+    Raises ``UserError`` for an ID in two of them.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    known = [{"mean", "std"} <= set(table.columns) for table in tables]
+    if any(known):
+        unknown = {"mean": np.nan, "std": np.nan}
+        tables = [
+            table if has else table.assign(**unknown)
+            for table, has in zip(tables, known, strict=True)
+        ]
+    joined = pandas.concat(tables, join="inner", ignore_index=True)
+    repeated = joined["ID"].duplicated()
+    if repeated.any():
+        identity = joined["ID"][repeated.idxmax()]
+        first, second = [
+            f"{path}, line {_line(table['ID'] == identity)}"
+            for path, table in zip(paths, tables, strict=True)
+            if (table["ID"] == identity).any()
+        ][:2]
+        raise UserError(
+            f"{second}, column ID: {identity!r} stands also in {first}; name a CSV "
+            "once, and keep every utterance in one of them"
+        )
+    return joined
+
+
 def _read_text(path):
     """The cells as str, indexed by line.
 

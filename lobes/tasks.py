@@ -8,8 +8,11 @@ What the Brain asks of a task (an ``nn.Module``):
     Whatever its loss and its evaluation take.
 ``loss(output, batch) -> scalar``
     Mean over the utterances of the batch, float32.
-``check(stream, encoder)``
-    Raises ``UserError``, or warns, when the training data do not fit the task.
+``check_tasks(tasks)``
+    Raises ``UserError`` when the system lacks a task that this one needs.
+``prepare(stream, encoder)``
+    Called once before training with the task's opened stream: raises ``UserError``,
+    or warns, when the data do not fit, and takes from them what a head starts with.
 ``start()``, ``update(output, batch)``, ``results(name, evaluation_set, folder)``
     Evaluation: forget, collect one batch, and return ``{name: {metric: value}}``
     over what all processes collected; details are written into ``folder`` when
@@ -20,6 +23,7 @@ What the Brain asks of a task (an ``nn.Module``):
 
 import io
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +55,10 @@ class Task(nn.Module):
         super().__init__()
         self.start()
 
-    def check(self, stream, encoder):
+    def check_tasks(self, tasks):
+        """Any system will do."""
+
+    def prepare(self, stream, encoder):
         """Any training data fit."""
 
     def start(self):
@@ -93,14 +100,30 @@ class SpeechRecognition(Task):
         Column with the reference transcript.
     vocabulary : lobes.text.Vocabulary
         Symbols; by default the paper's 32.
+    letter_prior : str or None
+        Where the linear layer's bias starts: ``log``, at the logarithm of every
+        symbol's share of the training frames; ``relative``, at every letter's
+        share of the training text, and at 10 for the blank (as the follow-up's
+        code); None, at random.
     """
 
     need = ("speech",)
 
     def __init__(
-        self, encoder, dropout=0.0, label="letters", column="wrd", vocabulary=None
+        self,
+        encoder,
+        dropout=0.0,
+        label="letters",
+        column="wrd",
+        vocabulary=None,
+        letter_prior=None,
     ):
         super().__init__()
+        if letter_prior not in (None, "log", "relative"):
+            raise UserError(
+                f"letter_prior is {letter_prior!r}; it is log, relative or null (none)"
+            )
+        self.letter_prior = letter_prior
         self.label = label
         self.column = column
         self.vocabulary = vocabulary or Vocabulary()
@@ -135,11 +158,18 @@ class SpeechRecognition(Task):
         counts = counts.to(losses.device, non_blocking=True)
         return losses / counts.clamp(min=1)
 
-    def check(self, stream, encoder):
-        """Warn about transcripts longer than their frames: CTC cannot learn them."""
+    def prepare(self, stream, encoder):
+        """Set the letter prior, and warn about transcripts longer than their frames.
+
+        CTC cannot learn these.
+        """
         utterances = stream.utterances
         frames = encoder.frame_lengths(utterances.lengths)
         texts = utterances.table[self.column]
+        if self.letter_prior is not None:
+            bias = self._prior(texts, int(frames.sum()))
+            with torch.no_grad():
+                self.linear.bias.copy_(bias)
         short = [
             row
             for row, text in enumerate(texts)
@@ -154,6 +184,22 @@ class SpeechRecognition(Task):
                 len(texts),
                 utterances.ids[short[0]],
             )
+
+    def _prior(self, texts, frames):
+        """The bias that ``letter_prior`` asks for [symbol]."""
+        counts = Counter()
+        for text in texts:
+            counts.update("|".join(text.split()))
+        symbols = self.vocabulary.symbols
+        counts = torch.tensor([float(counts[symbol]) for symbol in symbols])
+        blank = self.vocabulary.blank_index
+        if self.letter_prior == "relative":
+            bias = counts / counts.sum()
+            bias[blank] = 10.0
+            return bias
+        counts[blank] = frames - counts.sum()
+        # A symbol that never occurs counts once: its logarithm is finite.
+        return torch.log(counts.clamp(min=1.0) / frames)
 
     def update(self, output, batch):
         """Decode one batch greedily and keep hypotheses, references and losses."""
@@ -236,6 +282,11 @@ class SpeakerRecognition(Task):
         label="speaker",
     ):
         super().__init__()
+        if "cls" in pooling.need and encoder.class_token is None:
+            raise UserError(
+                f"pooling: {type(pooling).__name__} takes the output at the class "
+                "token, but class_token is null; set it to constant or learnt"
+            )
         self.need = pooling.need
         self.pooling = pooling
         self.label = label
@@ -257,7 +308,17 @@ class SpeakerRecognition(Task):
         targets = functional.one_hot(speakers, len(self.weight)).float()
         return functional.cross_entropy(self.margin(cosines, targets), speakers)
 
-    def check(self, stream, encoder):
+    def check_tasks(self, tasks):
+        """Raise ``UserError`` when the pooling asks a speech head that never trains."""
+        asked = getattr(self.pooling, "speech", None)
+        if asked is not None and all(task is not asked for task in tasks.values()):
+            raise UserError(
+                f"pooling: {type(self.pooling).__name__} asks the speech head, which "
+                f"is not among the tasks ({', '.join(tasks)}); add it to tasks, or "
+                "take another pooling"
+            )
+
+    def prepare(self, stream, encoder):
         """Raise ``UserError`` unless there are as many speakers as classes."""
         found = len(stream.labels[self.label])
         if found != len(self.weight):

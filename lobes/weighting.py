@@ -46,10 +46,15 @@ class StaticWeighting(nn.Module):
 
 
 class DynamicWeighting(nn.Module):
-    """Scale every loss to the smallest one (paper eqs. 6 and 7).
+    """Scale every loss to the smallest, or the largest, one (paper eqs. 6 and 7).
 
     lambda_p = min(L) / L_p, detached: the weighted losses are equal and one of
-    the weights is 1. A loss of exactly 0 has weight 1, as the smallest one.
+    the weights is 1. A loss of exactly 0 has weight 1.
+
+    Arguments
+    ---------
+    reference : str
+        ``min``, or ``max`` for lambda_p = max(L) / L_p.
 
     Example
     -------
@@ -58,12 +63,80 @@ class DynamicWeighting(nn.Module):
     tensor(0.1369)
     """
 
+    def __init__(self, reference="min"):
+        super().__init__()
+        if reference not in ("min", "max"):
+            raise UserError(f"weighting: reference is {reference!r}; it is min or max")
+        self.reference = reference
+
     def forward(self, losses, step):
         """See the module's docstring."""
         values = torch.stack([loss.detach() for loss in losses.values()])
-        smallest = values.min()
-        weights = torch.where(values > 0, smallest / values, torch.ones_like(values))
+        level = values.min() if self.reference == "min" else values.max()
+        weights = torch.where(values > 0, level / values, torch.ones_like(values))
         return weighted_sum(losses, dict(zip(losses, weights, strict=True)))
+
+
+class DynamicWeightAverage(nn.Module):
+    """Weight a task by how slowly its loss falls (DWA).
+
+    With r_p = mean of the newer half over mean of the older half of the last
+    losses of task p, the weights are ``scale`` x softmax(r / ``temperature``); r_p
+    is 1 until there are two losses. Of an odd number of losses the newer half has
+    one more. The losses seen are state and stand in the checkpoints; losses that
+    are not finite are not remembered.
+
+    Arguments
+    ---------
+    tasks : sequence of str
+    temperature : float
+        Large ones give equal weights.
+    scale : float
+        Sum of the weights.
+    window : int
+        Losses remembered of each task.
+    """
+
+    def __init__(self, tasks, temperature=2.0, scale=1.0, window=10):
+        super().__init__()
+        if temperature <= 0 or window < 2:
+            raise UserError(
+                f"weighting: temperature is {temperature} and window {window}; give a "
+                "temperature above 0 and a window of at least 2"
+            )
+        self.tasks = list(tasks)
+        self.temperature = temperature
+        self.scale = scale
+        self.register_buffer("history", torch.zeros(len(self.tasks), window))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, losses, step):
+        """See the module's docstring. Raises ``UserError`` for other tasks."""
+        if set(losses) != set(self.tasks):
+            raise UserError(
+                f"weighting: it remembers the losses of {', '.join(self.tasks)}, the "
+                f"batch has {', '.join(losses)}; correct its tasks"
+            )
+        # On the device throughout: nothing here waits for it.
+        window = self.history.shape[1]
+        first = window - self.count
+        middle = first + self.count // 2
+        place = torch.arange(window, device=self.history.device)
+        older = _mean_where(self.history, (place >= first) & (place < middle))
+        newer = _mean_where(self.history, place >= middle)
+        ratio = torch.where((self.count >= 2) & (older > 0), newer / older, 1.0)
+        weights = self.scale * torch.softmax(ratio / self.temperature, dim=0)
+        values = torch.stack([losses[task].detach().float() for task in self.tasks])
+        finite = torch.isfinite(values).all()
+        longer = torch.cat([self.history[:, 1:], values[:, None]], dim=1)
+        self.history.copy_(torch.where(finite, longer, self.history))
+        self.count.copy_((self.count + finite).clamp(max=window))
+        return weighted_sum(losses, dict(zip(self.tasks, weights, strict=True)))
+
+
+def _mean_where(values, chosen):
+    """Mean over the chosen places of [task, place]; 0 where there are none."""
+    return (values * chosen).sum(1) / chosen.sum().clamp(min=1)
 
 
 def weighted_sum(losses, weights):

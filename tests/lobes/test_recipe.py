@@ -696,7 +696,7 @@ def test_the_single_task_recipes_differ_from_the_base_where_they_must():
     assert (asr["lr"], speaker["lr"]) == (5.62e-5, 3.16e-5)
     assert speaker["crop_seconds"] == 3.0
     different = {"lr", "crop_seconds", "headline_sets", "tasks", "train_streams"}
-    different |= {"valid_sets", "test_sets", "selection", "stopping"}
+    different |= {"valid_sets", "test_sets", "selection", "stopping", "encoder"}
     for tree in (asr, speaker):
         assert set(tree) <= set(mtl)
         changed = {k for k in tree if _text(tree[k]) != _text(mtl[k])}
