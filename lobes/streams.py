@@ -86,8 +86,9 @@ class Batch:
 class Utterances(torch.utils.data.Dataset):
     """Reads and collates the utterances of a CSV, or of several as one corpus.
 
-    ``csv`` is a path or a list of paths; ``labels`` are as in ``TaskStream``. An item is a whole batch: ``utterances[position, requests]`` where the
-    requests are ``(row, start, stop)`` in samples from the utterance's start.
+    ``csv`` and ``labels`` are those of ``TaskStream``. An item is a whole batch:
+    ``utterances[position, requests]`` where the requests are ``(row, start, stop)``
+    in samples from the utterance's start.
     """
 
     def __init__(self, csv, labels):

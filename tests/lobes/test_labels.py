@@ -108,3 +108,17 @@ def test_an_unknown_class_is_named(csv):
 def test_known_classes_pass(csv):
     train, table = csv(("1", "s1", "A"), ("2", "s2", "A"))
     Categories(train).check(train, table)
+
+
+def test_classes_of_several_csvs_are_one_set(csv):
+    first, table = csv(("1", "s2", "A"), ("2", "id1", "A"), name="first.csv")
+    second, other = csv(("3", "s1", "A"), ("4", "s2", "A"), name="second.csv")
+    categories = Categories([first, second])
+    assert len(categories) == 3
+    assert categories.encode(["id1", "s1", "s2"]).tolist() == [0, 1, 2]
+    categories.check(first, table)
+    categories.check(second, other)
+    path, stranger = csv(("5", "s7", "A"), name="t.csv")
+    with pytest.raises(UserError) as caught:
+        categories.check(path, stranger)
+    assert f"among the 3 of {first} and {second}" in str(caught.value)

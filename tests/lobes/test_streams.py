@@ -481,6 +481,62 @@ def test_a_moved_batch_keeps_its_lengths_on_the_host(corpus):
     assert moved.ids == batch.ids and len(moved) == len(batch)
 
 
+# Several CSVs ---------------------------------------------------------------
+
+
+def test_two_csvs_are_one_corpus(corpus, kind):
+    """Also where only one of them has the statistics."""
+    csvs = [corpus.small_csv, corpus.bare_csv]
+    stream = make(corpus, kind, csv=csvs)
+    total = 2 + len(LENGTHS)
+    assert len(stream.utterances) == total
+    found = passes(take(stream, 30)[0], total)
+    wanted = ["few-00", "few-01", *(f"n-{i:02}" for i in range(len(LENGTHS)))]
+    assert found and all(sorted(ids) == wanted for ids in found)
+
+
+def test_samples_and_labels_are_those_of_each_csv(corpus, kind):
+    stream = make(corpus, kind, csv=[corpus.bare_csv, corpus.small_csv])
+    alone = [make(corpus, kind, csv=csv) for csv in stream.csvs]
+    for row, identity in enumerate(stream.utterances.ids):
+        other = alone[row >= len(LENGTHS)]
+        assert stream.utterances.source(row) == other.csv
+        place = list(other.utterances.ids).index(identity)
+        ours = stream.utterances.read([(row, 100, 700)])
+        theirs = other.utterances.read([(place, 100, 700)])
+        assert ours.columns == theirs.columns
+        assert torch.equal(ours.wavs, theirs.wavs)
+        if kind == "crops":
+            # The speakers of both CSVs are numbered together.
+            number = ["s0", "s1", "s2"].index(ours.columns["spk_id"][0])
+            assert ours.labels["speaker"].tolist() == [number]
+        expected = corpus.normalised(identity)[100:700]
+        np.testing.assert_allclose(ours.wavs[0], expected, atol=1e-5)
+
+
+def test_an_utterance_over_the_budget_is_named_with_its_own_csv(corpus):
+    with pytest.raises(UserError) as caught:
+        make(corpus, "buckets", [corpus.csv, corpus.small_csv], budget=max(LENGTHS) - 1)
+    assert str(caught.value).startswith(f"{corpus.csv}: u-")
+    with pytest.raises(UserError) as caught:
+        make(corpus, "buckets", [corpus.small_csv, corpus.csv], budget=max(LENGTHS) - 1)
+    assert str(caught.value).startswith(f"{corpus.csv}: u-")
+
+
+def test_an_id_in_two_csvs_names_both(corpus, tmp_path, kind):
+    copy = tmp_path / "copy.csv"
+    copy.write_text(open(corpus.csv, encoding="utf-8").read())
+    with pytest.raises(UserError, match="copy.csv, line 2.*'u-00'.*u.csv, line 2"):
+        make(corpus, kind, csv=[corpus.csv, str(copy)])
+
+
+def test_labels_are_checked_in_the_csv_that_they_stand_in(tmp_path, corpus):
+    rows = [{**corpus.row("x", np.ones(2000)), "wrd": "lower"}]
+    pandas.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(UserError, match="x.csv, line 2 "):
+        make(corpus, "buckets", csv=[corpus.csv, str(tmp_path / "x.csv")])
+
+
 # Bad files ------------------------------------------------------------------
 
 

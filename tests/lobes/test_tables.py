@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lobes.errors import UserError
-from lobes.tables import read_table
+from lobes.tables import as_paths, concatenate, read_table
 
 HEADER = "ID,duration,wav,spk_id,wrd"
 ROWS = ("a,1.5,a.wav,s1,A CAT", "b,2,/data/b.wav,s2,NO")
@@ -199,3 +199,76 @@ def test_no_duration(write, duration):
 def test_empty_id_or_path(write, row, column):
     message = problem(write("ID,duration,wav", row))
     assert f"line 2, column {column}" in message
+
+
+# Several tables --------------------------------------------------------------
+
+
+def tables(folder, **contents):
+    """Write ``<name>.csv`` from lines; returns the paths and their tables."""
+    paths = []
+    for name, lines in contents.items():
+        paths.append(str(folder / f"{name}.csv"))
+        (folder / f"{name}.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return paths, [read_table(path) for path in paths]
+
+
+SPEECH = ["ID,duration,wav,spk_id,wrd", "a,1.5,a.wav,s1,A CAT", "b,2,b.wav,s2,NO"]
+VOICES = ["ID,wav,start,stop,spk_id,mean,std", "c,c.wav,7,100,id1,0.25,0.5"]
+
+
+def test_one_path_or_several():
+    assert as_paths("a.csv") == ["a.csv"]
+    assert as_paths(["a.csv", "b.csv"]) == ["a.csv", "b.csv"]
+    with pytest.raises(UserError, match="the list is empty"):
+        as_paths([])
+
+
+def test_tables_of_different_columns_become_one(tmp_path):
+    both = concatenate(*tables(tmp_path, speech=SPEECH, voices=VOICES))
+    assert set(both) == {"ID", "wav", "start", "stop", "spk_id", "mean", "std"}
+    assert both["ID"].to_list() == ["a", "b", "c"]
+    assert both["wav"].to_list() == [
+        str(tmp_path.resolve() / f"{n}.wav") for n in "abc"
+    ]
+    assert both["start"].to_list() == [0, 0, 7]
+    assert both["stop"].to_list() == [24000, 32000, 100]
+    assert both["start"].dtype == both["stop"].dtype == np.int64
+    assert both["spk_id"].to_list() == ["s1", "s2", "id1"]
+
+
+def test_statistics_that_one_table_lacks_are_nan(tmp_path):
+    for order in ({"x": SPEECH, "y": VOICES}, {"x": VOICES, "y": SPEECH}):
+        both = concatenate(*tables(tmp_path, **order)).set_index("ID")
+        assert both["mean"].isna().to_dict() == {"a": True, "b": True, "c": False}
+        assert (both["mean"]["c"], both["std"]["c"]) == (0.25, 0.5)
+    neither = concatenate(*tables(tmp_path, x=SPEECH, y=[SPEECH[0], "z,1,z.wav,s,A"]))
+    assert "mean" not in neither
+
+
+def test_a_mean_without_its_deviation_is_no_statistics(tmp_path):
+    half = ["ID,duration,wav,mean", "h,1,h.wav,0.5"]
+    both = concatenate(*tables(tmp_path, half=half, voices=VOICES)).set_index("ID")
+    assert np.isnan(both["mean"]["h"]) and both["mean"]["c"] == 0.25
+
+
+def test_one_table_is_left_as_it_is(tmp_path):
+    paths, (table,) = tables(tmp_path, speech=SPEECH)
+    assert concatenate(paths, [table]) is table
+    assert table.index.to_list() == [2, 3]
+
+
+def test_an_id_in_two_tables_is_named_with_both(tmp_path):
+    third = [SPEECH[0], "", "x,1,x.wav,s,NO", "b,1,b.wav,s,NO"]
+    paths, found = tables(tmp_path, speech=SPEECH, voices=VOICES, third=third)
+    with pytest.raises(UserError) as caught:
+        concatenate(paths, found)
+    message = str(caught.value)
+    assert f"{paths[2]}, line 4, column ID: 'b' stands also in {paths[0]}" in message
+    assert f"{paths[0]}, line 3" in message and "\n" not in message
+
+
+def test_a_table_named_twice_is_refused(tmp_path):
+    (path,), (table,) = tables(tmp_path, speech=SPEECH)
+    with pytest.raises(UserError, match="'a' stands also in .*name a CSV once"):
+        concatenate([path, path], [table, table])
