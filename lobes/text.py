@@ -69,3 +69,12 @@ class Vocabulary:
                     letters.append(" " if symbol == "|" else symbol)
             previous = index
         return " ".join("".join(letters).split())
+
+
+def ctc_frames(symbols):
+    """Frames that CTC needs at least: one a symbol, and a blank between twins.
+
+    ``symbols`` is a transcript (single spaces between the words) or its indices.
+    """
+    twins = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
+    return len(symbols) + twins

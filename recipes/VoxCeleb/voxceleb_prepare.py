@@ -3,13 +3,16 @@
 Columns: ``ID,duration,wav,start,stop,spk_id,mean,std`` (duration in seconds,
 start and stop in samples; mean and standard deviation of the whole utterance's
 samples). An ID is ``speaker--video--utterance``. Trial lists have lines
-``label enrol_ID test_ID``, label 1 for two utterances of one speaker.
+``label enrol_ID test_ID``, label 1 for two utterances of one speaker. With
+automatic transcripts there are also CSVs with a column ``wrd``.
 
     python voxceleb_prepare.py /data/VoxCeleb2 results/csv \\
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
 """
 
 import argparse
+import csv
+import json
 import os
 from array import array
 from typing import NamedTuple
@@ -28,11 +31,19 @@ from lobes.preparation import (
     csv_text,
     enumeration,
     existing_folder,
+    file_hash,
     say,
     scan_audio,
     summary_table,
     with_paths,
     writable_folder,
+)
+from lobes.transcripts import (
+    choose,
+    read_transcripts,
+    reason_counts,
+    transcript_files,
+    unknown_utterances,
 )
 
 HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
@@ -75,6 +86,7 @@ def prepare_voxceleb(
     test_folder,
     save_folder,
     trial_lists=TRIAL_LISTS,
+    transcripts=None,
     valid_fraction=0.02,
     valid_recordings_per_speaker=2,
     valid_positive_trials=5000,
@@ -108,6 +120,11 @@ def prepare_voxceleb(
         Files with lines ``label speaker/video/file speaker/video/file``,
         absolute or relative to ``test_folder``. Their order and duplicates are
         kept: published error rates count them.
+    transcripts : str or list of str
+        Files that ``lobes.transcripts`` reads. The rows of ``train.csv`` and
+        ``valid.csv`` with a usable transcript then also stand, with it in a column
+        ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all
+        others, with the reason, in ``transcripts.skipped.csv``.
     valid_fraction : float
         Whole recordings (videos), shuffled by ``seed``, are held out until they
         have this fraction of the utterances ...
@@ -142,6 +159,13 @@ def prepare_voxceleb(
     """
     if skip_prep:
         return {}
+    if transcripts is not None:
+        transcripts = transcript_files(transcripts)
+        if data_folder is None:
+            raise UserError(
+                "transcripts are given but no data_folder (voxceleb2_folder), whose "
+                "utterances they are for; give both or none"
+            )
     save_folder = writable_folder(save_folder)
     splitting = {
         "fraction": valid_fraction,
@@ -176,6 +200,8 @@ def prepare_voxceleb(
         counts |= part.reusable(skip_budget) or _prepare_train(
             part, train, splitting, skip_budget, num_workers
         )
+    if transcripts is not None:
+        counts |= _prepare_transcribed(save_folder, transcripts)
     if test is not None:
         options = {"folder": os.fspath(test_folder), "lists": list(map(str, lists))}
         part = Part(save_folder, "test", CORPUS, options, test_inputs)
@@ -208,6 +234,46 @@ def _prepare_train(part, utterances, splitting, skip_budget, num_workers):
     name = "valid_trials.txt"
     files[name], counts[name] = _trial_text(name, utterances.ids, trials)
     part.write(files, counts, skipped)
+    return counts
+
+
+def _prepare_transcribed(save_folder, transcripts):
+    """Write the rows that have a usable transcript, or keep them; their counts."""
+    sources = {name: save_folder / f"{name}.csv" for name in ("train", "valid")}
+    inputs = json.dumps([file_hash(path) for path in (*transcripts, *sources.values())])
+    part = Part(save_folder, "transcripts", CORPUS, {}, inputs)
+    kept = part.reusable(skip_budget=0)
+    if kept is not None:
+        return kept
+    found = read_transcripts(transcripts)
+    files, counts, skipped, known = {}, {}, [], set()
+    for name, path in sources.items():
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
+        texts, left_out = choose(found, samples)
+        rows = [{**row, "wrd": texts[row["ID"]]} for row in rows if row["ID"] in texts]
+        if not rows and name == "train":
+            raise UserError(
+                f"transcripts: no utterance of {path} has a usable transcript in "
+                f"{', '.join(map(str, transcripts))} ({reason_counts(left_out)}); "
+                "compare their IDs"
+            )
+        output = f"{name}_transcribed.csv"
+        header = (*HEADER, "wrd")
+        files[output] = csv_text(header, [[row[c] for row in rows] for c in header])
+        speakers = [row["spk_id"] for row in rows]
+        frames = np.array([samples[row["ID"]] for row in rows], dtype=np.int64)
+        counts[output] = csv_counts(output, speakers, frames, len(left_out))
+        say(f"{output}: left out: {reason_counts(left_out)}")
+        skipped += left_out
+        known |= samples.keys()
+    strangers = unknown_utterances(found, known)
+    if strangers:
+        say(f"transcripts: left out: {reason_counts(strangers)}")
+    columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
+    files["transcripts.skipped.csv"] = csv_text(("ID", "reason", "detail"), columns)
+    part.write(files, counts)
     return counts
 
 
@@ -697,6 +763,12 @@ def main(arguments=None):
         default=TRIAL_LISTS,
         metavar="LIST",
         help=f"absolute or relative to the test folder ({' '.join(TRIAL_LISTS)})",
+    )
+    parser.add_argument(
+        "--transcripts",
+        nargs="+",
+        metavar="FILE",
+        help="of VoxCeleb2, made by tools/pseudo_label.py or elsewhere (none)",
     )
     for flag, type_, default, use in (
         ("valid_fraction", float, 0.02, "utterances held out for validation"),

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ import soundfile
 
 from lobes.audio import SAMPLE_RATE, audio_statistics
 from lobes.errors import UserError
+from lobes.labels import Letters
 from lobes.preparation import Scan
+from lobes.tables import read_table
 from recipes.VoxCeleb import voxceleb_prepare
 from recipes.VoxCeleb.voxceleb_prepare import HEADER, main, prepare_voxceleb
 
@@ -674,6 +677,131 @@ def test_nothing_is_done_with_skip_prep(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+# Automatic transcripts.
+
+
+def write_transcripts(corpora, lines, name="transcripts.jsonl"):
+    """A file of JSON lines from ``(ID, text, language)``."""
+    keys = ("ID", "text", "language")
+    objects = (dict(zip(keys, line, strict=True)) for line in lines)
+    path = corpora / name
+    path.write_text("".join(json.dumps(one) + "\n" for one in objects))
+    return path
+
+
+def transcribed(path):
+    """Rows of a transcribed CSV as dicts; the column ``wrd`` comes last."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        assert tuple(reader.fieldnames) == (*HEADER, "wrd")
+        return list(reader)
+
+
+@pytest.fixture
+def everything(corpora):
+    """A transcript for every utterance that training and validation have."""
+    prepare(corpora, test_folder=None, save_folder=corpora / "plain")
+    names = [
+        row["ID"]
+        for name in ("train.csv", "valid.csv")
+        for row in rows(corpora / "plain" / name)
+    ]
+    # The files of this corpus have 1 frame: 400 to 449 samples.
+    return [(name, "a.", "en") for name in sorted(names)]
+
+
+def test_rows_with_a_transcript_get_a_column(corpora, everything, capsys):
+    bad = {
+        "id00001---v0deo--00001": ("oui", "fr"),
+        "id00002---v0deo--00001": ("5", "en"),
+        "id00003---v0deo--00001": ("", None),
+        "id00004---v0deo--00001": ("two", None),
+    }
+    lines = [(n, *bad.get(n, (t, "en"))) for n, t, _ in everything[1:]]
+    path = write_transcripts(corpora, [*lines, ("id9--x--1", "a", "en")])
+    counts = prepare(corpora, transcripts=path)
+    plain, folder = corpora / "plain", corpora / "csv"
+    left_out = {everything[0][0], *bad}
+    total = 0
+    for name in ("train", "valid"):
+        assert (folder / f"{name}.csv").read_bytes() == (
+            plain / f"{name}.csv"
+        ).read_bytes()
+        wanted = [r for r in rows(plain / f"{name}.csv") if r["ID"] not in left_out]
+        found = transcribed(folder / f"{name}_transcribed.csv")
+        assert found == [{**row, "wrd": "A"} for row in wanted]
+        count = counts[f"{name}_transcribed.csv"]
+        assert count["utterances"] == len(wanted)
+        assert count["path"] == str(folder / f"{name}_transcribed.csv")
+        total += count["skipped"]
+    assert total == len(left_out) == 5
+    skipped = (folder / "transcripts.skipped.csv").read_text().splitlines()
+    assert skipped[0] == "ID,reason,detail"
+    assert set(skipped[1:]) == {
+        "id00000---v0deo--00001,no transcript,",
+        "id00001---v0deo--00001,not English,fr",
+        "id00002---v0deo--00001,characters,5",
+        "id00003---v0deo--00001,empty,",
+        "id00004---v0deo--00001,more letters than frames,3 > 1",
+        "id9--x--1,unknown utterance,transcripts.jsonl:36",
+    }
+    said = capsys.readouterr().err
+    assert "transcripts: left out: 1 unknown utterance" in said
+    for reason in ("no transcript", "not English", "characters", "empty"):
+        assert f"1 {reason}" in said
+
+
+def test_the_transcribed_csvs_can_be_trained_on(corpora, everything):
+    prepare(corpora, transcripts=write_transcripts(corpora, everything))
+    table = read_table(corpora / "csv" / "train_transcribed.csv", ["wrd", "spk_id"])
+    Letters().check("train_transcribed.csv", table)
+    assert len(table) == len(rows(corpora / "csv" / "train.csv"))
+
+
+def test_only_changed_transcripts_are_chosen_again(corpora, everything, decoded):
+    path = write_transcripts(corpora, everything)
+    first = prepare(corpora, transcripts=path)
+    folder = corpora / "csv"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare(corpora, transcripts=str(path)) == first
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    write_transcripts(corpora, everything[1:])
+    again = prepare(corpora, transcripts=path)
+    left = sum(again[f"{n}_transcribed.csv"]["skipped"] for n in ("train", "valid"))
+    assert left == 1
+    changed = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert changed == {
+        "train_transcribed.csv",
+        "valid_transcribed.csv",
+        "transcripts.skipped.csv",
+        "transcripts.prepared.json",
+    }
+    assert decoded == ["train", "test"]
+    # Another split changes what the rows are chosen from.
+    third = prepare(corpora, transcripts=path, seed=3)
+    assert third["train_transcribed.csv"] != again["train_transcribed.csv"]
+    truncate("train_transcribed.csv")(corpora)
+    prepare(corpora, transcripts=path, seed=3)
+    known = {row["ID"] for row in rows(folder / "train.csv")} - {everything[0][0]}
+    assert {row["ID"] for row in transcribed(folder / "train_transcribed.csv")} == known
+
+
+def test_transcripts_that_cannot_be_used_are_refused(corpora, everything, monkeypatch):
+    with pytest.raises(UserError, match="transcripts are given but no data_folder"):
+        prepare(corpora, transcripts=corpora / "vox1/veri_test2.txt", data_folder=None)
+    path = write_transcripts(corpora, [("id9--x--1", "a", "en")])
+    with pytest.raises(UserError, match="train.csv has a usable .* no transcript"):
+        prepare(corpora, transcripts=path)
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(UserError, match="transcripts.jsonl, line 2: it is no JSON"):
+        prepare(corpora, transcripts=path)
+    # Before anything is looked at, and without transcripts nothing is.
+    monkeypatch.setattr(voxceleb_prepare, "_list_utterances", None)
+    with pytest.raises(UserError, match="transcripts: the file .* does not exist"):
+        prepare(corpora, transcripts=corpora / "absent.jsonl")
+    assert prepare(corpora, transcripts="absent.jsonl", skip_prep=True) == {}
+
+
 # The command, and real speech.
 
 
@@ -684,6 +812,10 @@ def test_the_command_prints_a_table(corpora, capsys):
     assert [line.split()[0] for line in lines] == ["file", "test.csv", "veri_test2.txt"]
     main(list(map(str, [corpora / "vox2", corpora / "csv", "--valid_fraction=0.2"])))
     assert "valid_trials.txt" in capsys.readouterr().out
+    (corpora / "text").write_text("id00000/-v0deo/00001.wav A\n")
+    options = ["--valid_fraction=0.2", "--transcripts", corpora / "text"]
+    main(list(map(str, [corpora / "vox2", corpora / "csv", *options])))
+    assert "valid_transcribed.csv " in capsys.readouterr().out
 
 
 def test_the_command_ends_in_one_line(tmp_path, repository):
