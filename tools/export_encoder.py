@@ -1,15 +1,26 @@
 """Write the encoder of a trained run as a HuggingFace model folder.
 
     python tools/export_encoder.py RESULTS_FOLDER OUT [--checkpoint best|last|FOLDER]
+                                                      [--ctc]
 
 The folder (config.json, model.safetensors) serves as `--source=OUT` of any recipe,
-and loads with transformers' Wav2Vec2Model.from_pretrained.
+and loads with transformers' Wav2Vec2Model.from_pretrained. With `--ctc` it holds the
+speech head, too, and a processor: Wav2Vec2ForCTC and transformers' pipelines load it.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import torch
+from transformers import (
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+)
+
+from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.evaluation import load_checkpoint, load_run
 from lobes.files import write_atomically
@@ -27,6 +38,9 @@ def main(argv=None):
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last, or a folder"
     )
+    parser.add_argument(
+        "--ctc", action="store_true", help="with the speech head, as Wav2Vec2ForCTC"
+    )
     options = parser.parse_args(argv)
     out = Path(options.out)
     if (out / "model.safetensors").exists():
@@ -34,6 +48,8 @@ def main(argv=None):
     brain, hparams = load_run(options.run)
     found = load_checkpoint(brain.checkpointer, options.checkpoint)
     model = hparams["encoder"].model
+    if options.ctc:
+        model = with_speech_head(hparams, out)
     model.save_pretrained(out)
     provenance = {
         "made_by": "tools/export_encoder.py",
@@ -49,6 +65,40 @@ def main(argv=None):
     print(
         f"{out}: step {provenance['step']}, {size:.1f} MB; use it with --source={out}"
     )
+
+
+def with_speech_head(hparams, out):
+    """The trained encoder and letters as ``Wav2Vec2ForCTC``; its processor in ``out``.
+
+    Raises ``UserError`` for a run that HuggingFace's model cannot express.
+    """
+    encoder, speech = hparams["encoder"], hparams["tasks"].get("speech")
+    if speech is None or encoder.class_token is not None or encoder.speaker_dims:
+        raise UserError(
+            f"{hparams['output_folder']}: --ctc needs a speech task on whole frames "
+            "without a class token (speaker_dims and class_token null); export the "
+            "encoder alone"
+        )
+    symbols = speech.vocabulary.symbols
+    config = encoder.model.config
+    config.vocab_size = len(symbols)
+    config.pad_token_id = speech.vocabulary.blank_index
+    with torch.device("meta"):
+        model = Wav2Vec2ForCTC(config)
+    model.wav2vec2 = encoder.model
+    model.lm_head = speech.linear
+    out.mkdir(parents=True, exist_ok=True)
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    write_atomically(out / "vocab.json", json.dumps(vocabulary) + "\n")
+    Wav2Vec2Processor(
+        # As wav2vec2's own: models with group norm were trained without a mask.
+        Wav2Vec2FeatureExtractor(
+            sampling_rate=SAMPLE_RATE,
+            return_attention_mask=config.feat_extract_norm == "layer",
+        ),
+        Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
+    ).save_pretrained(out)
+    return model
 
 
 def brain_metrics(brain):

@@ -23,6 +23,14 @@ TABLES = {
 ROWS = [row for rows in TABLES.values() for row in rows]
 
 
+def once(row):
+    """The row as a test of its own; most variants are slow ones."""
+    quick = {"mtl", "demo", "asr", "speaker", "pool_ctc_blank"}
+    path = ROOT / row["Hparam_file"]
+    marks = () if path.stem in quick else pytest.mark.slow
+    return pytest.param(row, marks=marks, id=row["Hparam_file"])
+
+
 def test_one_table_per_corpus_in_speechbrain_s_columns():
     assert set(TABLES) == {"LibriSpeech", "VoxCeleb", "LibriSpeech_VoxCeleb"}
     for name, rows in TABLES.items():
@@ -46,7 +54,7 @@ def test_the_files_of_a_row_exist_and_the_readme_names_the_yaml(row):
     assert row["Script_file"].startswith(f"recipes/{row['Dataset']}/")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["Hparam_file"])
+@pytest.mark.parametrize("row", map(once, ROWS))
 def test_a_row_runs_and_leaves_its_files(row, tiny_corpus, tmp_path):
     flags = row["test_debug_flags"].replace("tests/tmp/corpus", str(tiny_corpus))
     output = tmp_path / "run"
