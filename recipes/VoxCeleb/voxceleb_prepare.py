@@ -38,6 +38,14 @@ from lobes.preparation import (
     with_paths,
     writable_folder,
 )
+from lobes.splitting import (
+    Trials,
+    check_split_settings,
+    draw_trials,
+    hold_out,
+    report_shortage,
+    trial_text,
+)
 from lobes.transcripts import (
     choose,
     read_transcripts,
@@ -71,14 +79,6 @@ class Utterances(NamedTuple):
     paths: list
     recording: np.ndarray
     recordings: list
-
-
-class Trials(NamedTuple):
-    """Columns ``[trial]``: label (1 = same speaker), enrolment, test utterance."""
-
-    label: np.ndarray
-    enrol: np.ndarray
-    test: np.ndarray
 
 
 def prepare_voxceleb(
@@ -175,7 +175,15 @@ def prepare_voxceleb(
         "different_video": valid_different_video,
         "seed": seed,
     }
-    _check_splitting(splitting)
+    check_split_settings(
+        {"valid_fraction": valid_fraction},
+        {
+            "valid_recordings_per_speaker": valid_recordings_per_speaker,
+            "valid_positive_trials": valid_positive_trials,
+            "valid_negative_trials": valid_negative_trials,
+        },
+        seed,
+    )
     # Both listings come first: a leak must not show up after hours of decoding.
     train = test = None
     if data_folder is not None:
@@ -232,7 +240,7 @@ def _prepare_train(part, utterances, splitting, skip_budget, num_workers):
         files[name], counts[name] = _csv(name, columns, rows, left_out)
     say(_single_utterances(utterances, ~valid))
     name = "valid_trials.txt"
-    files[name], counts[name] = _trial_text(name, utterances.ids, trials)
+    files[name], counts[name] = trial_text(name, utterances.ids, trials)
     part.write(files, counts, skipped)
     return counts
 
@@ -294,7 +302,7 @@ def _prepare_test(part, utterances, trials, skip_budget, num_workers):
             )
             listed = Trials(*(column[usable] for column in listed))
         _check_both_labels(name, listed)
-        files[name], counts[name] = _trial_text(name, utterances.ids, listed)
+        files[name], counts[name] = trial_text(name, utterances.ids, listed)
     part.write(files, counts, skipped)
     return counts
 
@@ -582,38 +590,6 @@ def _csv(name, columns, rows, skipped):
     return csv_text(HEADER, columns), csv_counts(name, speakers, frames, skipped)
 
 
-def _trial_text(name, ids, trials):
-    """Text and counts of a trial list."""
-    columns = (column.tolist() for column in trials)
-    lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
-    positives = int(trials.label.sum())
-    counts = {
-        "trials": len(lines),
-        "positives": positives,
-        "negatives": len(lines) - positives,
-    }
-    say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
-    return "".join(lines), counts
-
-
-def _check_splitting(splitting):
-    """Refuse numbers that cannot describe a validation split."""
-    if not 0 < splitting["fraction"] < 1:
-        raise UserError(
-            f"valid_fraction={splitting['fraction']}: it is the fraction of utterances "
-            f"held out for validation; use a number between 0 and 1, such as 0.02"
-        )
-    for key, argument in (
-        ("per_speaker", "valid_recordings_per_speaker"),
-        ("positives", "valid_positive_trials"),
-        ("negatives", "valid_negative_trials"),
-    ):
-        if splitting[key] < 1:
-            raise UserError(f"{argument}={splitting[key]}: use at least 1")
-    if not 0 <= splitting["seed"] < 2**32:
-        raise UserError(f"seed={splitting['seed']}: use a number from 0 to 4294967295")
-
-
 def _split(
     utterances, fraction, per_speaker, positives, negatives, different_video, seed
 ):
@@ -621,27 +597,23 @@ def _split(
 
     The rule is told in ``prepare_voxceleb``.
     """
-    # numpy froze RandomState's numbers, so that a seed gives everybody the same
-    # split; those of its newer generators may change.
     random = np.random.RandomState(seed)
-    held_out = _hold_out(utterances, fraction, per_speaker, random)
-    valid = held_out[utterances.recording]
-    rows = np.flatnonzero(valid)
+    recording = utterances.recording
     speakers = [speaker for speaker, _ in utterances.recordings]
-    speaker = np.unique(speakers, return_inverse=True)[1][utterances.recording[rows]]
-    video = utterances.recording[rows]
-    same = _positive_pairs(speaker, video, positives, different_video, random)
-    different = _negative_pairs(speaker, negatives, random)
-    if not len(same) or not len(different):
-        kind = "positive" if not len(same) else "negative"
+    valid = hold_out(recording, speakers, fraction, per_speaker, random)[recording]
+    rows = np.flatnonzero(valid)
+    speaker = np.unique(speakers, return_inverse=True)[1][recording[rows]]
+    drawn = draw_trials(
+        speaker, recording[rows], positives, negatives, different_video, random
+    )
+    if len(set(drawn.label.tolist())) != 2:
+        kind = "positive" if not drawn.label.any() else "negative"
         raise UserError(
             f"valid_fraction={fraction} holds out {len(rows)} of "
             f"{len(utterances.ids)} utterances, which give no {kind} trial; raise "
             f"valid_fraction, or use more speakers with two or more videos"
         )
-    pairs = rows[np.concatenate([same, different])]
-    label = np.repeat([1, 0], [len(same), len(different)])
-    return valid, Trials(label, pairs[:, 0], pairs[:, 1])
+    return valid, Trials(drawn.label, rows[drawn.enrol], rows[drawn.test])
 
 
 def _report_shortage(valid, trials, splitting):
@@ -653,84 +625,8 @@ def _report_shortage(valid, trials, splitting):
             f"{wanted:.0f} asked for (at most {splitting['per_speaker']} recordings of "
             f"a speaker, and one must stay)"
         )
-    for label, key in ((1, "positives"), (0, "negatives")):
-        found = int((trials.label == label).sum())
-        if found < splitting[key]:
-            say(
-                f"valid_trials.txt: only {found} {key} exist of the {splitting[key]} "
-                f"asked for; all are taken"
-            )
-
-
-def _hold_out(utterances, fraction, per_speaker, random):
-    """Column ``[recording]`` that is true where one is held out."""
-    sizes = np.bincount(utterances.recording)
-    speakers = [speaker for speaker, _ in utterances.recordings]
-    left = {}
-    for speaker in speakers:
-        left[speaker] = left.get(speaker, 0) + 1
-    taken = dict.fromkeys(left, 0)
-    held_out = np.zeros(len(sizes), dtype=bool)
-    wanted = fraction * len(utterances.ids)
-    total = 0
-    for index in random.permutation(len(sizes)).tolist():
-        if total >= wanted:
-            break
-        speaker = speakers[index]
-        if taken[speaker] < per_speaker and left[speaker] > 1:
-            taken[speaker] += 1
-            left[speaker] -= 1
-            held_out[index] = True
-            total += int(sizes[index])
-    return held_out
-
-
-def _positive_pairs(speaker, video, wanted, different_video, random):
-    """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for rows in np.split(*_runs(speaker)):
-        first, second = np.triu_indices(len(rows), 1)
-        found = np.stack([rows[first], rows[second]], axis=1)
-        if different_video:
-            found = found[video[found[:, 0]] != video[found[:, 1]]]
-        pairs.append(found)
-    return _sample(np.concatenate(pairs), wanted, random)
-
-
-def _runs(values):
-    """Arguments for ``np.split`` that give the rows of each distinct value."""
-    order = np.argsort(values, kind="stable")
-    return order, np.flatnonzero(np.diff(values[order])) + 1
-
-
-def _negative_pairs(speaker, wanted, random):
-    """Up to ``wanted`` pairs ``[pair, 2]`` of two speakers, sorted."""
-    count = len(speaker)
-    own = np.bincount(speaker) if count else np.zeros(1, dtype=np.int64)
-    total = (count * count - int((own * own).sum())) // 2
-    if total <= 2 * wanted:
-        pairs = np.stack(np.triu_indices(count, 1), axis=1)
-        return _sample(
-            pairs[speaker[pairs[:, 0]] != speaker[pairs[:, 1]]], wanted, random
-        )
-    # There may be hundreds of millions: draw until enough are distinct. Pairs
-    # are numbers i * count + j with i < j.
-    chosen = np.zeros(0, dtype=np.int64)
-    while len(chosen) < wanted:
-        drawn = np.sort(random.randint(0, count, size=(2 * wanted, 2)), axis=1)
-        drawn = drawn[speaker[drawn[:, 0]] != speaker[drawn[:, 1]]]
-        chosen = np.concatenate([chosen, drawn[:, 0] * count + drawn[:, 1]])
-        first = np.unique(chosen, return_index=True)[1]
-        chosen = chosen[np.sort(first)]
-    chosen = np.sort(chosen[:wanted])
-    return np.stack([chosen // count, chosen % count], axis=1)
-
-
-def _sample(pairs, wanted, random):
-    """``wanted`` of the pairs, or all, sorted."""
-    if len(pairs) > wanted:
-        pairs = pairs[random.permutation(len(pairs))[:wanted]]
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    wanted = splitting["positives"], splitting["negatives"]
+    report_shortage("valid_trials.txt", trials, *wanted)
 
 
 def _text_lines(path):
