@@ -1,10 +1,13 @@
 """LibriSpeech: folders of flac files and transcripts to one CSV per split.
 
 Columns: ``ID,duration,wav,spk_id,wrd,mean,std`` (duration in seconds; mean and
-standard deviation of the whole utterance's samples).
+standard deviation of the whole utterance's samples). For speaker recognition there
+may also be a validation split and trial lists, lines ``label enrol_ID test_ID`` with
+label 1 for two utterances of one speaker.
 
     python librispeech_prepare.py /data/LibriSpeech results/csv \\
-        --train train-clean-100 train-clean-360 --dev dev-other --test test-other
+        --train train-clean-100 train-clean-360 --dev dev-other --test test-other \\
+        --speaker_valid_fraction 0.05 --trials test-other
 """
 
 import argparse
@@ -12,6 +15,8 @@ import csv
 import json
 import os
 from pathlib import Path
+
+import numpy as np
 
 from lobes.audio import SAMPLE_RATE, encoder_frames
 from lobes.errors import UserError, user_errors_exit
@@ -24,12 +29,21 @@ from lobes.preparation import (
     children,
     csv_counts,
     csv_text,
+    enumeration,
     existing_folder,
     file_hash,
+    say,
     scan_audio,
     summary_table,
     with_paths,
     writable_folder,
+)
+from lobes.splitting import (
+    check_split_settings,
+    draw_trials,
+    hold_out,
+    report_shortage,
+    trial_text,
 )
 from lobes.text import Vocabulary
 
@@ -40,6 +54,13 @@ CORPUS = "LibriSpeech"
 # Best first. A wav made from the flac is faster to read in parts.
 _SUFFIXES = (".wav", ".flac")
 
+# Held out of one speaker for validation at most: two give positive trials from
+# different chapters, and more would leave room for fewer speakers.
+_CHAPTERS_PER_SPEAKER = 2
+
+# What the validation split consists of, without the endings.
+_SPEAKER_PARTS = ("train_speakers", "valid_speakers")
+
 
 def prepare_librispeech(
     data_folder,
@@ -48,6 +69,12 @@ def prepare_librispeech(
     dev_splits=(),
     te_splits=(),
     merge_name="train.csv",
+    speaker_valid_fraction=None,
+    trial_splits=(),
+    positive_trials=5000,
+    negative_trials=5000,
+    trials_across_chapters=True,
+    seed=42133724,
     skip_budget=0,
     num_workers=None,
     skip_prep=False,
@@ -66,6 +93,24 @@ def prepare_librispeech(
         Names of split folders; a training split may not be in the others.
     merge_name : str
         CSV with all training splits together; None to leave it out.
+    speaker_valid_fraction : float
+        Whole recordings (chapters), shuffled by ``seed``, are held out of each
+        training split until they have this fraction of its utterances: at most two
+        of a speaker, of whom at least one chapter stays. That gives
+        ``train_speakers.csv``, ``valid_speakers.csv`` and
+        ``valid_speakers_trials.txt`` beside the training CSVs, which keep all rows.
+        None: nothing of it.
+    trial_splits : list of str
+        Dev and test splits that get a trial list, ``<split>_trials.txt``.
+    positive_trials, negative_trials : int
+        Pairs drawn for each list, none twice in either order; all pairs where there
+        are fewer. Negative trials are of two speakers of one sex, which
+        ``SPEAKERS.TXT`` beside the split folders tells.
+    trials_across_chapters : bool
+        Take positive trials from two chapters only (within one, room and
+        microphone are the same).
+    seed : int
+        Of the validation split and of all trials.
     skip_budget : int
         How many bad utterances of a split may be left out, listed in
         ``<split>.skipped.csv``. Bad are: audio that ``lobes.audio`` refuses,
@@ -80,21 +125,41 @@ def prepare_librispeech(
     Returns
     -------
     dict
-        ``{file name: {path, speakers, utterances, hours, skipped}}``; empty
-        with ``skip_prep``.
+        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV and
+        ``{path, trials, positives, negatives}`` for a trial list; empty with
+        ``skip_prep``.
 
     Raises ``UserError`` for missing folders, empty splits, transcripts that
-    cannot be parsed, utterances that occur twice, and too many bad utterances.
+    cannot be parsed, utterances that occur twice, too many bad utterances, a list
+    without any trial of a kind, and a speaker whose sex is needed and not known.
     """
     if skip_prep:
         return {}
     tr_splits, dev_splits, te_splits = map(_as_list, (tr_splits, dev_splits, te_splits))
+    trial_splits = _as_list(trial_splits)
     _check_splits(tr_splits, dev_splits + te_splits, merge_name)
+    drawing = {
+        "positives": positive_trials,
+        "negatives": negative_trials,
+        "across_chapters": trials_across_chapters,
+        "seed": seed,
+    }
+    _check_drawing(
+        drawing,
+        speaker_valid_fraction,
+        tr_splits,
+        merge_name,
+        trial_splits,
+        dev_splits + te_splits,
+    )
     data_folder = existing_folder(data_folder, "data_folder (librispeech_folder)")
     save_folder = writable_folder(save_folder)
     splits = list(dict.fromkeys(tr_splits + dev_splits + te_splits))
     # All folders first: a misspelt test set must not show up hours later.
     folders = {split: _find_split(data_folder, split) for split in splits}
+    speakers_file = None
+    if trial_splits or speaker_valid_fraction is not None:
+        speakers_file = _find_speakers_file(data_folder)
     if tr_splits and merge_name:
         check_owner(save_folder, Path(merge_name).stem, CORPUS)
     counts = {}
@@ -104,6 +169,13 @@ def prepare_librispeech(
         )
     if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
         counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
+    if speaker_valid_fraction is not None:
+        splitting = {"fraction": speaker_valid_fraction, **drawing}
+        counts |= _prepare_speakers(
+            save_folder, tr_splits, speakers_file, splitting, counts
+        )
+    for split in trial_splits:
+        counts |= _prepare_trials(save_folder, split, speakers_file, drawing)
     return with_paths(save_folder, counts)
 
 
@@ -262,19 +334,8 @@ def _merge(save_folder, merge_name, tr_splits, counts):
     kept = part.reusable(skipped)
     if kept is not None:
         return kept
-    rows = {}
-    for path in sources:
-        with open(path, encoding="utf-8", newline="") as stream:
-            reader = csv.reader(stream)
-            next(reader)
-            for row in reader:
-                if row[0] in rows:
-                    raise UserError(
-                        f"{row[2]}: the utterance {row[0]} occurs twice, also as "
-                        f"{rows[row[0]][2]}; remove one of the two"
-                    )
-                rows[row[0]] = row
-    columns = list(zip(*(rows[utterance] for utterance in sorted(rows)), strict=True))
+    rows = _merged_rows(sources)
+    columns = list(zip(*rows, strict=True))
     merged = {
         "speakers": len(set(columns[HEADER.index("spk_id")])),
         "utterances": len(rows),
@@ -283,6 +344,207 @@ def _merge(save_folder, merge_name, tr_splits, counts):
     }
     part.write({merge_name: csv_text(HEADER, columns)}, merged)
     return merged
+
+
+def _read_rows(path):
+    """Rows of a CSV that was written here."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        reader = csv.reader(stream)
+        next(reader)
+        return list(reader)
+
+
+def _merged_rows(sources):
+    """Rows of all CSVs, sorted by ID; a ``UserError`` for one that occurs twice."""
+    rows = {}
+    for row in (row for path in sources for row in _read_rows(path)):
+        if row[0] in rows:
+            raise UserError(
+                f"{row[2]}: the utterance {row[0]} occurs twice, also as "
+                f"{rows[row[0]][2]}; remove one of the two"
+            )
+        rows[row[0]] = row
+    return [rows[utterance] for utterance in sorted(rows)]
+
+
+def _prepare_speakers(save_folder, tr_splits, speakers_file, splitting, counts):
+    """Hold out chapters of every training split, or keep them; returns the counts."""
+    sources = [save_folder / f"{split}.csv" for split in tr_splits]
+    inputs = json.dumps([file_hash(path) for path in (*sources, speakers_file)])
+    train_name, valid_name = (f"{name}.csv" for name in _SPEAKER_PARTS)
+    options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER, **splitting}
+    part = Part(save_folder, _SPEAKER_PARTS[0], CORPUS, options, inputs)
+    kept = part.reusable(skip_budget=0)
+    if kept is not None:
+        return kept
+    fraction, drawing = splitting["fraction"], dict(splitting)
+    del drawing["fraction"]
+    held_out = set()
+    for path in sources:
+        # From the seed again for each split: what is held out of train-clean-100 is
+        # the same with 100 h and with 960 h.
+        held_out |= _held_out_ids(
+            path.name, _read_rows(path), fraction, drawing["seed"]
+        )
+    rows = _merged_rows(sources)
+    skipped = sum(counts[path.name]["skipped"] for path in sources)
+    train = [row for row in rows if row[0] not in held_out]
+    valid = [row for row in rows if row[0] in held_out]
+    files, found = {}, {}
+    for name, chosen, left_out in (
+        (train_name, train, skipped),
+        (valid_name, valid, 0),
+    ):
+        files[name] = csv_text(HEADER, list(zip(*chosen, strict=True)))
+        frames = np.array([round(float(row[1]) * SAMPLE_RATE) for row in chosen])
+        found[name] = csv_counts(name, _speakers(chosen), frames, left_out)
+    name = f"{_SPEAKER_PARTS[1]}_trials.txt"
+    remedy = (
+        "raise speaker_valid_fraction, or use training splits with speakers of three "
+        "or more chapters"
+    )
+    files[name], found[name] = _draw(name, valid, speakers_file, remedy, **drawing)
+    part.write(files, found)
+    return found
+
+
+def _held_out_ids(name, rows, fraction, seed):
+    """IDs of the utterances held out of one split."""
+    chapters, recording = np.unique(_chapters(rows), return_inverse=True)
+    speaker = dict(zip(recording.tolist(), _speakers(rows), strict=True))
+    held_out = hold_out(
+        recording,
+        [speaker[index] for index in range(len(chapters))],
+        fraction,
+        _CHAPTERS_PER_SPEAKER,
+        np.random.RandomState(seed),
+        together=True,
+    )
+    ids = {
+        row[0] for row, index in zip(rows, recording, strict=True) if held_out[index]
+    }
+    if len(ids) < fraction * len(rows):
+        say(
+            f"{name}: only {len(ids)} utterances can be held out of the "
+            f"{fraction * len(rows):.0f} asked for (at most {_CHAPTERS_PER_SPEAKER} "
+            f"chapters of a speaker, and one must stay)"
+        )
+    return ids
+
+
+def _prepare_trials(save_folder, split, speakers_file, drawing):
+    """Write one split's trial list, or keep it; returns its counts."""
+    source = save_folder / f"{split}.csv"
+    inputs = json.dumps([file_hash(path) for path in (source, speakers_file)])
+    part = Part(save_folder, f"{split}_trials", CORPUS, drawing, inputs)
+    kept = part.reusable(skip_budget=0)
+    if kept is not None:
+        return kept
+    name = f"{split}_trials.txt"
+    remedy = f"take {split} out of trial_splits"
+    text, counts = _draw(name, _read_rows(source), speakers_file, remedy, **drawing)
+    part.write({name: text}, {name: counts})
+    return {name: counts}
+
+
+def _draw(
+    name, rows, speakers_file, remedy, positives, negatives, across_chapters, seed
+):
+    """Text and counts of a trial list over the utterances of some CSV rows."""
+    speakers, speaker = np.unique(_speakers(rows), return_inverse=True)
+    chapter = np.unique(_chapters(rows), return_inverse=True)[1]
+    sexes = _read_sexes(speakers_file)
+    unknown = [identity for identity in speakers.tolist() if identity not in sexes]
+    if unknown:
+        raise UserError(
+            f"{speakers_file}: no line for {len(unknown)} speaker(s) of {name}: "
+            f"{enumeration(unknown)}; their sex is needed: take the file of the same "
+            f"release of LibriSpeech, or add the lines"
+        )
+    sex = np.unique([sexes[s] for s in speakers.tolist()], return_inverse=True)[1]
+    trials = draw_trials(
+        speaker,
+        chapter,
+        positives,
+        negatives,
+        across_chapters,
+        np.random.RandomState(seed),
+        sex,
+    )
+    if across_chapters:
+        pairs = np.unique(np.stack([speaker, chapter]), axis=1)
+        single = int((np.bincount(pairs[0]) == 1).sum())
+        if single:
+            say(
+                f"{name}: {single} of {len(speakers)} speakers have a single chapter, "
+                f"which gives no positive trial"
+            )
+    if not trials.label.any():
+        where = ""
+        if across_chapters:
+            where = " from two chapters"
+            remedy += ", or set trials_across_chapters=False (--trials_within_chapters)"
+        raise UserError(
+            f"{name}: the {len(rows)} utterances of {len(speakers)} speakers give no "
+            f"positive trial{where}; {remedy}"
+        )
+    if trials.label.all():
+        raise UserError(
+            f"{name}: the {len(rows)} utterances have no two speakers of one sex, so "
+            f"they give no negative trial; use more speakers"
+        )
+    report_shortage(name, trials, positives, negatives)
+    return trial_text(name, [row[0] for row in rows], trials)
+
+
+def _speakers(rows):
+    """Speaker of each CSV row."""
+    return [row[HEADER.index("spk_id")] for row in rows]
+
+
+def _chapters(rows):
+    """Folder of each CSV row's audio: the chapter, read in one session."""
+    return [os.path.dirname(row[HEADER.index("wav")]) for row in rows]
+
+
+def _read_sexes(path):
+    """``{speaker: F or M}``.
+
+    ;ID  |SEX| SUBSET           |MINUTES| NAME
+    14   | F | train-clean-360  | 25.03 | Kristin LeMoine
+    60   | M | train-clean-100  | 20.18 | | CBW Simon
+    """
+    sexes = {}
+    # Only the names of the readers may be other than ASCII.
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.startswith(";"):
+            continue
+        speaker, *rest = (field.strip() for field in line.split("|"))
+        if not rest or rest[0] not in ("F", "M"):
+            raise UserError(
+                f"{path}, line {number}: {line.strip()!r} is not `speaker | F or M | "
+                f"...`; correct the line"
+            )
+        if sexes.setdefault(speaker, rest[0]) != rest[0]:
+            raise UserError(
+                f"{path}, line {number}: speaker {speaker} stood there before with "
+                f"another sex; remove one line"
+            )
+    return sexes
+
+
+def _find_speakers_file(data_folder):
+    """``SPEAKERS.TXT``, directly in ``data_folder`` or one level below."""
+    name = "SPEAKERS.TXT"
+    candidates = (data_folder / name, data_folder / CORPUS / name)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"neither {candidates[0]} nor {candidates[1]} exists, and trials need the sex "
+        f"of every speaker; put LibriSpeech's {name} there (it is in every archive)"
+    )
 
 
 def _find_split(data_folder, split):
@@ -325,6 +587,40 @@ def _check_splits(tr_splits, other_splits, merge_name):
         )
 
 
+def _check_drawing(
+    drawing, fraction, tr_splits, merge_name, trial_splits, other_splits
+):
+    """Refuse what can give no validation split and no trial list."""
+    counts = {"positive_trials": "positives", "negative_trials": "negatives"}
+    check_split_settings(
+        {} if fraction is None else {"speaker_valid_fraction": fraction},
+        {argument: drawing[key] for argument, key in counts.items()},
+        drawing["seed"],
+    )
+    if fraction is not None:
+        if not tr_splits:
+            raise UserError(
+                f"speaker_valid_fraction={fraction} holds out training data, but "
+                f"tr_splits (--train) names none; name the training splits"
+            )
+        for name in (
+            *tr_splits,
+            *other_splits,
+            (merge_name or "").removesuffix(".csv"),
+        ):
+            if name in _SPEAKER_PARTS:
+                raise UserError(
+                    f"{name}.csv is what speaker_valid_fraction writes; choose another "
+                    f"name"
+                )
+    for split in trial_splits:
+        if split not in other_splits:
+            raise UserError(
+                f"trial_splits: {split} is not among the dev and test splits "
+                f"({', '.join(other_splits) or 'there are none'}); name one of them"
+            )
+
+
 def _as_list(splits):
     """A list; in YAML a single split is easily written without the brackets."""
     return [splits] if isinstance(splits, str) else list(splits or ())
@@ -335,7 +631,7 @@ def main(arguments=None):
     """Command line of ``prepare_librispeech``."""
     parser = argparse.ArgumentParser(
         description="Prepare LibriSpeech: one CSV per split, one with all training "
-        "splits together.",
+        "splits together; for speaker recognition a validation split and trials.",
     )
     parser.add_argument(
         "data_folder", metavar="DATA_FOLDER", help="folder that holds the splits"
@@ -353,26 +649,45 @@ def main(arguments=None):
         "--merge_name", default="train.csv", help="the merged CSV (%(default)s)"
     )
     parser.add_argument(
-        "--skip_budget",
-        type=int,
-        default=0,
-        help="bad utterances that may be left out per split (%(default)s)",
+        "--speaker_valid_fraction",
+        type=float,
+        help="utterances of each training split held out by chapter for the "
+        "validation of speaker recognition, 0.05 for one (default: none)",
+    )
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        default=[],
+        metavar="SPLIT",
+        help="dev and test splits that get a trial list (default: none)",
+    )
+    for flag, default, use in (
+        ("positive_trials", 5000, "trials of one speaker in each list"),
+        ("negative_trials", 5000, "trials of two speakers of one sex in each list"),
+        ("seed", 42133724, "of the held-out chapters and of the trials"),
+        ("skip_budget", 0, "bad utterances that may be left out per split"),
+    ):
+        parser.add_argument(
+            f"--{flag}", type=int, default=default, help=f"{use} (%(default)s)"
+        )
+    parser.add_argument(
+        "--trials_within_chapters",
+        dest="trials_across_chapters",
+        action="store_false",
+        help="allow positive trials within one chapter, too",
     )
     parser.add_argument(
         "--num_workers", type=int, help="decoding processes (default: all cores)"
     )
-    options = parser.parse_args(arguments)
-    counts = prepare_librispeech(
-        options.data_folder,
-        options.save_folder,
-        tr_splits=options.train,
-        dev_splits=options.dev,
-        te_splits=options.test,
-        merge_name=options.merge_name,
-        skip_budget=options.skip_budget,
-        num_workers=options.num_workers,
-    )
-    print(summary_table(counts))
+    options = vars(parser.parse_args(arguments))
+    for flag, argument in (
+        ("train", "tr_splits"),
+        ("dev", "dev_splits"),
+        ("test", "te_splits"),
+        ("trials", "trial_splits"),
+    ):
+        options[argument] = options.pop(flag)
+    print(summary_table(prepare_librispeech(**options)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -414,7 +415,395 @@ def test_a_save_folder_of_voxceleb_is_refused_before_decoding(corpus, decoded):
     assert not decoded
 
 
+# Speaker recognition: what is held out, and the trials.
+
+SEX = {"1": "F", "2": "F", "3": "M", "4": "M", "5": "F", "8": "F", "9": "F"}
+
+#: Chapters of each speaker by split; speaker 5 has a single one.
+CHAPTERS = {
+    "train-a": {"1": 4, "2": 4, "3": 4, "5": 1},
+    "train-b": {"4": 3},
+    "dev-a": {"8": 2, "9": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def readers_template(tmp_path_factory):
+    """Readers with chapters of two utterances, and SPEAKERS.TXT."""
+    folder = tmp_path_factory.mktemp("readers") / "LibriSpeech"
+    for split, speakers in CHAPTERS.items():
+        for speaker, chapters in speakers.items():
+            for chapter in range(chapters):
+                for number in range(2):
+                    utterance = f"{speaker}-{speaker}0{chapter}-000{number}"
+                    write_utterance(folder / split, utterance, "A", 800)
+    lines = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
+    for speaker, sex in SEX.items():
+        lines.append(f"{speaker:<4} | {sex} | train-clean-100  | 25.03 | | Zo\u00eb |")
+    (folder / "SPEAKERS.TXT").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def readers(readers_template, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(readers_template, tmp_path / "LibriSpeech")
+
+
+def speakers_options(**changes):
+    return {"speaker_valid_fraction": 0.3, "trial_splits": ["dev-a"], **changes}
+
+
+def ids(path):
+    return [row["ID"] for row in rows(path)]
+
+
+def read_trials(path):
+    return [line.split(" ") for line in path.read_text().splitlines()]
+
+
+def chapter(utterance):
+    return utterance.rpartition("-")[0]
+
+
+def speaker(utterance):
+    return utterance.partition("-")[0]
+
+
+def test_chapters_are_held_out_of_every_training_split(readers):
+    counts = prepare(readers, **speakers_options())
+    folder = readers.parent / "csv"
+    train, valid = (
+        ids(folder / "train_speakers.csv"),
+        ids(folder / "valid_speakers.csv"),
+    )
+    assert train == sorted(train) and valid == sorted(valid)
+    assert sorted(train + valid) == ids(folder / "train.csv")
+    held_out = {chapter(u) for u in valid}
+    assert not held_out & {chapter(u) for u in train}
+    # 0.3 of 26 and of 6 utterances, in chapters of 2.
+    assert Counter(speaker(u) == "4" for u in valid) == {False: 8, True: 2}
+    assert max(Counter(map(speaker, held_out)).values()) == 2
+    assert {speaker(u) for u in train} == {"1", "2", "3", "4", "5"}
+    everything = {row["ID"]: row for row in rows(folder / "train.csv")}
+    for name in ("train_speakers", "valid_speakers"):
+        for row in rows(folder / f"{name}.csv"):
+            assert row == everything[row["ID"]]
+    assert counts["train_speakers.csv"] == {
+        "path": str(folder / "train_speakers.csv"),
+        "speakers": 5,
+        "utterances": 22,
+        "hours": pytest.approx(22 * 800 / SAMPLE_RATE / 3600),
+        "skipped": 0,
+    }
+    assert counts["valid_speakers.csv"]["utterances"] == 10
+    assert list(counts)[-4:] == [
+        "train_speakers.csv",
+        "valid_speakers.csv",
+        "valid_speakers_trials.txt",
+        "dev-a_trials.txt",
+    ]
+
+
+def test_what_is_held_out_of_a_split_does_not_depend_on_the_others(readers):
+    prepare(readers, **speakers_options())
+    both = ids(readers.parent / "csv" / "valid_speakers.csv")
+    prepare(readers, tr_splits=["train-a"], **speakers_options())
+    alone = ids(readers.parent / "csv" / "valid_speakers.csv")
+    assert alone == [u for u in both if speaker(u) != "4"]
+
+
+def test_the_chapters_follow_the_seed(readers):
+    found = []
+    for seed in (1, 1, 2):
+        prepare(readers, seed=seed, **speakers_options())
+        folder = readers.parent / "csv"
+        names = "valid_speakers.csv", "valid_speakers_trials.txt"
+        found.append([(folder / name).read_text() for name in names])
+        shutil.rmtree(folder)
+    assert found[0] == found[1] and found[0] != found[2]
+    # Pinned: the split of a published result must never move.
+    prepare(readers, **speakers_options())
+    held_out = {chapter(u) for u in ids(folder / "valid_speakers.csv")}
+    assert sorted(held_out) == ["1-100", "1-101", "2-201", "2-203", "4-402"]
+
+
+@pytest.mark.parametrize("name", ["valid_speakers", "dev-a"])
+@pytest.mark.parametrize("within", [False, True])
+def test_trials_are_of_one_sex_and_of_two_chapters(readers, name, within):
+    prepare(readers, trials_across_chapters=not within, **speakers_options())
+    folder = readers.parent / "csv"
+    known = ids(folder / f"{name}.csv")
+    trials = read_trials(folder / f"{name}_trials.txt")
+    expected = set()
+    for number, first in enumerate(known):
+        for second in known[number + 1 :]:
+            same = speaker(first) == speaker(second)
+            if same and (within or chapter(first) != chapter(second)):
+                expected.add(("1", first, second))
+            elif not same and SEX[speaker(first)] == SEX[speaker(second)]:
+                expected.add(("0", first, second))
+    assert len(trials) == len(expected) and set(map(tuple, trials)) == expected
+    assert {label for label, _, _ in trials} == {"0", "1"}
+
+
+def test_trials_are_drawn_where_there_are_more(readers, capsys):
+    counts = prepare(
+        readers, positive_trials=3, negative_trials=7, **speakers_options()
+    )
+    for name in ("valid_speakers_trials.txt", "dev-a_trials.txt"):
+        assert (counts[name]["positives"], counts[name]["negatives"]) == (3, 7)
+        trials = read_trials(readers.parent / "csv" / name)
+        assert Counter(label for label, _, _ in trials) == {"1": 3, "0": 7}
+    assert "exist of the" not in capsys.readouterr().err
+
+
+def test_a_shortage_and_single_chapters_are_told(readers, capsys):
+    shutil.rmtree(readers / "dev-a" / "8" / "801")
+    counts = prepare(readers, **speakers_options(speaker_valid_fraction=None))
+    told = capsys.readouterr().err
+    assert "dev-a_trials.txt: 1 of 2 speakers have a single chapter" in told
+    # Speaker 9: three chapters of two; speaker 8: one.
+    assert "dev-a_trials.txt: only 12 positives exist of the 5000 asked for" in told
+    assert "dev-a_trials.txt: only 12 negatives exist of the 5000 asked for" in told
+    assert (counts["dev-a_trials.txt"]["positives"]) == 12
+    prepare(readers, **speakers_options(speaker_valid_fraction=0.9))
+    told = capsys.readouterr().err
+    assert "train-a.csv: only 12 utterances can be held out of the 23 asked" in told
+
+
+def test_no_positive_trial_is_refused_with_the_remedy(readers):
+    shutil.rmtree(readers / "dev-a" / "8" / "801")
+    shutil.rmtree(readers / "dev-a" / "9" / "901")
+    shutil.rmtree(readers / "dev-a" / "9" / "902")
+    options = speakers_options(speaker_valid_fraction=None)
+    with pytest.raises(
+        UserError, match="dev-a_trials.txt: the 4 .* no positive trial f"
+    ):
+        prepare(readers, **options)
+    prepare(readers, trials_across_chapters=False, **options)
+    for path in (readers / "train-b" / "4").iterdir():
+        if path.name != "400":
+            shutil.rmtree(path)
+    with pytest.raises(
+        UserError, match="raise speaker_valid_fraction, or use"
+    ) as caught:
+        prepare(readers, tr_splits=["train-b"], speaker_valid_fraction=0.3)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_negative_trial_is_refused(readers):
+    shutil.rmtree(readers / "dev-a" / "8")
+    with pytest.raises(UserError, match="no two speakers of one sex"):
+        prepare(readers, **speakers_options(speaker_valid_fraction=None))
+
+
+def test_the_speakers_file_may_lie_above_or_be_from_windows(readers):
+    prepare(readers, **speakers_options())
+    name = "dev-a_trials.txt"
+    wanted = (readers.parent / "csv" / name).read_bytes()
+    path = readers / "SPEAKERS.TXT"
+    text = path.read_text(encoding="utf-8").replace("\n", "\r\n")
+    path.write_bytes(text.encode("latin-1"))
+    prepare(readers.parent, save_folder=readers.parent / "b", **speakers_options())
+    assert (readers.parent / "b" / name).read_bytes() == wanted
+
+
+def drop_file(path):
+    path.unlink()
+
+
+def drop_speaker(path):
+    path.write_text(path.read_text(encoding="utf-8").replace("\n9 ", "\n77 "))
+
+
+def unknown_sex(path):
+    path.write_text(path.read_text(encoding="utf-8").replace("| M |", "| X |"))
+
+
+def contradict(path):
+    path.write_text(path.read_text(encoding="utf-8") + "1 | M | train-b | 1 | N\n")
+
+
+def cut(path):
+    path.write_text(path.read_text(encoding="utf-8") + "123\n")
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (drop_file, "SPEAKERS.TXT exists, and trials need the sex of every speaker"),
+        (drop_speaker, r"SPEAKERS.TXT: no line for 1 speaker\(s\) of dev-a_tr.*: 9; "),
+        (unknown_sex, "SPEAKERS.TXT, line 4: '3 .* is not `speaker . F or M"),
+        (contradict, "SPEAKERS.TXT, line 9: speaker 1 stood there before"),
+        (cut, "SPEAKERS.TXT, line 9: '123' is not"),
+    ],
+)
+def test_a_speakers_file_that_will_not_do(readers, change, problem):
+    change(readers / "SPEAKERS.TXT")
+    with pytest.raises(UserError, match=problem) as caught:
+        prepare(readers, **speakers_options(speaker_valid_fraction=None))
+    assert "\n" not in str(caught.value)
+    assert list(prepare(readers)) == [
+        "train-a.csv",
+        "train-b.csv",
+        "dev-a.csv",
+        "train.csv",
+    ]
+
+
+def test_a_missing_speakers_file_is_known_before_decoding(readers, decoded):
+    (readers / "SPEAKERS.TXT").unlink()
+    with pytest.raises(UserError, match="SPEAKERS.TXT"):
+        prepare(readers, **speakers_options())
+    assert not decoded
+
+
+def test_the_other_outputs_are_the_same_with_and_without(readers):
+    prepare(readers)
+    prepare(readers, save_folder=readers.parent / "b", **speakers_options())
+    for path in (readers.parent / "csv").iterdir():
+        assert path.read_bytes() == (readers.parent / "b" / path.name).read_bytes()
+    extra = {p.name for p in (readers.parent / "b").iterdir()} - {
+        p.name for p in (readers.parent / "csv").iterdir()
+    }
+    assert extra == {
+        "train_speakers.csv",
+        "train_speakers.prepared.json",
+        "valid_speakers.csv",
+        "valid_speakers_trials.txt",
+        "dev-a_trials.txt",
+        "dev-a_trials.prepared.json",
+    }
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_nothing_is_written_twice(readers):
+    first = prepare(readers, **speakers_options())
+    before = stamps(readers.parent / "csv")
+    assert prepare(readers, **speakers_options()) == first
+    assert stamps(readers.parent / "csv") == before
+
+
+SPEAKER_FILES = {
+    "train_speakers.csv",
+    "valid_speakers.csv",
+    "valid_speakers_trials.txt",
+}
+TRIALS = {"dev-a_trials.txt"}
+
+
+def other_sex(readers):
+    path = readers / "SPEAKERS.TXT"
+    text = path.read_text(encoding="utf-8").replace("2    | F", "2    | M")
+    path.write_text(text, encoding="utf-8")
+
+
+def new_train(readers):
+    write_utterance(readers / "train-b", "4-400-0009", "A", 800)
+
+
+def new_dev(readers):
+    write_utterance(readers / "dev-a", "9-900-0009", "A", 800)
+
+
+def damage(name):
+    def change(readers):
+        path = readers.parent / "csv" / name
+        path.write_bytes(path.read_bytes()[:-20])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, again",
+    [
+        (other_sex, SPEAKER_FILES | TRIALS),
+        (new_train, SPEAKER_FILES),
+        (new_dev, TRIALS),
+        (damage("train_speakers.csv"), SPEAKER_FILES),
+        (damage("valid_speakers.csv"), SPEAKER_FILES),
+        (damage("valid_speakers_trials.txt"), SPEAKER_FILES),
+        (damage("dev-a_trials.txt"), TRIALS),
+    ],
+)
+def test_only_what_changed_is_written_again(readers, change, again):
+    prepare(readers, **speakers_options())
+    before = stamps(readers.parent / "csv")
+    change(readers)
+    prepare(readers, **speakers_options())
+    after = stamps(readers.parent / "csv")
+    written = {name for name in after if after[name] != before[name]}
+    assert written & (SPEAKER_FILES | TRIALS) == again
+    prepare(readers, save_folder=readers.parent / "fresh", **speakers_options())
+    for name in SPEAKER_FILES | TRIALS:
+        kept = (readers.parent / "csv" / name).read_bytes()
+        assert kept == (readers.parent / "fresh" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes, again",
+    [
+        ({"speaker_valid_fraction": 0.5}, SPEAKER_FILES),
+        ({"positive_trials": 2}, SPEAKER_FILES | TRIALS),
+        ({"negative_trials": 2}, SPEAKER_FILES | TRIALS),
+        ({"trials_across_chapters": False}, SPEAKER_FILES | TRIALS),
+        ({"seed": 3}, SPEAKER_FILES | TRIALS),
+    ],
+)
+def test_another_option_writes_again(readers, changes, again):
+    prepare(readers, **speakers_options())
+    before = stamps(readers.parent / "csv")
+    prepare(readers, **speakers_options(**changes))
+    after = stamps(readers.parent / "csv")
+    assert {
+        name for name in SPEAKER_FILES | TRIALS if after[name] != before[name]
+    } == again
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"speaker_valid_fraction": 0}, "speaker_valid_fraction=0: .* 0 and 1"),
+        ({"speaker_valid_fraction": 1.5}, "speaker_valid_fraction=1.5"),
+        ({"tr_splits": []}, "speaker_valid_fraction=0.3 holds out training data"),
+        ({"trial_splits": ["train-a"]}, "trial_splits: train-a is not among the dev"),
+        ({"trial_splits": "dev-b"}, r"dev-b is not among .* \(dev-a\)"),
+        ({"positive_trials": 0}, "positive_trials=0"),
+        ({"negative_trials": -3}, "negative_trials=-3"),
+        ({"seed": -1}, "seed=-1"),
+        ({"merge_name": "train_speakers.csv"}, "train_speakers.csv is what speaker_"),
+    ],
+)
+def test_wrong_arguments_of_the_split_are_refused(readers, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        prepare(readers, **speakers_options(**changes))
+
+
 # The command, and real speech.
+
+
+def test_the_command_holds_out_and_draws(readers, capsys):
+    folder = readers.parent / "csv"
+    arguments = ["--train", "train-a", "--dev", "dev-a", "--trials", "dev-a"]
+    arguments += ["--speaker_valid_fraction=0.3", "--positive_trials=5", "--seed=4"]
+    main([str(readers), str(folder), *arguments, "--trials_within_chapters"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split()[:3] == ["dev-a_trials.txt", "29", "trials"]
+    prepare(
+        readers,
+        save_folder=readers.parent / "b",
+        tr_splits=["train-a"],
+        positive_trials=5,
+        trials_across_chapters=False,
+        seed=4,
+        **speakers_options(),
+    )
+    for path in folder.iterdir():
+        assert path.read_bytes() == (readers.parent / "b" / path.name).read_bytes()
 
 
 def test_the_command_prints_a_table(corpus, capsys):
@@ -441,6 +830,21 @@ def test_the_command_ends_in_one_line(corpus, repository):
     assert done.returncode == 2
     assert done.stderr.startswith("error: the split none was not found")
     assert done.stderr.count("\n") == 1
+
+
+def test_trials_of_real_recordings(mini_corpora, tmp_path):
+    counts = prepare_librispeech(
+        mini_corpora,
+        tmp_path,
+        te_splits=["test-other"],
+        trial_splits=["test-other"],
+        num_workers=2,
+    )
+    # Eight speakers with two chapters of six; three of one sex, five of the other.
+    assert counts["test-other_trials.txt"]["positives"] == 8 * 36
+    trials = read_trials(tmp_path / "test-other_trials.txt")
+    known = set(ids(tmp_path / "test-other.csv"))
+    assert all({first, second} <= known for _, first, second in trials)
 
 
 def test_real_recordings(mini_corpora, tmp_path):
