@@ -99,6 +99,9 @@ class Wav2Vec2Encoder(nn.Module):
     torch.Size([2, 49, 48])
     """
 
+    #: A subclass may name those of a model with the same parts, such as HuBERT.
+    model_class, config_class = Wav2Vec2Model, Wav2Vec2Config
+
     def __init__(
         self,
         source=None,
@@ -135,14 +138,15 @@ class Wav2Vec2Encoder(nn.Module):
             "attn_implementation": "sdpa",
         }
         if source is None:
-            self.model = Wav2Vec2Model(Wav2Vec2Config(**{**(config or {}), **settings}))
+            config = self.config_class(**{**(config or {}), **settings})
+            self.model = self.model_class(config)
         elif config:
             raise UserError(
                 "encoder_config describes a model with random weights, source one "
                 f"with trained weights ({source}); give one of them, the other empty"
             )
         else:
-            self.model = _load_pretrained(source, settings)
+            self.model = _load_pretrained(self.model_class, source, settings)
         self.model.config.mask_time_prob = mask_time_prob
         self.model.config.mask_feature_prob = mask_feature_prob
         if gradient_checkpointing:
@@ -264,7 +268,7 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph and not self.freeze_cnn):
             features, mask = self.features(wavs, lengths, frame_lengths)
         with torch.set_grad_enabled(graph):
-            tokens, _ = self.model.feature_projection(features)
+            tokens = self.project(features)
             tokens = self.model._mask_hidden_states(tokens, attention_mask=mask)
             speech, speaker = self._towers(tokens, mask, set(need))
         cls = None
@@ -327,6 +331,10 @@ class Wav2Vec2Encoder(nn.Module):
             hidden = layer(hidden, attention_mask=attention)
         return hidden
 
+    def project(self, features):
+        """The CNN's features as the transformer's input [batch, time, channel]."""
+        return self.model.feature_projection(features)[0]
+
     def features(self, wavs, lengths, frame_lengths):
         """The CNN's output [batch, time, channel], and its mask or None."""
         padded = bool((lengths != lengths[0]).any())
@@ -368,11 +376,11 @@ def _masked_group_norm(norm, hidden, valid):
     return scaled * norm.weight[:, None] + norm.bias[:, None]
 
 
-def _load_pretrained(source, settings):
-    """``Wav2Vec2Model`` with all its weights from the hub or a folder."""
+def _load_pretrained(model_class, source, settings):
+    """The model with all its weights from the hub or a folder."""
     source = str(source)
     try:
-        model, report = Wav2Vec2Model.from_pretrained(
+        model, report = model_class.from_pretrained(
             source,
             output_loading_info=True,
             trust_remote_code=False,
@@ -384,7 +392,7 @@ def _load_pretrained(source, settings):
         reason = str(error).strip().splitlines()[0]
         where = "folder" if os.path.isdir(source) else "hub model or folder"
         raise UserError(
-            f"source: no wav2vec2 model can be loaded from the {where} {source!r} "
+            f"source: no {model_class.__name__} can be loaded from the {where} {source!r} "
             f"({reason}); name a folder written by save_pretrained with "
             "--source=FOLDER, or connect to the hub once"
         ) from error

@@ -286,6 +286,11 @@ def load_variant(path, other_base=None, above=()):
         place = merged
         for name in outer:
             inner = place.get(name)
+            if isinstance(inner, TaggedScalar) and inner.tag.value == "!ref":
+                raise UserError(
+                    f"{path}: {key}: {name} is only a reference to {inner.value} in "
+                    f"{below}; change that node instead"
+                )
             if not isinstance(inner, CommentedMap):
                 raise UserError(
                     f"{path}: {key}: {name} is no mapping in {below}"

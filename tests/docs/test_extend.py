@@ -101,16 +101,16 @@ def test_pooling(user, tiny_corpus, tmp_path):
     results = train(tiny_corpus, tmp_path / "run", user("pooling"))
     assert 0 <= results["eer"] <= 100
     classes = checkpoint(tmp_path / "run", "speaker")["weight"]
-    assert classes.shape == (tiny.SPEAKERS, 2 * tiny.ENCODER["hidden_size"])
+    assert classes.shape == (tiny.SPEAKERS, tiny.ENCODER["hidden_size"])
 
 
 def test_the_pooling_s_numbers_and_its_mask(user):
     path = user("pooling").with_suffix(".py")
-    pooling = runpy.run_path(str(path))["MeanStdPooling"]()
+    pooling = runpy.run_path(str(path))["SoftMaxPooling"]()
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
     mask = torch.tensor([[True, True, False]])
     found = pooling(Frames(hidden, hidden, torch.tensor([2]), mask))
-    assert torch.allclose(found, torch.tensor([[2.0, 1.0]]))
+    assert torch.allclose(found, torch.tensor([[3.126928]]))
 
 
 def test_a_run_of_a_user_s_class_is_evaluated_from_its_results_folder(

@@ -218,6 +218,13 @@ def test_entries_that_are_references_share_their_objects(base, write):
     assert sizes["b"] is sizes["a"] and sizes["c"][0] is sizes["a"]
 
 
+def test_a_dotted_key_through_a_reference_names_the_node(base, write):
+    variant = "base: v.yaml\nsizes.a.n: 2\n"
+    write(v="base: base.yaml\nsizes.a: !ref <lr>\n")
+    message = problem(write(w=variant))
+    assert "a is only a reference to <lr>" in message and "change that node" in message
+
+
 @pytest.mark.parametrize(
     "key, named", [("sizez.y", "sizez is no mapping"), ("lr.x", "lr is no mapping")]
 )
