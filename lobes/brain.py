@@ -121,7 +121,7 @@ class SpeechSpeakerBrain(sb.Brain):
 
     def valid_stream(self):
         """The opened validation sets of all tasks, one after another."""
-        return self._evaluation_stream(self.hparams.valid_sets.items())
+        return self._evaluation_stream(self.hparams.valid_sets.items(), "validating")
 
     def fit(self, epoch_counter, train_set, valid_set=None, progressbar=None, **kwargs):
         """Train as ``speechbrain.Brain.fit`` does, under one bar for the whole run.
@@ -426,8 +426,10 @@ class SpeechSpeakerBrain(sb.Brain):
         for task, sets in test_sets.items():
             results[task] = {}
             for name, evaluation_set in sets.items():
-                stream = self._evaluation_stream([(task, evaluation_set)])
-                self.evaluate(stream)
+                stream = self._evaluation_stream(
+                    [(task, evaluation_set)], f"{name}: testing"
+                )
+                self.evaluate(stream, progressbar=False)
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results
@@ -435,12 +437,15 @@ class SpeechSpeakerBrain(sb.Brain):
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Keep the current weights: ``lobes.evaluation`` chose the checkpoint."""
 
-    def _evaluation_stream(self, sets):
-        """Open the evaluation sets and chain them."""
+    def _evaluation_stream(self, sets, title):
+        """Open the evaluation sets and chain them, under a bar of that title."""
         sets = list(sets)
         for _, evaluation_set in sets:
             evaluation_set.open(self.rank, self.world_size)
-        return EvaluationStream(sets, pin_memory=self.device_type == "cuda")
+        shown = if_main_process() and not self.noprogressbar
+        return EvaluationStream(
+            sets, self.device_type == "cuda", title if shown else None
+        )
 
     # Checkpoints ------------------------------------------------------------
 

@@ -392,8 +392,8 @@ def _load_pretrained(model_class, source, settings):
         reason = str(error).strip().splitlines()[0]
         where = "folder" if os.path.isdir(source) else "hub model or folder"
         raise UserError(
-            f"source: no {model_class.__name__} can be loaded from the {where} {source!r} "
-            f"({reason}); name a folder written by save_pretrained with "
+            f"source: no {model_class.__name__} can be loaded from the {where} "
+            f"{source!r} ({reason}); name a folder written by save_pretrained with "
             "--source=FOLDER, or connect to the hub once"
         ) from error
     missing = sorted(report["missing_keys"])

@@ -1,5 +1,6 @@
 """From a command line to a running experiment: variants, overrides, folders."""
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -39,7 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Keys that say where things are or how they are run, not what is computed; they
 #: are not part of the name of the output folder.
 NOT_IN_NAME = re.compile(
-    r".*(_folder|_csv|_workers|_lists)|log_interval|seed|threads|tensorboard|skip_prep"
+    r".*(_folder|_csv|_workers|_lists|_test_splits)|headline_sets|test_batch_samples|"
+    r"log_interval|seed|threads|tensorboard|skip_prep"
 )
 
 #: SpeechBrain's run options without a meaning here, and why.
@@ -105,8 +107,9 @@ def parse_arguments(argv=None, changes=None):
             "name a YAML file: hparams/x.yaml [--key=value ...]; --help lists the run "
             "options"
         )
-    if argv[0] in ("-h", "--help"):
-        RunOptions.from_command_line_args(["--help"])
+    if {"-h", "--help"} & set(argv):
+        _print_help(argv[0])
+        raise SystemExit(0)
     path, overrides, run_options = _split(argv)
     other_base = overrides.pop("base", None)
     tree, base = load_variant(path, other_base)
@@ -368,6 +371,31 @@ def _check_imports():
             )
 
 
+def _print_help(first):
+    """The run options, and the settings of the YAML when one is named first."""
+    parser = RunOptions._create_parser()
+    for action in parser._actions:
+        names = [option.removeprefix("--") for option in action.option_strings]
+        if not names or set(names) & set(REFUSED_RUN_OPTIONS):
+            action.help = argparse.SUPPRESS
+    parser.usage = f"{Path(sys.argv[0]).name} hparams/x.yaml [--option ...]"
+    parser.description = (
+        "Run options of SpeechBrain follow. Every number, text or switch of the YAML "
+        "is an option, too (hparams/x.yaml --help lists them): --key=value; "
+        "--base=FILE puts another variant below the YAML."
+    )
+    print(parser.format_help())
+    if first.startswith("-"):
+        return
+    print(f"settings of {first}:")
+    for key, node in load_variant(first)[0].items():
+        tag = getattr(node, "tag", None)
+        plain = tag is None or not tag.value or tag.value == "!PLACEHOLDER"
+        if plain and not isinstance(node, CommentedMap):
+            value = "(to be given)" if isinstance(node, TaggedScalar) else node
+            print(f"  --{key}={'null' if value is None else value}")
+
+
 def _split(argv):
     """The YAML's path, overrides by key, run options by name with their words."""
     if argv[0].startswith("-"):
@@ -474,6 +502,8 @@ def _override(tree, key, text):
     kinds = ((bool, "True or False"), (int, "a whole number"), (float, "a number"))
     for kind, name in kinds:
         if isinstance(node, kind):
+            if kind is int and isinstance(value, float) and value.is_integer():
+                value = int(value)  # 1e5 steps
             accepted = (int, float) if kind is float else kind
             boolean = isinstance(value, bool) != (kind is bool)
             if not isinstance(value, accepted) or boolean:

@@ -20,6 +20,7 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.errors import UserError
@@ -567,16 +568,28 @@ class EvaluationStream(LoopedLoader):
         Task name and opened set.
     pin_memory : bool
         Whether batches are copied to page-locked memory.
+    title : str or None
+        What a progress bar calls it; None shows none.
     """
 
-    def __init__(self, sets, pin_memory=False):
+    def __init__(self, sets, pin_memory=False, title=None):
         super().__init__(loader=None, epoch_length=sum(len(s) for _, s in sets))
         self.sets = sets
         self.pin_memory = pin_memory
+        self.title = title
 
     def __iter__(self):
         for task, evaluation_set in self.sets:
-            for batch in evaluation_set.batches(self.pin_memory):
+            bar = tqdm(
+                evaluation_set.batches(self.pin_memory),
+                desc=f"{self.title} {task}",
+                total=len(evaluation_set),
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
+                disable=self.title is None,
+            )
+            for batch in bar:
                 yield {task: batch}
 
 
