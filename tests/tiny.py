@@ -1,11 +1,13 @@
 """A system small enough to train in a test: its corpus, settings and Brain."""
 
+import functools
+
 import numpy as np
 import pandas
 import soundfile
 
 from lobes.brain import SpeechSpeakerBrain
-from lobes.recipe import ROOT, parse_arguments, start_experiment
+from lobes.recipe import ROOT, load_variant, parse_arguments, start_experiment
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
 ASR = ROOT / "recipes" / "LibriSpeech" / "ASR" / "hparams" / "asr.yaml"
@@ -42,8 +44,14 @@ def write_corpus(folder):
             pitch = 300 + 170 * speaker
             row = _utterance(folder, name, random, "ABCDE"[: 3 + number % 3], pitch)
             speakers.append({**row, "spk_id": f"id{speaker}"})
+    readers = [
+        {**row, "spk_id": f"s{number % SPEAKERS}"}
+        for number, row in enumerate(speech[:12])
+    ]
     tables = {
         "LibriSpeech/train": speech[:12],
+        "LibriSpeech/train_speakers": readers,
+        "LibriSpeech/valid_speakers": readers,
         "LibriSpeech/dev-other": speech[12:],
         "LibriSpeech/test-other": speech[12:],
         "VoxCeleb/train": speakers,
@@ -54,12 +62,18 @@ def write_corpus(folder):
         path = folder / f"{name}.csv"
         path.parent.mkdir(exist_ok=True)
         pandas.DataFrame(rows).to_csv(path, index=False)
-    ids = [row["ID"] for row in speakers]
-    trials = [
-        f"{int(a[:3] == b[:3])} {a} {b}" for i, a in enumerate(ids) for b in ids[:i]
-    ]
-    for name in ("valid_trials", "veri_test2"):
-        path = folder / "VoxCeleb" / f"{name}.txt"
+    lists = {
+        "LibriSpeech/valid_speakers_trials": readers,
+        "VoxCeleb/valid_trials": speakers,
+        "VoxCeleb/veri_test2": speakers,
+    }
+    for name, rows in lists.items():
+        trials = [
+            f"{int(a['spk_id'] == b['spk_id'])} {a['ID']} {b['ID']}"
+            for i, a in enumerate(rows)
+            for b in rows[:i]
+        ]
+        path = folder / f"{name}.txt"
         path.write_text("\n".join(trials) + "\n", encoding="utf-8")
     return folder
 
@@ -93,6 +107,7 @@ def _utterance(folder, name, random, text, pitch):
 
 def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
     """Command line of a tiny run of ``yaml`` on ``write_corpus``'s folder."""
+    keys, base = _keys(yaml)
     encoder = {**ENCODER, **(encoder or {})}
     headlines = {ASR: "{wer: test-other}", SPEAKER: "{eer: veri_test2}"}
     settings = {
@@ -101,7 +116,7 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "voxceleb1_folder": "unused",
         "librispeech_test_splits": "[test-other]",
         "voxceleb_trial_lists": "[veri_test2.txt]",
-        "headline_sets": headlines.get(yaml, "{wer: test-other, eer: veri_test2}"),
+        "headline_sets": headlines.get(base, "{wer: test-other, eer: veri_test2}"),
         "prepared_folder": corpus,
         "output_folder": output,
         "skip_prep": True,
@@ -121,9 +136,15 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "max_valid_loss": 1e9,
         **changes,
     }
-    text = yaml.read_text(encoding="utf-8")
-    known = [key for key in settings if f"\n{key}:" in text]
+    known = [key for key in settings if key in keys]
     return [str(yaml), *(f"--{key}={settings[key]}" for key in known)]
+
+
+@functools.cache
+def _keys(yaml):
+    """Names of the settings of a YAML file, and the file at the end of its bases."""
+    tree, base = load_variant(yaml)
+    return set(tree), base
 
 
 def brain(corpus, output, yaml=MTL, encoder=None, options=(), **changes):
