@@ -25,7 +25,7 @@ ROWS = [row for rows in TABLES.values() for row in rows]
 
 def once(row):
     """The row as a test of its own; most variants are slow ones."""
-    quick = {"mtl", "demo", "asr", "speaker", "pool_ctc_blank"}
+    quick = {"mtl", "demo", "asr", "speaker", "pool_ctc_blank", "joint_ls"}
     path = ROOT / row["Hparam_file"]
     marks = () if path.stem in quick else pytest.mark.slow
     return pytest.param(row, marks=marks, id=row["Hparam_file"])

@@ -23,7 +23,8 @@ EXPECTED = {
     "static_0.5_3s static_0.5_9s static_0.88_3s static_0.88_9s static_0.9 dynamic_max "
     "dwa pool_first_cls pool_ctc_blank pool_ctc_nonblank pool_first pool_max "
     "pool_mean_std pool_attentive split_192 split_384 split_576 branch_3 branch_6 "
-    "branch_9 regularised regularised_notes as_published",
+    "branch_9 regularised regularised_notes as_published disjoint_2s disjoint_10s "
+    "disjoint_ls_2s disjoint_ls_10s joint_ls speaker_ls",
 }
 
 
