@@ -42,7 +42,7 @@ from lobes.files import write_atomically
 MARKER = "corpus.json"
 
 #: Goes up when the same options make other files, so that old ones are rebuilt.
-GENERATOR = 2
+GENERATOR = 3
 
 TOOL = "tools/demo_corpus.py"
 
@@ -297,7 +297,7 @@ class Espeak:
     library, data : str
         The shared library, and the folder that holds ``espeak-ng-data``.
     voice : str
-        Language file and voice variant, as in ``gmw/en-US+101``.
+        Language file and voice variant, as in ``gmw/en-US+v101``.
     seed : int
     """
 
@@ -433,7 +433,7 @@ def _speak(speaker, library, data, out):
     espeak = Espeak(
         library,
         data,
-        f"{speaker.accent}+{speaker.id}",
+        f"{speaker.accent}+{_variant_name(speaker)}",
         zlib.crc32(repr(speaker.seed).encode()) & 0x7FFFFFFF,
     )
     group = GROUPS[speaker.group]
@@ -916,8 +916,18 @@ def _make_data_folder(folder, source, speakers):
     variants = target / "voices" / "!v"
     variants.mkdir(parents=True)
     for speaker in speakers:
-        text = f"name {speaker.id}\n{speaker.variant}"
-        (variants / speaker.id).write_bytes(text.encode("ascii"))
+        name = _variant_name(speaker)
+        text = f"name {name}\n{speaker.variant}"
+        (variants / name).write_bytes(text.encode("ascii"))
+
+
+def _variant_name(speaker):
+    """The name of a speaker's voice variant.
+
+    espeak-ng takes one of digits alone for no variant at all, without a word: all
+    LibriSpeech readers would have its default voice.
+    """
+    return f"v{speaker.id}"
 
 
 def _start_part(out):

@@ -277,6 +277,24 @@ def test_voices_differ(corpus):
     assert np.median(pitch[female]) > 150 > np.median(pitch[~female])
 
 
+def test_readers_have_voices_of_their_own(corpus):
+    """espeak-ng gives its default voice, a man's, for a variant that it cannot read."""
+    out, _ = corpus
+    text = (out / "LibriSpeech" / "SPEAKERS.TXT").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if not line.startswith(";")]
+    sex = {row[0].strip(): row[1].strip() for row in rows}
+    pitch = {}
+    for path in sorted(out.glob("LibriSpeech/*/*/*/*.flac")):
+        samples, _ = soundfile.read(path)
+        pitch.setdefault(path.parts[-3], []).append(_pitch(samples))
+    medians = {speaker: np.median(values) for speaker, values in pitch.items()}
+    women = [median for speaker, median in medians.items() if sex[speaker] == "F"]
+    men = [median for speaker, median in medians.items() if sex[speaker] == "M"]
+    assert min(len(women), len(men)) > 1
+    assert np.median(women) > np.median(men) + 20
+    assert np.std(women) > 5 and np.std(men) > 5
+
+
 def _pitch(samples):
     """Pitch of an utterance in Hz, from its autocorrelation."""
     power = np.abs(np.fft.rfft(samples, 1 << 17)) ** 2
