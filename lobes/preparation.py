@@ -91,7 +91,7 @@ def scan_audio(paths, num_workers=None, title="decoding"):
     )
     starts = range(0, len(paths), _CHUNK)
     chunks = (paths[start : start + _CHUNK] for start in starts)
-    workers = min(_worker_count(num_workers), len(starts))
+    workers = min(worker_count(num_workers), len(starts))
     with tqdm(
         total=len(paths),
         desc=title,
@@ -100,7 +100,7 @@ def scan_audio(paths, num_workers=None, title="decoding"):
         dynamic_ncols=True,
     ) as progress:
         for start, results in zip(
-            starts, _map_in_processes(_scan_chunk, chunks, workers), strict=True
+            starts, map_in_processes(_scan_chunk, chunks, workers), strict=True
         ):
             for index, result in enumerate(results, start):
                 if isinstance(result, str):
@@ -391,6 +391,43 @@ def writable_folder(folder):
     return path
 
 
+def worker_count(num_workers):
+    """Processes to use; all cores that this process may run on for None."""
+    if num_workers is None:
+        # Absent on macOS; on clusters it is what the job was given.
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if num_workers < 1:
+        raise UserError(
+            f"num_workers={num_workers}: at least 1 process is needed; leave it out "
+            f"for one per core"
+        )
+    return num_workers
+
+
+def map_in_processes(function, tasks, workers):
+    """Like ``map``, in ``workers`` processes where there is more than one.
+
+    Results come in the order of ``tasks``. The workers end with this process,
+    however that ends. Raises ``UserError`` when one of them died.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    executor = ProcessPoolExecutor(workers, initializer=_start_worker)
+    try:
+        yield from executor.map(function, tasks)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process died, perhaps for lack of memory; use fewer than "
+            f"--num_workers={workers}"
+        ) from error
+    finally:
+        # Without this an error or Ctrl-C would first finish the whole corpus.
+        executor.shutdown(cancel_futures=True)
+
+
 def file_hash(path):
     """SHA-256 of a file, as text."""
     with open(path, "rb") as stream:
@@ -429,24 +466,6 @@ def _scan_chunk(paths):
     return results
 
 
-def _map_in_processes(function, tasks, workers):
-    """Like ``map``, in ``workers`` processes where there is more than one."""
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    executor = ProcessPoolExecutor(workers, initializer=_start_worker)
-    try:
-        yield from executor.map(function, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a preparation process died, perhaps for lack of memory; use fewer than "
-            f"--num_workers={workers}"
-        ) from error
-    finally:
-        # Without this an error or Ctrl-C would first finish the whole corpus.
-        executor.shutdown(cancel_futures=True)
-
-
 def _start_worker():
     """Leave signals to the parent, and end when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -460,18 +479,3 @@ def _end_with_parent():
     """Block until the parent process has ended, then end this one."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _worker_count(num_workers):
-    """Processes to use; all cores that this process may run on for None."""
-    if num_workers is None:
-        # Absent on macOS; on clusters it is what the job was given.
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if num_workers < 1:
-        raise UserError(
-            f"num_workers={num_workers}: at least 1 process is needed; leave it out "
-            f"for one per core"
-        )
-    return num_workers
