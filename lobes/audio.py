@@ -1,5 +1,10 @@
-"""Reading 16 kHz mono audio: wav and flac in parts, m4a as a whole."""
+"""Reading 16 kHz mono audio: wav and flac in parts, m4a as a whole.
 
+A file may stand by itself or inside another one, such as a shard made by
+tools/make_shards.py: ``window`` then is where, ``(offset, size)`` in bytes.
+"""
+
+import contextlib
 import os
 import struct
 from typing import NamedTuple
@@ -8,6 +13,7 @@ import numpy as np
 import soundfile
 
 from lobes.errors import UserError
+from lobes.files import Window
 
 #: Sampling rate of all audio in this project, in Hz.
 SAMPLE_RATE = 16000
@@ -34,7 +40,7 @@ class AudioStatistics(NamedTuple):
     std: float
 
 
-def read_audio(path, start=0, stop=None):
+def read_audio(path, start=0, stop=None, window=None):
     """Samples ``start`` to ``stop`` (exclusive) of one 16 kHz mono file.
 
     Arguments
@@ -44,6 +50,9 @@ def read_audio(path, start=0, stop=None):
         file, which is decoded whole and sliced.
     start, stop : int
         In samples; ``stop=None`` reads to the end.
+    window : (int, int) or None
+        Offset and size in bytes of the audio file inside of ``path``, whose name
+        then says nothing about its format.
 
     Returns
     -------
@@ -54,48 +63,48 @@ def read_audio(path, start=0, stop=None):
     rate or several channels, is shorter than ``stop`` or than its own header
     says, or holds NaN or infinite samples.
     """
-    path = os.fspath(path)
     if start < 0 or (stop is not None and stop < start):
         raise UserError(
-            f"{path}: samples {start} to {stop} cannot be read; start and stop count "
-            f"from 0 and stop is not before start"
+            f"{_name(path, window)}: samples {start} to {stop} cannot be read; start "
+            f"and stop count from 0 and stop is not before start"
         )
-    if path.lower().endswith(AAC_SUFFIXES):
-        samples = _decode_aac(path)[start:stop]
-        # Slicing past the end is silent; a copy frees the rest of the file.
-        samples = samples.copy() if start or stop is not None else samples
-    else:
-        samples = _read_part(path, start, stop)
+    with _Source(path, window) as source:
+        if source.is_aac():
+            samples = _decode_aac(source)[start:stop]
+            # Slicing past the end is silent; a copy frees the rest of the file.
+            samples = samples.copy() if start or stop is not None else samples
+        else:
+            samples = _read_part(source, start, stop)
     if stop is not None and len(samples) != stop - start:
         raise UserError(
-            f"{path}: samples {start} to {stop} were asked for but only "
+            f"{source}: samples {start} to {stop} were asked for but only "
             f"{len(samples)} of those {stop - start} are there; the file changed or "
             f"was cut: restore it, or prepare the CSV again"
         )
     if not np.isfinite(samples).all():
         raise UserError(
-            f"{path}: it holds NaN or infinite samples; convert it again from its "
+            f"{source}: it holds NaN or infinite samples; convert it again from its "
             f"source as 16-bit audio, or leave it out"
         )
     return samples
 
 
-def audio_frames(path):
-    """Length in samples of one 16 kHz mono file.
+def audio_frames(path, window=None):
+    """Length in samples of one 16 kHz mono file, or of that in ``window``.
 
     Taken from the header for wav and flac; m4a files are decoded, because
     their header counts the codec's padding. Raises as ``read_audio`` does.
     """
-    path = os.fspath(path)
-    if path.lower().endswith(AAC_SUFFIXES):
-        return len(_decode_aac(path))
-    with _open(path) as sound:
-        _check_wav_is_complete(path)
-        return sound.frames
+    with _Source(path, window) as source:
+        if source.is_aac():
+            return len(_decode_aac(source))
+        with _open(source) as sound:
+            _check_wav_is_complete(source)
+            return sound.frames
 
 
-def audio_statistics(path):
-    """Decode one file completely and check that it can be trained on.
+def audio_statistics(path, window=None):
+    """Decode one file, or that in ``window``, and check that it can be trained on.
 
     Returns
     -------
@@ -107,10 +116,10 @@ def audio_statistics(path):
     Raises ``UserError`` as ``read_audio`` does, and for a file shorter than
     one wav2vec2 frame (400 samples).
     """
-    samples = read_audio(path)
+    samples = read_audio(path, window=window)
     if len(samples) < MINIMUM_SAMPLES:
         raise UserError(
-            f"{path}: it has {len(samples)} samples, fewer than the "
+            f"{_name(path, window)}: it has {len(samples)} samples, fewer than the "
             f"{MINIMUM_SAMPLES} that one wav2vec2 frame needs; leave it out"
         )
     samples = samples.astype(np.float64)
@@ -133,7 +142,7 @@ def encoder_frames(samples):
 def import_pyav(path):
     """The PyAV module, or a ``UserError`` that says how to get it.
 
-    ``path`` is the file that needs it, for the message.
+    ``path`` names the file that needs it, for the message.
     """
     try:
         import av
@@ -145,12 +154,76 @@ def import_pyav(path):
     return av
 
 
-def _read_part(path, start, stop):
+class _Source:
+    """An audio file, or the one in a window of a file.
+
+    ``file`` is what a decoder opens: a path, or the window, open until the end of
+    the ``with`` statement. As text it is the name for messages.
+    """
+
+    def __init__(self, path, window):
+        self.path = os.fspath(path)
+        self.window = window
+        self.file = self.path if window is None else self.open()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.window is not None:
+            self.file.close()
+
+    def __str__(self):
+        return _name(self.path, self.window)
+
+    def open(self):
+        """The bytes as a new file."""
+        if self.window is None:
+            return open(self.path, "rb")
+        offset, size = map(int, self.window)
+        try:
+            present = os.path.getsize(self.path)
+            if present >= offset + size:
+                return Window(self.path, offset, size)
+        except OSError as error:
+            self.file = None
+            raise _unreadable(self, error) from error
+        raise UserError(
+            f"{self.path}: it has {present} bytes, but an utterance is to stand at "
+            f"{offset} to {offset + size}; it was cut or replaced: copy it again, or "
+            f"make the shards again"
+        )
+
+    def is_aac(self):
+        """Whether this needs PyAV: told by the name, in a window by the content."""
+        if self.window is None:
+            return self.path.lower().endswith(AAC_SUFFIXES)
+        head = self.file.read(8).ljust(8)
+        self.file.seek(0)
+        # An MP4 container, or the frames by themselves (ADTS; MP3 has a layer).
+        return head[4:] == b"ftyp" or (head[0] == 0xFF and head[1] & 0xF6 == 0xF0)
+
+
+def _name(path, window):
+    """What messages call a file; in a tar, the member that a window holds."""
+    if window is None:
+        return os.fspath(path)
+    offset, size = map(int, window)
+    # A member's header stands in the 512 bytes before it.
+    with contextlib.suppress(OSError), Window(path, max(offset - 512, 0), 512) as tar:
+        header = tar.read(512)
+        if header[257:262] == b"ustar":
+            member = header[:100].partition(b"\0")[0].decode(errors="replace")
+            return f"{path}: {member}"
+    return f"{path}: bytes {offset} to {offset + size}"
+
+
+def _read_part(source, start, stop):
     """Samples of a wav or flac file, fewer than asked for at its end."""
-    with _open(path) as sound:
+    with _open(source) as sound:
         if stop is None:
             # libsndfile shortens a cut wav to what is there without a word.
-            _check_wav_is_complete(path)
+            _check_wav_is_complete(source)
             count = max(sound.frames - start, 0)
         else:
             count = stop - start
@@ -161,28 +234,28 @@ def _read_part(path, start, stop):
                 sound.seek(start)
             samples = sound.read(min(count, sound.frames - start), dtype="float32")
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(source, error) from error
         if len(samples) < min(count, sound.frames - start):
             raise UserError(
-                f"{path}: it is truncated: its header promises {sound.frames} samples "
-                f"but only {start + len(samples)} can be read; copy or download it "
-                f"again, or leave it out"
+                f"{source}: it is truncated: its header promises {sound.frames} "
+                f"samples but only {start + len(samples)} can be read; copy or "
+                f"download it again, or leave it out"
             )
     return samples
 
 
-def _open(path):
+def _open(source):
     """The opened wav or flac file, its rate, channels and length checked."""
     try:
-        sound = soundfile.SoundFile(path)
+        sound = soundfile.SoundFile(source.file)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source, error) from error
     try:
-        _check_format(path, sound.samplerate, sound.channels)
+        _check_format(source, sound.samplerate, sound.channels)
         # libsndfile's answer for a flac that was written to a pipe.
         if sound.frames >= 2**48:
             raise UserError(
-                f"{path}: its header does not state its length; {_conversion(path)}"
+                f"{source}: its header does not state its length; {_conversion(source)}"
             )
     except BaseException:
         sound.close()
@@ -190,29 +263,31 @@ def _open(path):
     return sound
 
 
-def _decode_aac(path):
+def _decode_aac(source):
     """All samples of the first audio stream of an m4a file."""
-    av = import_pyav(path)
+    av = import_pyav(str(source))
     blocks = []
     try:
-        with av.open(path) as container:
+        with av.open(source.file) as container:
             if not container.streams.audio:
-                raise UserError(f"{path}: it has no audio stream; leave it out")
+                raise UserError(f"{source}: it has no audio stream; leave it out")
             stream = container.streams.audio[0]
             codec = stream.codec_context
             if codec is None:
-                raise _unreadable(path, "the description of its codec is damaged")
-            _check_format(path, codec.sample_rate, codec.channels)
+                raise _unreadable(source, "the description of its codec is damaged")
+            _check_format(source, codec.sample_rate, codec.channels)
             promised = 0
             if stream.duration:
                 promised = round(stream.duration * stream.time_base * SAMPLE_RATE)
             for frame in container.decode(stream):
-                _check_format(path, frame.sample_rate, frame.layout.nb_channels)
+                _check_format(source, frame.sample_rate, frame.layout.nb_channels)
                 blocks.append(frame.to_ndarray().reshape(-1))
     except (av.FFmpegError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source, error) from error
     if not blocks:
-        raise UserError(f"{path}: it holds no audio; download it again or leave it out")
+        raise UserError(
+            f"{source}: it holds no audio; download it again or leave it out"
+        )
     samples = np.concatenate(blocks)
     if samples.dtype.kind == "i":
         samples = samples / -float(np.iinfo(samples.dtype).min)
@@ -220,25 +295,26 @@ def _decode_aac(path):
     # blocks of 1024 samples) counts; more than that missing is a cut file.
     if len(samples) < promised - 4 * 1024:
         raise UserError(
-            f"{path}: it is truncated: its header promises {promised} samples but "
+            f"{source}: it is truncated: its header promises {promised} samples but "
             f"only {len(samples)} can be decoded; download it again, or leave it out"
         )
     return samples.astype(np.float32, copy=False)
 
 
-def _check_format(path, rate, channels):
+def _check_format(source, rate, channels):
     """Refuse anything but 16 kHz mono."""
     if rate != SAMPLE_RATE or channels != 1:
         raise UserError(
-            f"{path}: it has {rate} Hz and {channels} channel(s), but 16000 Hz and "
-            f"1 channel are needed; {_conversion(path)}"
+            f"{source}: it has {rate} Hz and {channels} channel(s), but 16000 Hz and "
+            f"1 channel are needed; {_conversion(source)}"
         )
 
 
-def _check_wav_is_complete(path):
+def _check_wav_is_complete(source):
     """Refuse a wav whose data chunk promises more bytes than the file has."""
-    with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
+    with source.open() as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return
@@ -248,32 +324,32 @@ def _check_wav_is_complete(path):
                 present = size - stream.tell()
                 if present < length < _UNKNOWN_LENGTH:
                     raise UserError(
-                        f"{path}: it is truncated: its header promises {length} bytes "
-                        f"of samples but {present} are there; copy or download it "
-                        f"again, or leave it out"
+                        f"{source}: it is truncated: its header promises {length} "
+                        f"bytes of samples but {present} are there; copy or download "
+                        f"it again, or leave it out"
                     )
                 return
             # Chunks are padded to an even length.
             stream.seek(length + length % 2, os.SEEK_CUR)
 
 
-def _unreadable(path, error):
+def _unreadable(source, error):
     """The ``UserError`` for a file that a decoder refused for ``error``."""
-    if not os.path.exists(path):
+    if not os.path.exists(source.path):
         return UserError(
-            f"{path}: the file does not exist; restore it, or prepare the CSV again "
+            f"{source}: the file does not exist; restore it, or prepare the CSV again "
             f"if the corpus has moved"
         )
-    if os.path.isfile(path) and not os.path.getsize(path):
+    if os.path.isfile(source.path) and not os.path.getsize(source.path):
         reason = "the file is empty (0 bytes)"
     else:
-        reason = " ".join(str(error).replace(path, "").split())
-        reason = f"it is not readable as audio ({reason})"
-    return UserError(f"{path}: {reason}; copy or download it again, or leave it out")
+        reason = str(error).replace(source.path, "").replace(repr(source.file), "''")
+        reason = f"it is not readable as audio ({' '.join(reason.split())})"
+    return UserError(f"{source}: {reason}; copy or download it again, or leave it out")
 
 
-def _conversion(path):
+def _conversion(source):
     """The remedy for a file in another format."""
-    return (
-        f"convert it with `ffmpeg -i {os.path.basename(path)} -ar 16000 -ac 1 OUT.wav`"
-    )
+    # Of a window the member's name alone.
+    name = os.path.basename(str(source)).rpartition(": ")[2]
+    return f"convert it with `ffmpeg -i {name} -ar 16000 -ac 1 OUT.wav`"

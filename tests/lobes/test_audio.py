@@ -1,7 +1,9 @@
 """Reading audio: parts, formats, and every defect named in one line."""
 
+import os
 import struct
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from lobes.audio import (
     read_audio,
 )
 from lobes.errors import UserError
+from lobes.files import Window
 
 
 def noise(samples=8000, seed=0):
@@ -200,35 +203,35 @@ def overwritten_aac(path):
     path.write_bytes(content)
 
 
+DEFECTS = [
+    ("a.wav", html, "not readable as audio"),
+    ("a.flac", html, "not readable as audio"),
+    ("a.wav", empty, r"empty \(0 bytes\)"),
+    ("a.flac", empty, r"empty \(0 bytes\)"),
+    ("a.wav", folder, "not readable"),
+    ("a.wav", missing, "does not exist"),
+    ("a.wav", narrow_band, "8000 Hz.*ffmpeg -i a.wav -ar 16000 -ac 1"),
+    ("a.flac", wide_band, "48000 Hz.*ffmpeg"),
+    ("a.wav", stereo, r"2 channel\(s\).*ffmpeg"),
+    ("a.wav", cut, "truncated: its header promises 16000 bytes"),
+    ("a.wav", cut_behind_an_odd_chunk, "truncated"),
+    ("a.flac", cut, "truncated|not readable"),
+    ("a.flac", overwritten, "truncated|not readable"),
+    ("a.wav", not_a_number, "NaN or infinite"),
+    ("a.wav", infinite, "NaN or infinite"),
+    ("a.m4a", html, "not readable"),
+    ("a.m4a", empty, r"empty \(0 bytes\)"),
+    ("a.m4a", missing, "does not exist"),
+    ("a.m4a", stereo_aac, r"2 channel\(s\).*ffmpeg"),
+    ("a.m4a", wide_band_aac, "44100 Hz.*ffmpeg"),
+    ("a.m4a", cut_aac, "not readable"),
+    ("a.m4a", cut_aac_after_its_index, "truncated: its header promises"),
+    ("a.m4a", overwritten_aac, "truncated|not readable"),
+]
+
+
 @pytest.mark.parametrize("check", [read_audio, audio_statistics])
-@pytest.mark.parametrize(
-    "name,defect,problem",
-    [
-        ("a.wav", html, "not readable as audio"),
-        ("a.flac", html, "not readable as audio"),
-        ("a.wav", empty, r"empty \(0 bytes\)"),
-        ("a.flac", empty, r"empty \(0 bytes\)"),
-        ("a.wav", folder, "not readable"),
-        ("a.wav", missing, "does not exist"),
-        ("a.wav", narrow_band, "8000 Hz.*ffmpeg -i a.wav -ar 16000 -ac 1"),
-        ("a.flac", wide_band, "48000 Hz.*ffmpeg"),
-        ("a.wav", stereo, r"2 channel\(s\).*ffmpeg"),
-        ("a.wav", cut, "truncated: its header promises 16000 bytes"),
-        ("a.wav", cut_behind_an_odd_chunk, "truncated"),
-        ("a.flac", cut, "truncated|not readable"),
-        ("a.flac", overwritten, "truncated|not readable"),
-        ("a.wav", not_a_number, "NaN or infinite"),
-        ("a.wav", infinite, "NaN or infinite"),
-        ("a.m4a", html, "not readable"),
-        ("a.m4a", empty, r"empty \(0 bytes\)"),
-        ("a.m4a", missing, "does not exist"),
-        ("a.m4a", stereo_aac, r"2 channel\(s\).*ffmpeg"),
-        ("a.m4a", wide_band_aac, "44100 Hz.*ffmpeg"),
-        ("a.m4a", cut_aac, "not readable"),
-        ("a.m4a", cut_aac_after_its_index, "truncated: its header promises"),
-        ("a.m4a", overwritten_aac, "truncated|not readable"),
-    ],
-)
+@pytest.mark.parametrize("name,defect,problem", DEFECTS)
 def test_defects_are_named(tmp_path, name, defect, problem, check):
     if name.endswith("m4a"):
         pytest.importorskip("av")
@@ -307,3 +310,106 @@ def test_real_recordings_in_all_formats(mini_corpora):
             np.testing.assert_array_equal(
                 read_audio(path, 1000, 5000), read_audio(path)[1000:5000]
             )
+
+
+# Inside of another file -------------------------------------------------------
+
+
+def put_into_tar(path):
+    """A tar with ``path`` between two other members; returns it and the window."""
+    tar = path.with_name("t.tar")
+    other = path.with_name("other.wav")
+    soundfile.write(other, noise(4000, seed=9), SAMPLE_RATE)
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as stream:
+        stream.add(other, "other.wav")
+        offset = stream.offset + 512
+        stream.add(path, path.name)
+        stream.add(other, "another.wav")
+    return tar, (offset, path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "start,stop", [(0, None), (0, 8000), (1, 7999), (4000, None), (5, 5), (8000, None)]
+)
+def test_parts_of_a_window_equal_slices_of_the_whole(seekable, start, stop):
+    tar, window = put_into_tar(seekable)
+    samples = read_audio(tar, start, stop, window)
+    np.testing.assert_array_equal(samples, noise()[start:stop])
+    assert audio_frames(tar, window) == 8000
+    assert audio_statistics(tar, window) == audio_statistics(seekable)
+
+
+def test_m4a_in_a_window_is_known_by_its_content(tmp_path):
+    path = tmp_path / "a.m4a"
+    write_m4a(path, noise(20000))
+    tar, window = put_into_tar(path)
+    np.testing.assert_array_equal(
+        read_audio(tar, 100, 9000, window), read_audio(path, 100, 9000)
+    )
+    assert audio_frames(tar, window) == audio_frames(path)
+
+
+@pytest.mark.parametrize("suffix,share", [("wav", 0.05), ("flac", 0.3)])
+def test_a_crop_from_a_window_reads_a_part_of_it(tmp_path, monkeypatch, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, noise(60 * SAMPLE_RATE), SAMPLE_RATE)
+    tar, (offset, size) = put_into_tar(path)
+    read, readinto = [], Window.readinto
+
+    def counted(self, buffer):
+        read.append(readinto(self, buffer))
+        return read[-1]
+
+    monkeypatch.setattr(Window, "readinto", counted)
+    samples = read_audio(tar, 800_000, 816_000, (offset, size))
+    np.testing.assert_array_equal(samples, noise(60 * SAMPLE_RATE)[800_000:816_000])
+    assert sum(read) < share * size
+
+
+@pytest.mark.parametrize(
+    "name,defect,problem",
+    # The others are no members of a shard.
+    [case for case in DEFECTS if case[1] not in (folder, missing, empty)],
+)
+def test_defects_in_a_window_name_the_member(tmp_path, name, defect, problem):
+    if name.endswith("m4a"):
+        pytest.importorskip("av")
+    path = tmp_path / name
+    defect(path)
+    tar, window = put_into_tar(path)
+    with pytest.raises(UserError, match=problem) as caught:
+        read_audio(tar, window=window)
+    assert str(caught.value).startswith(f"{tar}: {name}: ")
+    assert "\n" not in str(caught.value) and " object at " not in str(caught.value)
+
+
+def test_a_cut_or_absent_shard_is_told(seekable):
+    tar, (offset, size) = put_into_tar(seekable)
+    os.truncate(tar, offset + size - 1)
+    with pytest.raises(UserError, match="t.tar: it has .* make the shards again"):
+        read_audio(tar, 0, 10, (offset, size))
+    tar.unlink()
+    with pytest.raises(UserError, match="t.tar.* does not exist"):
+        read_audio(tar, 0, 10, (offset, size))
+
+
+def test_a_window_in_any_file_has_its_bytes_for_a_name(seekable):
+    other = seekable.with_name("blob")
+    other.write_bytes(b"x" * 1000 + seekable.read_bytes())
+    window = (1000, seekable.stat().st_size)
+    np.testing.assert_array_equal(read_audio(other, window=window), noise())
+    with pytest.raises(UserError, match=f"blob: bytes 1000 to {sum(window)}: .* only"):
+        read_audio(other, 0, 8001, window)
+
+
+def test_a_window_is_a_file_of_its_own(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    with Window(tmp_path / "x", 2, 5) as window:
+        assert window.read() == b"23456"
+        assert window.tell() == 5 and window.read(1) == b""
+        assert window.seek(-2, os.SEEK_END) == 3 and window.read(9) == b"56"
+        window.seek(1)
+        assert window.seek(1, os.SEEK_CUR) == 2 and window.read(1) == b"4"
+        assert window.seek(99) == 99 and window.read() == b""
+        with pytest.raises(ValueError):
+            window.seek(-1)
