@@ -1,10 +1,14 @@
-"""The encoder: no graph through frozen parts, and padding without effect."""
+"""The encoder: frozen parts, padding, class token, split and branches."""
 
 import pytest
 import torch
 
 from lobes.encoder import Wav2Vec2Encoder
 from lobes.errors import UserError
+from lobes.pooling import ClassTokenPooling, MeanPooling
+from lobes.tasks import SpeakerRecognition, SpeechRecognition
+from tests import tiny
+from tests.operations import Operations
 from tests.tiny import ENCODER, LAYER_NORM
 
 NORMS = pytest.mark.parametrize("norm", [{}, LAYER_NORM], ids=["group", "layer"])
@@ -217,3 +221,258 @@ def test_stored_half_precision_and_switched_off_masks_do_not_survive(make, tmp_p
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     wavs, lengths = padded_batch(8000, 8000)
     assert not torch.equal(loaded(wavs, lengths).speech, loaded(wavs, lengths).speech)
+
+
+# Class token, split, branches -------------------------------------------------
+
+
+def moved(modules):
+    """The modules' parameters, each elsewhere: as after some training."""
+    torch.manual_seed(7)
+    for parameter in modules.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+def calls(*modules):
+    """How often each is called from now on."""
+    counts = [0] * len(modules)
+
+    def count(place):
+        def hook(*_):
+            counts[place] += 1
+
+        return hook
+
+    for place, module in enumerate(modules):
+        module.register_forward_hook(count(place))
+    return counts
+
+
+@NORMS
+@pytest.mark.parametrize("lengths", [(8000, 8000), (8000, 5000)])
+def test_a_class_token_comes_on_top_of_the_frames(make, norm, lengths):
+    """Letters for T frames, not T + 1; the CNN and the mask know nothing of it."""
+    wavs, lengths = padded_batch(*lengths)
+    encoder = make(norm, class_token="constant").eval()
+    with torch.no_grad():
+        frames, plain = encoder(wavs, lengths), make(norm).eval()(wavs, lengths)
+    assert frames.speech.shape == plain.speech.shape == (2, 24, 32)
+    assert frames.lengths.tolist() == plain.lengths.tolist()
+    assert (frames.mask is None) == (plain.mask is None)
+    assert frames.mask is None or torch.equal(frames.mask, plain.mask)
+    assert frames.cls.shape == (2, 32) and plain.cls is None
+    output = SpeechRecognition(encoder).eval()(frames)
+    assert output[0].shape[1] == 24 and output[1].tolist() == frames.lengths.tolist()
+    # It is attended to, and is not the first frame.
+    assert (frames.speech - plain.speech).abs().max() > 1e-5
+    assert (frames.cls - frames.speech[:, 0]).abs().max() > 1e-3
+
+
+@NORMS
+@pytest.mark.parametrize("kind", ["constant", "learnt"])
+def test_the_class_token_of_an_utterance_does_not_depend_on_padding(make, norm, kind):
+    wavs, lengths = padded_batch(8000, 5000)
+    encoder = make(norm, class_token=kind).eval()
+    with torch.no_grad():
+        together = encoder(wavs, lengths)
+        alone = encoder(wavs[1:, :5000], lengths[1:])
+    torch.testing.assert_close(together.cls[1:], alone.cls, rtol=0, atol=5e-6)
+    count = int(alone.lengths)
+    torch.testing.assert_close(
+        together.speech[1:, :count], alone.speech, rtol=0, atol=5e-6
+    )
+
+
+def test_a_constant_class_token_is_no_parameter_and_in_no_checkpoint(make):
+    """The published code's became trainable when the encoder was unfrozen."""
+    encoder = make(class_token="constant").train()
+    encoder.freeze(True)
+    encoder.freeze(False)
+    assert not encoder.class_token.requires_grad
+    assert torch.equal(encoder.class_token, torch.ones(32))
+    plain = make()
+    assert encoder.state_dict().keys() == plain.state_dict().keys()
+    names = [name for name, _ in encoder.named_parameters()]
+    assert names == [name for name, _ in plain.named_parameters()]
+
+
+def test_a_learnt_class_token_trains_with_the_encoder(make):
+    encoder = make(class_token="learnt").train()
+    assert "class_token" in encoder.state_dict()
+    wavs, lengths = padded_batch(8000, 5000)
+    encoder.freeze(True)
+    assert not encoder.class_token.requires_grad
+    encoder.freeze(False)
+    encoder(wavs, lengths).cls.square().sum().backward()
+    assert encoder.class_token.grad.abs().max() > 0
+    assert torch.equal(encoder.class_token, torch.ones(32))
+
+
+@pytest.mark.parametrize("kind", ["constant", "learnt"])
+def test_the_class_token_through_a_run(kind, tiny_corpus, tmp_path):
+    """Frozen for two steps of six; the checkpoint has a learnt one, as it became."""
+    yaml = tiny.MTL.with_name("pool_first_cls.yaml")
+    options = {"yaml": yaml, "class_token": kind}
+    system = tiny.brain(tiny_corpus, tmp_path / "run", **options)
+    tiny.fit(system)
+    token = system.modules.encoder.class_token.detach()
+    held = system.checkpointer.find_checkpoint().path / "encoder.ckpt"
+    held = torch.load(held, weights_only=True)
+    if kind == "constant":
+        assert torch.equal(token, torch.ones(32)) and "class_token" not in held
+    else:
+        assert (token - 1).abs().max() > 1e-5
+        assert torch.equal(held["class_token"], token)
+        again = tiny.brain(tiny_corpus, tmp_path / "run", **options)
+        again.train_stream()
+        again.on_fit_start()
+        assert torch.equal(again.modules.encoder.class_token, token)
+
+
+@NORMS
+@pytest.mark.parametrize("token", [None, "constant"])
+def test_split_channels_reach_one_task_only(make, norm, token):
+    """Facts section 6: the first 8 move no letter, the others no embedding."""
+    encoder = make(norm, speaker_dims=8, class_token=token).eval()
+    assert (encoder.speech_size, encoder.speaker_size) == (24, 8)
+    inner = encoder.model.encoder
+    last = inner.layer_norm if norm else inner.layers[-1]
+    added = torch.zeros(32)
+    last.register_forward_hook(lambda module, args, output: output + added)
+    speech = SpeechRecognition(encoder).eval()
+    pooling = ClassTokenPooling() if token else MeanPooling()
+    speaker = SpeakerRecognition(encoder, pooling, 5).eval()
+
+    def outputs():
+        with torch.no_grad():
+            frames = encoder(*padded_batch(8000, 5000))
+            return speech(frames)[0], speaker(frames)
+
+    letters, embeddings = outputs()
+    assert embeddings.shape == (2, 8)
+    added[8:] = 1 + torch.arange(24.0)
+    moved_letters, same_embeddings = outputs()
+    assert torch.equal(same_embeddings, embeddings)
+    assert (moved_letters - letters).abs().max() > 0.1
+    added[8:] = 0
+    added[:8] = 1 + torch.arange(8.0)
+    same_letters, moved_embeddings = outputs()
+    assert torch.equal(same_letters, letters)
+    assert (moved_embeddings - embeddings).abs().min() > 0.1
+
+
+@NORMS
+@pytest.mark.parametrize("lengths", [(8000, 8000), (8000, 5000)])
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_branches_start_as_the_unbranched_encoder(make, norm, lengths, shared):
+    """Facts section 6, whether or not anything is padded."""
+    wavs, lengths = padded_batch(*lengths)
+    plain, encoder = make(norm).eval(), make(norm, shared_layers=shared).eval()
+    assert len(encoder.speaker_layers) == 2 - shared
+    with torch.no_grad():
+        frames, expected = encoder(wavs, lengths), plain(wavs, lengths)
+    assert (frames.speech is frames.speaker) == (shared == 2)
+    for found in (frames.speech, frames.speaker):
+        torch.testing.assert_close(found, expected.speech, rtol=0, atol=1e-5)
+
+
+@NORMS
+def test_branches_are_copies_not_the_same_layers(make, norm):
+    wavs, lengths = padded_batch(8000, 5000)
+    encoder = make(norm, shared_layers=1).eval()
+    before = encoder(wavs, lengths)
+    moved(encoder.speaker_layers)
+    if norm:
+        moved(encoder.speaker_norm)
+    after = encoder(wavs, lengths)
+    assert torch.equal(after.speech, before.speech)
+    assert (after.speaker - before.speaker).abs().max() > 0.01
+    assert (encoder.speaker_norm is None) == (not norm)
+
+
+@NORMS
+@pytest.mark.parametrize(
+    "need, towers",
+    [
+        ({"speech"}, (1, 0)),
+        ({"speaker"}, (0, 1)),
+        ({"cls"}, (0, 1)),
+        ({"speaker", "letters"}, (1, 1)),
+        ({"speech", "speaker"}, (1, 1)),
+        ({"speech", "speaker", "letters"}, (1, 1)),
+    ],
+)
+def test_only_the_towers_that_a_batch_needs_run(make, norm, need, towers):
+    encoder = make(norm, shared_layers=1, class_token="constant").train()
+    shared, own = encoder.model.encoder.layers
+    counts = calls(shared, own, encoder.speaker_layers[0])
+    frames = encoder(*padded_batch(8000, 5000), need)
+    assert counts == [1, *towers]
+    assert (frames.speech is not None, frames.speaker is not None) == towers
+    assert (frames.cls is not None) == (frames.speaker is not None)
+
+
+@NORMS
+def test_letters_build_no_graph(make, norm):
+    """The tower that hears them on a speaker batch costs no backward pass."""
+    wavs, lengths = padded_batch(8000, 5000)
+    encoder = make(norm, shared_layers=1).train()
+    frames = encoder(wavs, lengths, {"speaker", "letters"})
+    assert frames.speaker.requires_grad and not frames.speech.requires_grad
+    frames.speaker.square().mean().backward()
+    own = encoder.model.encoder.layers[1].parameters()
+    assert all(parameter.grad is None for parameter in own)
+    shared = encoder.model.encoder.layers[0].attention.v_proj.weight
+    assert shared.grad.abs().max() > 0
+    joint = encoder(wavs, lengths, {"speech", "speaker", "letters"})
+    assert joint.speech.requires_grad
+    with torch.no_grad():
+        assert not encoder(wavs, lengths, {"speech"}).speech.requires_grad
+
+
+def test_frozen_branches_stay_in_eval_mode(make):
+    encoder = make(shared_layers=1, hidden_dropout=0.5).train()
+    encoder.freeze(True)
+    wavs, lengths = padded_batch(8000, 8000)
+    first, second = (encoder(wavs, lengths).speaker for _ in range(2))
+    assert torch.equal(first, second) and not first.requires_grad
+    encoder.freeze(False)
+    trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    assert any(name.startswith("speaker_layers.0.") for name in trainable)
+    first, second = (encoder(wavs, lengths).speaker for _ in range(2))
+    assert not torch.equal(first, second), "dropout is off in the speaker's tower"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shared_layers": 1},
+        {"speaker_dims": 8},
+        {"class_token": "learnt"},
+        {"shared_layers": 1, "speaker_dims": 8, "class_token": "constant"},
+    ],
+)
+def test_no_loop_over_utterances_or_frames(make, settings):
+    encoder, counts = make(**settings).eval(), set()
+    for lengths in [(8000, 5000), (32000, 5000), (8000,) + (5000,) * 9]:
+        wavs, lengths = padded_batch(*lengths)
+        with Operations() as operations:
+            encoder(wavs, lengths, {"speaker", "letters"})
+        counts.add(operations.count)
+    assert len(counts) == 1 and min(counts) > 50
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"speaker_dims": 32}, "speaker_dims is 32; .*give 1 to 31, or null"),
+        ({"speaker_dims": 0}, "speaker_dims is 0; .*give 1 to 31, or null"),
+        ({"shared_layers": 3}, "shared_layers is 3; .*give 0 to 2, or null"),
+        ({"shared_layers": -1}, "shared_layers is -1; .*give 0 to 2, or null"),
+        ({"class_token": "random"}, "class_token is 'random'; .*constant, learnt or"),
+    ],
+)
+def test_what_the_encoder_cannot_be_is_refused(make, settings, named):
+    with pytest.raises(UserError, match=named) as caught:
+        make(**settings)
+    assert "\n" not in str(caught.value)

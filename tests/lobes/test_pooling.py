@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lobes.encoder import Frames
 from lobes.pooling import (
@@ -15,6 +14,7 @@ from lobes.pooling import (
     MeanStdPooling,
 )
 from lobes.tasks import SpeechRecognition
+from tests.operations import Operations
 
 CHANNELS = 6
 
@@ -192,22 +192,12 @@ def test_gradients_are_finite(name, make):
     assert not hidden.grad[1, 1:].any(), "a padded frame has a gradient"
 
 
-class Count(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    operations = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operations += 1
-        return function(*args, **(kwargs or {}))
-
-
 @EVERY
 def test_no_loop_over_utterances_or_frames(name, make):
     pooling, counts = make(name), set()
     for batch, time in [(2, 5), (2, 300), (40, 5)]:
         frames = some(batch, time, [time] + [3] * (batch - 1))
-        with Count() as count:
+        with Operations() as operations:
             pooling(frames)
-        counts.add(count.operations)
+        counts.add(operations.count)
     assert len(counts) == 1 and max(counts) < 60
