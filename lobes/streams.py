@@ -110,6 +110,9 @@ class Utterances(torch.utils.data.Dataset):
         self.statistics = None
         if "mean" in table and "std" in table:
             self.statistics = table[["mean", "std"]].to_numpy()
+        self.windows = None
+        if "offset" in table and "size" in table:
+            self.windows = table[["offset", "size"]].to_numpy()
 
     def __len__(self):
         return len(self.ids)
@@ -143,17 +146,25 @@ class Utterances(torch.utils.data.Dataset):
 
     def _wave(self, row, start, stop):
         """Samples [start, stop) of one utterance, normalised as a whole."""
-        offset = self.starts[row]
         # NaN in a CSV without statistics that was read with one that has them.
         if self.statistics is not None and not np.isnan(self.statistics[row, 0]):
-            wave = read_audio(self.paths[row], offset + start, offset + stop)
+            wave = self._read(row, start, stop)
             mean, std = self.statistics[row]
         else:
-            whole = read_audio(self.paths[row], offset, offset + self.lengths[row])
+            whole = self._read(row, 0, self.lengths[row])
             mean, std = whole.mean(dtype=np.float64), whole.std(dtype=np.float64)
             wave = whole[start:stop]
         scale = math.sqrt(std * std + VARIANCE_FLOOR)
         return ((wave - mean) / scale).astype(np.float32)
+
+    def _read(self, row, start, stop):
+        """Samples [start, stop) of one utterance as they stand in its file."""
+        window = None
+        # -1 in a CSV of files that was read with one of shards.
+        if self.windows is not None and self.windows[row, 0] >= 0:
+            window = self.windows[row]
+        first = self.starts[row]
+        return read_audio(self.paths[row], first + start, first + stop, window)
 
 
 class TaskStream:

@@ -11,7 +11,11 @@ from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError
 
 #: Columns that hold numbers; every other column is text.
-_NUMBERS = ("duration", "start", "stop", "mean", "std")
+NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
+
+#: Columns that count only together, and what stands in the rows of a table without
+#: them when it is joined with one that has them.
+_TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
 
 
 def read_table(path, columns=()):
@@ -23,14 +27,17 @@ def read_table(path, columns=()):
         CSV with a header. ``ID`` and ``wav`` are required; ``duration``
         (seconds) or ``start`` and ``stop`` (samples) give the extent; ``mean``
         and ``std`` of the whole utterance are optional (see
-        ``lobes.streams``). A relative ``wav`` is relative to the CSV's folder.
+        ``lobes.streams``), and so are ``offset`` and ``size``: the bytes of the
+        file ``wav`` that the utterance's own file takes up (shards made by
+        tools/make_shards.py). A relative ``wav`` is relative to the CSV's folder.
     columns : sequence of str
         Further columns that must be there (``wrd``, ``spk_id``, ...).
 
     Returns
     -------
     pandas.DataFrame
-        All columns, plus ``start`` and ``stop`` as int64 samples. Text columns
+        All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and
+        ``size`` are int64 as well. Text columns
         hold str (an empty cell is an empty string). The index is the line in the
         file, for messages.
 
@@ -55,7 +62,7 @@ def read_table(path, columns=()):
                 f"{path}, line {_line(empty)}, column {column}: the cell is empty; "
                 "fill it or remove the row"
             )
-    for column in _NUMBERS:
+    for column in NUMBERS:
         if column in table:
             table[column] = _numbers(path, table[column])
     repeated = table["ID"].duplicated()
@@ -76,6 +83,8 @@ def read_table(path, columns=()):
         )
     table["start"] = table["start"].astype(np.int64)
     table["stop"] = table["stop"].astype(np.int64)
+    if "offset" in table:
+        _check_windows(path, table)
     folder = path.resolve().parent
     table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in table["wav"]]
     return table
@@ -93,8 +102,9 @@ def as_paths(csv):
 def concatenate(paths, tables):
     """Several tables of ``read_table`` as one corpus.
 
-    It has the columns that all of them have. ``mean`` and ``std`` are also kept
-    where only some have them; they are NaN in the rows of the others.
+    It has the columns that all of them have. ``mean`` and ``std``, and ``offset``
+    and ``size``, are also kept where only some have them; in the rows of the others
+    they are NaN, and -1.
 
     Arguments
     ---------
@@ -112,13 +122,13 @@ def concatenate(paths, tables):
     """
     if len(tables) == 1:
         return tables[0]
-    known = [{"mean", "std"} <= set(table.columns) for table in tables]
-    if any(known):
-        unknown = {"mean": np.nan, "std": np.nan}
-        tables = [
-            table if has else table.assign(**unknown)
-            for table, has in zip(tables, known, strict=True)
-        ]
+    for columns, unknown in _TOGETHER.items():
+        known = [set(columns) <= set(table.columns) for table in tables]
+        if any(known):
+            tables = [
+                table if has else table.assign(**dict.fromkeys(columns, unknown))
+                for table, has in zip(tables, known, strict=True)
+            ]
     joined = pandas.concat(tables, join="inner", ignore_index=True)
     repeated = joined["ID"].duplicated()
     if repeated.any():
@@ -184,13 +194,28 @@ def _undecodable_line(path):
 def _check_columns(path, table, columns):
     """Raise when a required column is absent."""
     extent = ("start", "stop") if "start" in table else ("duration",)
-    required = ("ID", "wav", *extent, *columns)
+    window = ("offset", "size") if {"offset", "size"} & set(table.columns) else ()
+    required = ("ID", "wav", *extent, *window, *columns)
     missing = [column for column in required if column not in table]
     if missing:
         raise UserError(
             f"{path}, line 1: there is no column {', '.join(missing)} (there are "
             f"{', '.join(table.columns)}); add it or prepare the corpus again"
         )
+
+
+def _check_windows(path, table):
+    """Make offset and size int64; raise where they are no part of a file."""
+    for column, least in (("offset", 0), ("size", 1)):
+        cells = table[column]
+        wrong = (cells < least) | (cells != np.floor(cells))
+        if wrong.any():
+            line = _line(wrong)
+            raise UserError(
+                f"{path}, line {line}, column {column}: {cells[line]} is not a whole "
+                f"number of bytes from {least}; make the shards again"
+            )
+        table[column] = cells.astype(np.int64)
 
 
 def _numbers(path, cells):

@@ -201,6 +201,31 @@ def test_empty_id_or_path(write, row, column):
     assert f"line 2, column {column}" in message
 
 
+def test_windows_in_shards_are_whole_numbers(write, tmp_path):
+    rows = ["a,1,s.tar,1536,99", "b,1,s.tar,9007199254740000,1"]
+    table = read_table(write("ID,duration,wav,offset,size", *rows))
+    assert table["offset"].to_list() == [1536, 9007199254740000]
+    assert table["size"].to_list() == [99, 1]
+    assert table["offset"].dtype == table["size"].dtype == np.int64
+    assert table["wav"].iloc[0] == str(tmp_path.resolve() / "s.tar")
+
+
+@pytest.mark.parametrize(
+    "column, cells",
+    [("offset", "-1,5"), ("offset", "0.5,5"), ("size", "512,0"), ("size", "512,x")],
+)
+def test_windows_that_are_none(write, column, cells):
+    rows = ["a,1,s.tar,512,9", f"b,1,s.tar,{cells}"]
+    message = problem(write("ID,duration,wav,offset,size", *rows))
+    assert f"line 3, column {column}" in message
+
+
+@pytest.mark.parametrize("present, missing", [("offset", "size"), ("size", "offset")])
+def test_half_a_window(write, present, missing):
+    message = problem(write(f"ID,duration,wav,{present}", "a,1,s.tar,512"))
+    assert f"there is no column {missing}" in message
+
+
 # Several tables --------------------------------------------------------------
 
 
@@ -244,6 +269,16 @@ def test_statistics_that_one_table_lacks_are_nan(tmp_path):
         assert (both["mean"]["c"], both["std"]["c"]) == (0.25, 0.5)
     neither = concatenate(*tables(tmp_path, x=SPEECH, y=[SPEECH[0], "z,1,z.wav,s,A"]))
     assert "mean" not in neither
+
+
+def test_windows_that_one_table_lacks_are_minus_one(tmp_path):
+    shards = ["ID,duration,wav,spk_id,offset,size", "s,1,s.tar,s1,512,9"]
+    for order in ({"x": SPEECH, "y": shards}, {"x": shards, "y": SPEECH}):
+        both = concatenate(*tables(tmp_path, **order)).set_index("ID")
+        assert both["offset"].to_dict() == {"a": -1, "b": -1, "s": 512}
+        assert both["size"].to_dict() == {"a": -1, "b": -1, "s": 9}
+        assert both["offset"].dtype == np.int64
+        assert "mean" not in both
 
 
 def test_a_mean_without_its_deviation_is_no_statistics(tmp_path):
