@@ -179,41 +179,42 @@ def reason_counts(skipped):
     return ", ".join(f"{counts[r]} {r}" for r in REASONS if counts[r]) or "none"
 
 
-def json_lines(path):
-    """Yield ``(line number, object)`` of a file of JSON objects, one a line.
+def json_lines(path, lines):
+    """Yield ``(line number, object)`` of lines (bytes) of JSON objects.
 
-    Raises ``UserError`` for a line that is no complete object.
+    Raises ``UserError``, which names ``path`` and the line, for one that is no
+    complete object.
     """
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if not isinstance(value, dict):
-                raise UserError(
-                    f"{path}, line {number}: it is no JSON object "
-                    f"({_shown(line.decode('utf-8', 'replace'))}); correct or remove "
-                    "it, or let tools/pseudo_label.py finish the file"
-                )
-            yield number, value
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{path}, line {number}: it is no JSON object "
+                f"({_shown(line.decode('utf-8', 'replace'))}); correct or remove "
+                "it, or let tools/pseudo_label.py finish the file"
+            )
+        yield number, value
 
 
 def _json(path):
     """Yield (line, ID, text, language) of JSON lines."""
-    for number, value in json_lines(path):
-        if number == 1 and "model" in value and "ID" not in value:
-            continue
-        for key in ("ID", "text"):
-            if key not in value:
-                raise UserError(f"{path}, line {number}: it has no {key}; add it")
-        texts = value["ID"], value["text"] or "", value.get("language") or ""
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(
-                f"{path}, line {number}: ID, text and language must be strings; "
-                "correct the line"
-            )
-        yield number, value["ID"], value["text"], value.get("language")
+    with open(path, "rb") as stream:
+        for number, value in json_lines(path, stream):
+            if number == 1 and "model" in value and "ID" not in value:
+                continue
+            for key in ("ID", "text"):
+                if key not in value:
+                    raise UserError(f"{path}, line {number}: it has no {key}; add it")
+            texts = value["ID"], value["text"] or "", value.get("language") or ""
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"{path}, line {number}: ID, text and language must be strings; "
+                    "correct the line"
+                )
+            yield number, value["ID"], value["text"], value.get("language")
 
 
 def _table(path):

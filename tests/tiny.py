@@ -55,6 +55,7 @@ def write_corpus(folder):
         "LibriSpeech/dev-other": speech[12:],
         "LibriSpeech/test-other": speech[12:],
         "VoxCeleb/train": speakers,
+        "VoxCeleb/train_transcribed": speakers[:18],
         "VoxCeleb/valid": speakers,
         "VoxCeleb/test": speakers,
     }

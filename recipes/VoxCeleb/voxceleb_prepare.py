@@ -159,13 +159,7 @@ def prepare_voxceleb(
     """
     if skip_prep:
         return {}
-    if transcripts is not None:
-        transcripts = transcript_files(transcripts)
-        if data_folder is None:
-            raise UserError(
-                "transcripts are given but no data_folder (voxceleb2_folder), whose "
-                "utterances they are for; give both or none"
-            )
+    check_voxceleb(data_folder, test_folder, transcripts)
     save_folder = writable_folder(save_folder)
     splitting = {
         "fraction": valid_fraction,
@@ -209,7 +203,8 @@ def prepare_voxceleb(
             part, train, splitting, skip_budget, num_workers
         )
     if transcripts is not None:
-        counts |= _prepare_transcribed(save_folder, transcripts)
+        paths = transcript_files(transcripts)
+        counts |= _prepare_transcribed(save_folder, paths)
     if test is not None:
         options = {"folder": os.fspath(test_folder), "lists": list(map(str, lists))}
         part = Part(save_folder, "test", CORPUS, options, test_inputs)
@@ -217,6 +212,26 @@ def prepare_voxceleb(
             part, test, trials, skip_budget, num_workers
         )
     return with_paths(save_folder, counts)
+
+
+def check_voxceleb(data_folder, test_folder, transcripts=None, skip_prep=False, **_):
+    """Raise ``UserError`` for inputs of ``prepare_voxceleb`` that are not there.
+
+    Takes its arguments, and hardly any time: for what comes before it.
+    """
+    if skip_prep:
+        return
+    if data_folder is not None:
+        existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+    if test_folder is not None:
+        existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+    if transcripts is not None:
+        transcript_files(transcripts)
+        if data_folder is None:
+            raise UserError(
+                "transcripts are given but no data_folder (voxceleb2_folder), whose "
+                "utterances they are for; give both or none"
+            )
 
 
 def _prepare_train(part, utterances, splitting, skip_budget, num_workers):

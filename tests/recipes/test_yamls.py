@@ -8,6 +8,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from lobes.brain import SpeechSpeakerBrain
 from lobes.recipe import ROOT, load_variant, parse_arguments
+from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests import tiny
 
 YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
@@ -24,7 +25,7 @@ EXPECTED = {
     "dwa pool_first_cls pool_ctc_blank pool_ctc_nonblank pool_first pool_max "
     "pool_mean_std pool_attentive split_192 split_384 split_576 branch_3 branch_6 "
     "branch_9 regularised regularised_notes as_published disjoint_2s disjoint_10s "
-    "disjoint_ls_2s disjoint_ls_10s joint_ls speaker_ls",
+    "disjoint_ls_2s disjoint_ls_10s joint_ls speaker_ls joint asr_vox",
 }
 
 
@@ -45,7 +46,9 @@ def test_it_loads_and_builds_a_brain(path, tmp_path):
     encoder = str(wide).replace("'", "")
     tree, _ = load_variant(path)
     folders = [key for key in tree if key.endswith("_folder") and "csv" not in key]
-    given = [f"--{key}={tmp_path}" for key in folders]
+    # The preparation, which does not take place here, would look for the file.
+    paths = [*folders, *(key for key in tree if key == "voxceleb_transcripts")]
+    given = [f"--{key}={tmp_path}" for key in paths]
     small = [] if tree["encoder_config"] else [f"--encoder_config={encoder}"]
     arguments = [str(path), *given, "--source=null", *small, "--device=cpu"]
     hparams, run_opts, _ = parse_arguments(arguments)
@@ -115,3 +118,53 @@ def test_fragments_exist_for_every_include():
         for name in re.findall(r"!include:(\S+)", path.read_text())
     }
     assert included == set(Path(ROOT / "hparams").glob("*.yaml"))
+
+
+MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams"
+
+
+@pytest.mark.parametrize("name", ["joint", "asr_vox"])
+def test_training_on_transcripts_asks_for_them(name, tmp_path, monkeypatch, capsys):
+    """Before any data is read; and for a file that is there."""
+    monkeypatch.setattr(mtl, "prepare_librispeech", None)
+    encoder = str(tiny.ENCODER).replace("'", "")
+    tree, _ = load_variant(MTL / f"{name}.yaml")
+    folders = [key for key in tree if key.endswith("_folder") and "csv" not in key]
+    arguments = [str(MTL / f"{name}.yaml"), *(f"--{k}={tmp_path}" for k in folders)]
+    arguments += ["--source=null", f"--encoder_config={encoder}", "--device=cpu"]
+    with pytest.raises(SystemExit):
+        mtl.main(arguments)
+    told = capsys.readouterr().err
+    assert "needs voxceleb_transcripts; give --voxceleb_transcripts=..." in told
+    with pytest.raises(SystemExit):
+        mtl.main([*arguments, f"--voxceleb_transcripts={tmp_path}/absent.jsonl"])
+    told = capsys.readouterr().err
+    assert f"transcripts: the file {tmp_path}/absent.jsonl does not exist" in told
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
+    """Of both corpora, with one label space, at the follow-up's steps."""
+    tree, _ = load_variant(MTL / "joint.yaml")
+    # LibriSpeech's 2338 training readers, VoxCeleb2's 5994 speakers.
+    assert tree["n_speakers"] == 2338 + 5994
+    assert (tree["steps"], tree["freeze_steps"]) == (200_000, 3_000)
+    assert dict(tree["weighting"]["weights"]) == {"speech": 0.5, "speaker": 0.5}
+    system = tiny.brain(
+        tiny_corpus,
+        tmp_path / "run",
+        yaml=MTL / "joint.yaml",
+        voxceleb_transcripts="unused",
+        n_speakers=tiny.SPEAKERS + 1,
+    )
+    batches = [
+        batch for _, batch in zip(range(40), system.train_stream(), strict=False)
+    ]
+    seen = set()
+    for batch in batches:
+        assert batch["speech"] is batch["speaker"]
+        assert set(batch["speech"].labels) == {"letters", "speaker"}
+        seen.update(batch["speech"].ids)
+    assert {identity[:2] for identity in seen} == {"s-", "id"}
+    speakers = system.hparams.speakers.index
+    assert list(speakers) == [*(f"id{i}" for i in range(tiny.SPEAKERS)), "s"]

@@ -14,7 +14,7 @@ from lobes.errors import user_errors_exit
 from lobes.evaluation import evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
-from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
+from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
 
 
 @user_errors_exit
@@ -23,6 +23,8 @@ def main(argv=None):
     hparams, run_opts, settings = parse_arguments(argv)
     start_experiment(hparams, run_opts, settings)
 
+    # LibriSpeech may take hours: what VoxCeleb lacks must not show up after them.
+    check_voxceleb(**hparams["voxceleb"])
     run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
     run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
 

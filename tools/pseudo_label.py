@@ -1,0 +1,367 @@
+"""Transcribe the utterances of CSVs with a HuggingFace speech recogniser.
+
+    python tools/pseudo_label.py CSV... --model MODEL --output transcripts.jsonl
+
+MODEL is a hub name (openai/whisper-base, facebook/wav2vec2-base-960h) or a local
+folder. The output has one JSON object a line, ``{"ID", "text", "language",
+"seconds"}``, after a first line with the model; text is null where the utterance is
+too long to be used (lobes/transcripts.py), language where the model tells none. The
+same command goes on where a killed one stopped. docs/transcripts.md tells the rest.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lobes.audio import SAMPLE_RATE
+from lobes.errors import UserError, user_errors_exit
+from lobes.preparation import say, worker_count
+from lobes.streams import Utterances
+from lobes.transcripts import MAXIMUM_SECONDS, json_lines
+
+# Seconds between two flushes to the disk: what a power failure may cost.
+_SYNC_INTERVAL = 30
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@user_errors_exit
+def main(argv=None):
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description="Transcribe the utterances of CSVs with a HuggingFace speech "
+        "recogniser; go on where an earlier run of the same command stopped.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
+    )
+    parser.add_argument("--model", required=True, help="hub name or local folder")
+    parser.add_argument("--output", required=True, help="JSON lines; appended to")
+    parser.add_argument(
+        "--batch_samples",
+        type=int,
+        default=3_200_000,
+        help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (cuda if there is one)"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
+    parser.add_argument(
+        "--language",
+        help="tell Whisper the language (en) instead of having it detected",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(worker_count(None), 8),
+        help="reading processes (%(default)s)",
+    )
+    options = parser.parse_args(argv)
+    utterances = Waveforms(options.csvs)
+    with Output(options.output, _heading(options), utterances) as output:
+        if len(output.done) < len(utterances):
+            try:
+                _transcribe(utterances, Recogniser(options), output, options)
+            except KeyboardInterrupt:
+                say(f"stopped; {output.summary()}; the same command goes on")
+                sys.exit(130)
+        print(output.summary())
+
+
+class Waveforms(Utterances):
+    """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
+
+    def __init__(self, csvs):
+        super().__init__(csvs, labels={})
+
+    def __getitem__(self, rows):
+        try:
+            return [self._read(row, 0, self.lengths[row]) for row in rows]
+        except UserError as error:
+            # Raised in a worker, it would reach the user as a page of traceback.
+            return error
+
+    def batches(self, padded_length, budget):
+        """Rows too long to transcribe; rows of every batch.
+
+        Longest first: what does not fit into memory, fails at once. The utterances
+        of a batch have one length (as ``padded_length`` gives it): no transcript
+        depends on its neighbours, as it would with padding, which changes wav2vec2's
+        group norm and which the pipeline decodes like speech. VoxCeleb's m4a files
+        have multiples of 1024 samples, so that batches are full anyway.
+        """
+        lengths = self.lengths.tolist()
+        rows = sorted(range(len(self)), key=lambda row: -lengths[row])
+        limit = MAXIMUM_SECONDS * SAMPLE_RATE
+        long = [row for row in rows if lengths[row] >= limit]
+        batches = []
+        for length, group in groupby(
+            rows[len(long) :], lambda row: padded_length(lengths[row])
+        ):
+            group = list(group)
+            size = max(budget // length, 1)
+            batches += [group[i : i + size] for i in range(0, len(group), size)]
+        return long, batches
+
+
+class Recogniser:
+    """HuggingFace's pipeline for speech recognition; see ``main`` for the options."""
+
+    def __init__(self, options):
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.pipeline = transformers.pipeline(
+                "automatic-speech-recognition",
+                model=options.model,
+                device=device,
+                dtype=getattr(torch, options.dtype),
+            )
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(
+                f"--model={options.model}, --device={device}: no speech recogniser can "
+                f"be loaded ({reason}); name a model of the hub, or a folder that "
+                "save_pretrained wrote for model and processor"
+            ) from error
+        model = self.pipeline.model
+        # transformers makes up the weights of a head that a model does not have.
+        architectures = model.config.architectures or []
+        if type(model).__name__ not in architectures:
+            raise UserError(
+                f"--model={options.model} holds {', '.join(architectures)}, not "
+                f"{type(model).__name__}: it was not trained to transcribe"
+            )
+        self.whisper = self.pipeline.type == "seq2seq_whisper"
+        self.language = options.language
+        self.settings = {}
+        self._detected = None
+        multilingual = self.whisper and hasattr(model.generation_config, "lang_to_id")
+        if self.language:
+            codes = _language_codes(model).values() if multilingual else ()
+            if self.language not in codes:
+                raise UserError(
+                    f"--language={self.language}: {options.model} can be told "
+                    f"{', '.join(sorted(codes)) or 'no language'}; correct or omit it"
+                )
+            self.settings = {"language": self.language, "task": "transcribe"}
+        elif multilingual:
+            self.settings = {"task": "transcribe"}
+            self._remember_languages(model)
+
+    def padded_length(self, samples):
+        """Samples that an utterance costs: Whisper makes 30 s of all."""
+        return self.pipeline.feature_extractor.n_samples if self.whisper else samples
+
+    def transcribe(self, waves):
+        """``(text, language or None)`` of each waveform of a batch."""
+        inputs = [{"raw": wave, "sampling_rate": SAMPLE_RATE} for wave in waves]
+        self._detected = [self.language] * len(waves)
+        outputs = self.pipeline(
+            inputs, batch_size=len(inputs), generate_kwargs=self.settings
+        )
+        texts = [output["text"].strip() for output in outputs]
+        return list(zip(texts, self._detected, strict=True))
+
+    def _remember_languages(self, model):
+        """Keep what Whisper detects while it transcribes.
+
+        The pipeline's ``return_language`` fails for batches (transformers 5.23).
+        """
+        detect, codes = model.detect_language, _language_codes(model)
+
+        def detect_and_remember(*args, **kwargs):
+            found = detect(*args, **kwargs)
+            self._detected = [codes[index] for index in found.tolist()]
+            return found
+
+        model.detect_language = detect_and_remember
+
+
+class Output:
+    """The file of transcripts, opened for the lines that are missing.
+
+    Arguments
+    ---------
+    path : str
+    heading : dict
+        First line of the file; another one is refused.
+    utterances : Waveforms
+        Whose IDs alone may stand in the file.
+    """
+
+    def __init__(self, path, heading, utterances):
+        self.path = Path(path)
+        self.heading = heading
+        self.total = len(utterances)
+        self._opened = self._synced = time.monotonic()
+        self._seconds = 0.0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self.path, "a+b")
+        except OSError as error:
+            raise UserError(
+                f"--output={path} cannot be written ({error.strerror}); name another"
+            ) from error
+        try:
+            # Unlike flock, no reading process inherits it and outlives this one.
+            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"--output={path}: another process writes it; wait for that one, or "
+                "name another file"
+            ) from None
+        self.done = self._resume(set(utterances.ids))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def add(self, lines):
+        """Append ``(ID, text, language, samples)``, except what stands there."""
+        # Not before there are transcripts: a misspelt model must not stand there.
+        text = "" if self._stream.tell() else json.dumps(self.heading) + "\n"
+        for identity, words, language, samples in lines:
+            self._seconds += samples / SAMPLE_RATE
+            if identity not in self.done:
+                self.done.add(identity)
+                line = {"ID": identity, "text": words, "language": language}
+                line["seconds"] = round(samples / SAMPLE_RATE, 3)
+                text += json.dumps(line, ensure_ascii=False) + "\n"
+        self._stream.write(text.encode("utf-8"))
+        self._stream.flush()
+        if time.monotonic() - self._synced > _SYNC_INTERVAL:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def summary(self):
+        """What was done, as text."""
+        hours, elapsed = self._seconds / 3600, time.monotonic() - self._opened
+        now = f"; now {hours:.2f} hours of speech in {elapsed:.0f} seconds"
+        return (
+            f"{self.path}: {len(self.done):,} of {self.total:,} utterances"
+            f"{now if self._seconds else ', nothing was left to do'}"
+        )
+
+    def _resume(self, known):
+        """IDs of the complete lines; an unfinished one is cut off."""
+        self._stream.seek(0)
+        content = self._stream.read()
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            say(
+                f"{self.path}: cut off an unfinished last line "
+                f"({len(content) - complete} bytes), which a killed run left"
+            )
+            self._stream.truncate(complete)
+            self._stream.seek(complete)
+        done = set()
+        lines = content[:complete].splitlines()
+        for number, value in json_lines(self.path, lines):
+            if number == 1:
+                _check_heading(self.path, value, self.heading)
+                continue
+            if value.get("ID") not in known:
+                raise UserError(
+                    f"{self.path}, line {number}: {value.get('ID')!r} is in none of "
+                    "the CSVs; name all that the file was begun with, or another "
+                    "--output"
+                )
+            done.add(value["ID"])
+        if 0 < len(done) < len(known):
+            say(f"{self.path}: {len(done):,} utterances are there; going on")
+        return done
+
+
+def _transcribe(utterances, recogniser, output, options):
+    """Transcribe and write what is missing, batch by batch."""
+    ids, lengths = utterances.ids, utterances.lengths.tolist()
+    long, plan = utterances.batches(recogniser.padded_length, options.batch_samples)
+    output.add((ids[row], None, None, lengths[row]) for row in long)
+    # A batch that was written in part is done again as a whole: among the same
+    # neighbours, rounding is the same.
+    plan = [rows for rows in plan if any(ids[row] not in output.done for row in rows)]
+    loader = DataLoader(
+        utterances,
+        sampler=plan,
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=min(worker_count(options.num_workers), len(plan)),
+    )
+    with tqdm(
+        total=len(utterances),
+        initial=len(output.done),
+        desc="transcribing",
+        unit="utt",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    ) as progress:
+        for rows, waves in zip(plan, loader, strict=True):
+            if isinstance(waves, UserError):
+                raise waves
+            try:
+                found = recogniser.transcribe(waves)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"--batch_samples={options.batch_samples}: the device has too "
+                    f"little memory for {len(rows)} utterances of {lengths[rows[0]]} "
+                    "samples; give fewer, or --dtype=bfloat16"
+                ) from error
+            output.add(
+                (ids[row], text, language, lengths[row])
+                for row, (text, language) in zip(rows, found, strict=True)
+            )
+            progress.update(len(output.done) - progress.n)
+
+
+def _heading(options):
+    """What decides the transcripts: the first line of the output."""
+    model = options.model
+    if os.path.isdir(model):
+        model = os.path.abspath(model)
+    return {"model": model, "dtype": options.dtype, "language": options.language}
+
+
+def _check_heading(path, found, wanted):
+    """Refuse to mix the transcripts of two models in one file."""
+    if "model" not in found:
+        raise UserError(
+            f"{path}, line 1: this tool did not begin that file; name another --output"
+        )
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{path} was begun with --{key}={found.get(key)}, not {value}; give "
+                "the same, or name another --output"
+            )
+
+
+def _language_codes(model):
+    """``{token: code}`` of the languages that a Whisper model knows."""
+    tokens = model.generation_config.lang_to_id
+    return {index: token.strip("<|>") for token, index in tokens.items()}
+
+
+def _unchanged(batch):
+    """Collate function: an item is a batch already."""
+    return batch
+
+
+if __name__ == "__main__":
+    main()
