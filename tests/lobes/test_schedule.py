@@ -51,10 +51,24 @@ def test_each_end_has_its_own_guard():
     assert schedule(1000) == pytest.approx(1e-6, rel=0.02)
 
 
-def test_the_follow_ups_relative_ends():
-    schedule = TriStage(1e-3, 10_000, initial_lr=1e-5, final_lr=5e-5)
-    assert schedule(0) == 1e-5
-    assert schedule(10_000) == pytest.approx(5e-5, rel=1e-3)
+@pytest.mark.parametrize("lr", [1e-3, 5.62e-5, 1e-6])
+def test_the_follow_ups_relative_ends(lr):
+    """LR / 100 at the start and LR / 20 at the end, whatever LR is."""
+    relative = {"initial_lr": 0.01, "final_lr": 0.05, "relative_ends": True}
+    schedule = TriStage(lr, 10_000, **relative)
+    assert schedule(0) == pytest.approx(lr / 100, rel=1e-12)
+    assert schedule(500) == pytest.approx(lr * (0.01 + 0.99 * 500 / 999), rel=1e-12)
+    assert schedule(999) == schedule(5_000) == lr
+    assert schedule(7_500) == pytest.approx(lr * 0.05 ** (2_500 / 5_001), rel=1e-12)
+    assert schedule(10_000) == pytest.approx(lr / 20, rel=1e-3)
+    absolute = TriStage(lr, 10_000, initial_lr=lr / 100, final_lr=lr / 20)
+    for step in range(0, 10_001, 250):
+        assert schedule(step) == pytest.approx(absolute(step), rel=1e-12)
+
+
+def test_a_share_above_one_is_guarded_too():
+    schedule = TriStage(1e-4, 1000, initial_lr=2.0, final_lr=3.0, relative_ends=True)
+    assert {schedule(i) for i in range(1000)} == {1e-4}
 
 
 def test_other_shares():
