@@ -1,17 +1,20 @@
 """Heads and losses against values computed by hand (paper, section 6 of the facts)."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
 from lobes.encoder import Frames
 from lobes.errors import UserError
 from lobes.labels import Letters
-from lobes.pooling import MeanPooling, masked_mean
+from lobes.pooling import MeanPooling, MeanStdPooling, masked_mean
 from lobes.streams import Batch
 from lobes.tasks import SpeakerRecognition, SpeechRecognition, ctc_frames
+from tests import tiny
 
 
 class Sizes:
@@ -119,6 +122,81 @@ def test_padding_never_reaches_the_speech_loss():
     assert torch.equal(short, padded)
 
 
+def prepare(task, texts, frames):
+    """Show the task training data of so many frames; returns its letters' bias."""
+    utterances = SimpleNamespace(
+        table=pandas.DataFrame({"wrd": texts}),
+        lengths=np.array(frames),
+        ids=[f"u{row}" for row in range(len(texts))],
+    )
+    stream = SimpleNamespace(utterances=utterances, csv="train.csv")
+    encoder = SimpleNamespace(frame_lengths=lambda samples: samples)
+    task.prepare(stream, encoder)
+    return dict(zip(task.vocabulary.symbols, task.linear.bias.tolist(), strict=True))
+
+
+#: In the two texts below; seven letters in thirty frames.
+COUNTS = {"A": 2, "|": 1, "C": 1, "T": 1, "G": 1, "O": 1}
+
+
+def test_the_log_prior_of_letters():
+    """The rest of the frames are blanks; what never occurs counts once."""
+    task = SpeechRecognition(Sizes(4), letter_prior="log")
+    found = prepare(task, ["A CAT", "GO"], [20, 10])
+    for symbol, value in found.items():
+        share = {**COUNTS, "<pad>": 23}.get(symbol, 1) / 30
+        assert value == pytest.approx(math.log(share)), symbol
+
+
+def test_the_follow_up_s_prior_of_letters():
+    """Their shares of the text as they are, and 10 for the blank."""
+    task = SpeechRecognition(Sizes(4), letter_prior="relative")
+    found = prepare(task, ["A CAT", "GO"], [20, 10])
+    for symbol, value in found.items():
+        expected = 10 if symbol == "<pad>" else COUNTS.get(symbol, 0) / 7
+        assert value == pytest.approx(expected), symbol
+
+
+def test_a_prior_is_finite_with_more_letters_than_frames():
+    task = SpeechRecognition(Sizes(4), letter_prior="log")
+    found = prepare(task, ["A CAT"], [3])
+    assert all(map(math.isfinite, found.values()))
+
+
+def test_without_a_prior_the_bias_stays():
+    task = SpeechRecognition(Sizes(4))
+    before = task.linear.bias.tolist()
+    assert list(prepare(task, ["A CAT", "GO"], [20, 10]).values()) == before
+
+
+def test_a_prior_that_is_none_of_them():
+    with pytest.raises(UserError, match="letter_prior is 'flat'; it is log, relative"):
+        SpeechRecognition(Sizes(4), letter_prior="flat")
+
+
+@pytest.mark.parametrize("prior", ["log", "relative"])
+def test_a_resumed_run_keeps_the_bias_that_it_had_learnt(prior, tiny_corpus, tmp_path):
+    """The prior is where it starts, not what a checkpoint is overwritten with."""
+
+    def brain():
+        output = tmp_path / "run"
+        return tiny.brain(tiny_corpus, output, letter_prior=prior, lr=0.1)
+
+    first = brain()
+    bias = first.tasks["speech"].linear.bias
+    random = bias.detach().clone()
+    first.train_stream()
+    start = bias.detach().clone()
+    assert (start - random).abs().max() > 0.5
+    tiny.fit(first)
+    assert (bias - start).abs().max() > 0.05
+    second = brain()
+    second.train_stream()
+    assert torch.equal(second.tasks["speech"].linear.bias, start)
+    second.on_fit_start()
+    assert torch.equal(second.tasks["speech"].linear.bias, bias)
+
+
 def test_wer_is_corpus_level():
     task = SpeechRecognition(Sizes(4))
     symbols = Letters().vocabulary
@@ -182,6 +260,13 @@ def test_aam_gradient_is_finite_at_the_ends(sign):
     task.loss(embedding, speaker_batch(0)).backward()
     assert torch.isfinite(embedding.grad).all()
     assert torch.isfinite(task.weight.grad).all()
+
+
+def test_the_classifier_s_size_follows_the_pooling():
+    task = SpeakerRecognition(Sizes(8), MeanStdPooling(), 5)
+    assert task.weight.shape == (5, 16)
+    output = task(frames_of(torch.randn(2, 20, 8)))
+    assert output.shape == (2, 16) and task.loss(output, speaker_batch(0, 4)) > 0
 
 
 def test_the_classifier_starts_with_xavier_normal():
