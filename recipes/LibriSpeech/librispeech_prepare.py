@@ -45,7 +45,7 @@ from lobes.splitting import (
     report_shortage,
     trial_text,
 )
-from lobes.text import Vocabulary
+from lobes.text import Vocabulary, ctc_frames
 
 HEADER = ("ID", "duration", "wav", "spk_id", "wrd", "mean", "std")
 
@@ -197,7 +197,7 @@ def _prepare_split(split, folder, save_folder, skip_budget, num_workers):
         # Raises: no reason to decode hours of audio first.
         part.skip(problems, skip_budget)
     scan = scan_audio(paths, num_workers, split)
-    needed = [_ctc_frames(text) for text in texts]
+    needed = [ctc_frames(text) for text in texts]
     available = encoder_frames(scan.frames)
     keep = []
     for index, (utterance, path) in enumerate(zip(ids, paths, strict=True)):
@@ -317,11 +317,6 @@ def _read_transcript(path):
         utterance, *words = line.split() or [None]
         if utterance is not None:
             yield number, utterance, " ".join(words).upper()
-
-
-def _ctc_frames(text):
-    """Frames that CTC needs: one per letter, and a blank between equal ones."""
-    return len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
 
 
 def _merge(save_folder, merge_name, tr_splits, counts):

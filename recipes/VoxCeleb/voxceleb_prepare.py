@@ -280,7 +280,7 @@ def _prepare_transcribed(save_folder, transcripts):
             raise UserError(
                 f"transcripts: no utterance of {path} has a usable transcript in "
                 f"{', '.join(map(str, transcripts))} ({reason_counts(left_out)}); "
-                "compare their IDs"
+                "docs/transcripts.md says what is usable"
             )
         output = f"{name}_transcribed.csv"
         header = (*HEADER, "wrd")
