@@ -392,9 +392,9 @@ def _load_pretrained(model_class, source, settings):
         reason = str(error).strip().splitlines()[0]
         where = "folder" if os.path.isdir(source) else "hub model or folder"
         raise UserError(
-            f"source: no {model_class.__name__} can be loaded from the {where} "
-            f"{source!r} ({reason}); name a folder written by save_pretrained with "
-            "--source=FOLDER, or connect to the hub once"
+            f"source: no {model_class.config_class.model_type} model can be loaded "
+            f"from the {where} {source!r} ({reason}); name a folder written by "
+            "save_pretrained with --source=FOLDER, or connect to the hub once"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:

@@ -39,7 +39,7 @@ from lobes.errors import UserError
 from lobes.files import write_atomically
 from lobes.plots import plot_det, plot_score_histogram
 from lobes.scoring import cosine_scores, verification_metrics, write_scores
-from lobes.text import Vocabulary
+from lobes.text import Vocabulary, ctc_frames
 
 logger = logging.getLogger(__name__)
 
@@ -359,9 +359,3 @@ class SpeakerRecognition(Task):
         if curves:
             plot_det(Path(folder) / "det.png", curves)
         return results
-
-
-def ctc_frames(symbols):
-    """Frames that CTC needs at least: one a symbol, and a blank between twins."""
-    twins = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
-    return len(symbols) + twins

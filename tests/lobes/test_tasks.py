@@ -13,7 +13,8 @@ from lobes.errors import UserError
 from lobes.labels import Letters
 from lobes.pooling import MeanPooling, MeanStdPooling, masked_mean
 from lobes.streams import Batch
-from lobes.tasks import SpeakerRecognition, SpeechRecognition, ctc_frames
+from lobes.tasks import SpeakerRecognition, SpeechRecognition
+from lobes.text import ctc_frames
 from tests import tiny
 
 
