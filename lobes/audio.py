@@ -5,6 +5,7 @@ tools/make_shards.py: ``window`` then is where, ``(offset, size)`` in bytes.
 """
 
 import contextlib
+import io
 import os
 import struct
 from typing import NamedTuple
@@ -124,6 +125,19 @@ def audio_statistics(path, window=None):
         )
     samples = samples.astype(np.float64)
     return AudioStatistics(len(samples), float(samples.mean()), float(samples.std()))
+
+
+def encode_audio(samples, to):
+    """A 16-bit wav or flac file (``to``) of float samples [time], as bytes.
+
+    Rounded to the nearest of 16 bits, which changes a sample by at most 1/65536 of
+    full scale; what lies beyond full scale is clipped.
+    """
+    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    # libsndfile has no errno for a full disk: the caller writes.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, pcm, SAMPLE_RATE, "PCM_16", format=to.upper())
+    return encoded.getvalue()
 
 
 def encoder_frames(samples):

@@ -1,5 +1,7 @@
 """What verification costs without any model: the mean MFCC of an utterance."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas
 import torch
@@ -30,7 +32,8 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     ---------
     csv_path : str or Path
         Table with the columns ``ID`` and ``wav`` and, where only a part of
-        the file is the utterance, ``start`` and ``stop`` in samples.
+        the file is the utterance, ``start`` and ``stop`` in samples; ``offset`` and
+        ``size`` in bytes where the file is in a shard.
     trials_path : str or Path
         Lines of ``label enrol_ID test_ID``.
     progress : bool
@@ -95,13 +98,18 @@ def _read_csv(path):
             f"{path}, row {repeated.index[0] + 2}: ID {repeated.iloc[0]} occurs again; "
             f"every utterance needs an ID of its own"
         )
+    folder = Path(path).resolve().parent
+    table["wav"] = [str(folder / wav) for wav in table["wav"]]
     return table.set_index("ID")
 
 
 def _read_utterance(row):
     """Samples of one table row, at least one window long."""
-    start = _samples(row, "start") or 0
-    samples = read_audio(row.wav, start, _samples(row, "stop"))
+    start = _number(row, "start") or 0
+    window = None
+    if hasattr(row, "offset"):
+        window = _number(row, "offset"), _number(row, "size")
+    samples = read_audio(row.wav, start, _number(row, "stop"), window)
     if len(samples) < _WINDOW:
         raise UserError(
             f"{row.wav}: utterance {row.Index} has {len(samples)} samples, fewer than "
@@ -110,14 +118,14 @@ def _read_utterance(row):
     return samples
 
 
-def _samples(row, column):
-    """A position in samples, or None where the table does not give one."""
+def _number(row, column):
+    """Samples or bytes, or None where the table does not give any."""
     text = getattr(row, column, "")
     if not text:
         return None
     if not text.isdecimal():
         raise UserError(
-            f"utterance {row.Index}: {column} is {text!r}, not a number of samples; "
+            f"utterance {row.Index}: {column} is {text!r}, not a whole number; "
             f"correct the CSV"
         )
     return int(text)

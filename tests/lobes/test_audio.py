@@ -13,6 +13,7 @@ from lobes.audio import (
     SAMPLE_RATE,
     audio_frames,
     audio_statistics,
+    encode_audio,
     encoder_frames,
     read_audio,
 )
@@ -92,6 +93,17 @@ def test_statistics_are_accumulated_in_float64(tmp_path):
     exact = samples.astype(np.float64)
     assert audio_statistics(path).mean == pytest.approx(exact.mean(), rel=1e-12)
     assert audio_statistics(path).std == pytest.approx(exact.std(), rel=1e-9)
+
+
+@pytest.mark.parametrize("to", ["wav", "flac"])
+def test_encoding_rounds_to_16_bits_and_clips(tmp_path, to):
+    path = tmp_path / f"a.{to}"
+    path.write_bytes(encode_audio(noise(), to))
+    np.testing.assert_array_equal(read_audio(path), noise())
+    fine = np.array([0.5 + 0.6 / 32768, -1.5, 1.5, 0.4 / 32768] * 100, np.float32)
+    path.write_bytes(encode_audio(fine, to))
+    expected = np.array([16385, -32768, 32767, 0] * 100) / 32768
+    np.testing.assert_array_equal(read_audio(path), expected)
 
 
 def test_silence_has_a_standard_deviation_of_zero(tmp_path):

@@ -86,7 +86,7 @@ def test_start_and_stop_choose_the_utterance(corpus, tmp_path):
         ),
         (
             lambda rows: [{**row, "start": "0.5", "stop": "900"} for row in rows],
-            "start is '0.5', not a number of samples",
+            "start is '0.5', not a whole number",
         ),
         (
             lambda rows: [{**row, "wav": row["wav"] + ".gone"} for row in rows],
