@@ -11,6 +11,7 @@ from lobes import evaluation
 from lobes.errors import UserError
 from lobes.scoring import read_scores, verification_metrics
 from tests import tiny
+from tools.make_shards import make_shards
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,21 @@ def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
     assert (trained / "results.json").read_text() == before
     assert sets["speech"]["train"]["utterances"] == 12
     assert sets["speaker"]["mine"]["trials"] == 40
+
+
+def test_own_csvs_in_shards_give_the_same_results(trained, tiny_corpus, tmp_path):
+    names = "LibriSpeech/test-other", "VoxCeleb/test"
+    files = [tiny_corpus / f"{name}.csv" for name in names]
+    make_shards(files, tmp_path / "shards", num_workers=1)
+    speech, speaker = (tmp_path / "shards" / path.name for path in files)
+    evaluation.main(
+        [
+            str(trained), "--device=cpu", f"--to={tmp_path / 'to'}",
+            f"--speech_csv={speech}", f"--speaker_csv={speaker}",
+            "--trials", str(tiny_corpus / "VoxCeleb/veri_test2.txt"),
+        ]
+    )  # fmt: skip
+    assert results(tmp_path / "to")["sets"] == results(trained)["sets"]
 
 
 def test_last_and_named_checkpoints(trained, tmp_path):

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -11,6 +14,7 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
+from lobes.audio import audio_frames, encode_audio
 from lobes.errors import UserError
 from lobes.labels import Categories, Letters
 from lobes.streams import (
@@ -22,6 +26,8 @@ from lobes.streams import (
     evaluation_sets,
     pack,
 )
+from tests.lobes.test_audio import write_m4a
+from tools.make_shards import make_shards
 
 CROP = 1600
 CROP_SECONDS = CROP / 16000
@@ -397,9 +403,7 @@ def test_crop_lengths_around_the_crop(corpus, number, length):
 def test_a_short_utterance_is_taken_whole_and_padded(corpus):
     for samples, valid in crops_by_id(make(corpus, "crops"), 20)["u-03"]:
         assert valid == LENGTHS[3] == 800
-        np.testing.assert_allclose(
-            samples[:800], corpus.normalised("u-03"), atol=1e-5
-        )
+        np.testing.assert_allclose(samples[:800], corpus.normalised("u-03"), atol=1e-5)
         assert not samples[800:].any()
 
 
@@ -535,6 +539,64 @@ def test_labels_are_checked_in_the_csv_that_they_stand_in(tmp_path, corpus):
     pandas.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
     with pytest.raises(UserError, match="x.csv, line 2 "):
         make(corpus, "buckets", csv=[corpus.csv, str(tmp_path / "x.csv")])
+
+
+# Shards ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["wav", "flac", "m4a"])
+def stored(request, corpus, tmp_path_factory):
+    """The corpus in one format: CSVs of files and of shards, with statistics."""
+    folder = tmp_path_factory.mktemp(request.param)
+    table = pandas.read_csv(corpus.csv, dtype=str)
+    for row, identity in enumerate(table["ID"]):
+        path = folder / f"{identity}.{request.param}"
+        wave = corpus.waves[identity]
+        if request.param == "m4a":
+            write_m4a(path, wave)
+            # Made up of whole blocks of the codec.
+            table.loc[row, "duration"] = str(audio_frames(path) / 16000)
+        else:
+            path.write_bytes(encode_audio(wave, request.param))
+        table.loc[row, "wav"] = str(path)
+    files = folder / "files.csv"
+    table.to_csv(files, index=False)
+    # Small shards: a batch is read from several.
+    make_shards([files], folder / "shards", shard_size=8000, num_workers=1)
+    assert len(list((folder / "shards").glob("*.tar"))) > 3
+    return str(files), str(folder / "shards" / "files.csv")
+
+
+def test_shards_give_the_same_batches_as_files(stored, corpus, kind):
+    """Bit by bit, over two passes, and after a position."""
+    files, shards = stored
+    workers = 2 * (kind == "crops")
+    whole, positions = take(make(corpus, kind, csv=files), 14)
+    ours, ours_at = take(make(corpus, kind, csv=shards, num_workers=workers), 14)
+    assert ours_at == positions
+    assert all(map(identical, ours, whole))
+    for done in (1, 6, 11):
+        stream = make(corpus, kind, csv=shards)
+        stream.position = json.loads(json.dumps(positions[done - 1]))
+        assert all(map(identical, take(stream, 3)[0], whole[done:]))
+
+
+def test_files_and_shards_are_one_corpus(stored, corpus, kind):
+    files, shards = stored
+    for csvs in ([shards, corpus.bare_csv], [corpus.bare_csv, shards]):
+        plain = [files if csv == shards else csv for csv in csvs]
+        ours, theirs = (make(corpus, kind, csv=some) for some in (csvs, plain))
+        assert all(map(identical, take(ours, 12)[0], take(theirs, 12)[0]))
+
+
+def test_a_cut_shard_is_one_line_that_names_it(stored, corpus, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(Path(stored[1]).parent, shards)
+    for path in shards.glob("*.tar"):
+        os.truncate(path, 600)
+    stream = make(corpus, "crops", csv=str(shards / "files.csv"))
+    with pytest.raises(UserError, match=r"files-\d{6}.tar: it has 600 bytes"):
+        take(stream, 1)
 
 
 # Bad files ------------------------------------------------------------------
@@ -694,9 +756,7 @@ def test_joint_training_puts_one_batch_under_both_tasks(corpus):
     batches = list(stream)
     assert all(b["speech"] is b["speaker"] for b in batches)
     alone = take(make(corpus, "buckets"), 3)[0]
-    assert all(
-        identical(a["speech"], b) for a, b in zip(batches, alone, strict=True)
-    )
+    assert all(identical(a["speech"], b) for a, b in zip(batches, alone, strict=True))
 
 
 def test_two_streams_over_one_corpus_are_independent(corpus):
