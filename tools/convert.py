@@ -102,13 +102,14 @@ def convert(folder, out, to, num_workers=None, delete=False):
 
 def _plan(folder, out, suffix):
     """Paths of the files to convert, sorted, and of what they become."""
+    say(f"{folder}: listing its audio files")
     sources, others = [], []
     for path in _audio_files(folder):
         same = path.lower().endswith(suffix)
         (others if same else sources).append(path)
-    origin = {}
+    origin, prefix = {}, os.path.join(folder, "")
     for path in sources:
-        target = _target(os.path.relpath(path, folder), out, suffix)
+        target = _target(path.removeprefix(prefix), out, suffix)
         if origin.setdefault(target, path) != path:
             raise UserError(
                 f"{origin[target]} and {path} would both become {target}; give the "
