@@ -324,4 +324,5 @@ def test_the_command_runs_by_path(corpus, repository, tmp_path):
     command = [sys.executable, tool, corpus, tmp_path / "out", "--to", "wav"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
-    assert found.stderr.startswith("error: ") and "12 with .wav" in found.stderr
+    *_, line = found.stderr.splitlines()
+    assert line.startswith("error: ") and "12 with .wav" in line
