@@ -26,7 +26,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE, audio_statistics, import_pyav
+from lobes.audio import (
+    AAC_SUFFIXES,
+    MINIMUM_SAMPLES,
+    SAMPLE_RATE,
+    AudioStatistics,
+    audio_frames,
+    audio_statistics,
+    import_pyav,
+)
 from lobes.errors import UserError
 from lobes.files import write_atomically
 
@@ -54,7 +62,7 @@ class Scan(NamedTuple):
 
     ``frames`` (int64, samples), ``mean`` and ``std`` (float64, of all samples)
     are 0 where decoding failed; ``reasons`` maps the index of such a file to
-    what is wrong with it.
+    what is wrong with it. Of headers alone, ``mean`` and ``std`` may be NaN.
     """
 
     frames: np.ndarray
@@ -63,7 +71,9 @@ class Scan(NamedTuple):
     reasons: dict
 
 
-def scan_audio(paths, num_workers=None, title="decoding"):
+def scan_audio(
+    paths, num_workers=None, title="decoding", journal=None, header_only=False
+):
     """Decode every file once, in parallel, for its length, mean and std.
 
     Arguments
@@ -74,6 +84,12 @@ def scan_audio(paths, num_workers=None, title="decoding"):
     title : str
         Label of the progress bar (on standard error; in a log it gains a line
         every half minute).
+    journal : lobes.journal.Journal
+        Files that it knows are not decoded, and those that are become known to it.
+        Bad files never do. None: every file is decoded.
+    header_only : bool
+        Take the length from the header of wav and flac files, which is fast and
+        overlooks damage behind it.
 
     Returns
     -------
@@ -89,24 +105,42 @@ def scan_audio(paths, num_workers=None, title="decoding"):
     scan = Scan(
         np.zeros(len(paths), dtype=np.int64), *np.zeros((2, len(paths))), reasons={}
     )
-    starts = range(0, len(paths), _CHUNK)
-    chunks = (paths[start : start + _CHUNK] for start in starts)
+    left = np.arange(len(paths))
+    if journal is not None:
+        known, *columns = journal.find(paths, statistics=not header_only)
+        scan = Scan(*columns, reasons={})
+        left = np.flatnonzero(~known)
+        if known.any():
+            say(
+                f"{title}: {int(known.sum()):,} of {len(paths):,} files were decoded "
+                f"before ({journal.path.name}) and did not change since"
+            )
+    starts = range(0, len(left), _CHUNK)
+    chunks = ([paths[i] for i in left[start : start + _CHUNK]] for start in starts)
     workers = min(worker_count(num_workers), len(starts))
+    function = _read_headers if header_only else _scan_chunk
     with tqdm(
         total=len(paths),
+        initial=len(paths) - len(left),
         desc=title,
         unit="utt",
         mininterval=0.5 if sys.stderr.isatty() else 30,
         dynamic_ncols=True,
     ) as progress:
         for start, results in zip(
-            starts, map_in_processes(_scan_chunk, chunks, workers), strict=True
+            starts, map_in_processes(function, chunks, workers), strict=True
         ):
-            for index, result in enumerate(results, start):
+            good = []
+            for index, result in zip(
+                left[start : start + _CHUNK].tolist(), results, strict=True
+            ):
                 if isinstance(result, str):
                     scan.reasons[index] = result
                 else:
                     scan.frames[index], scan.mean[index], scan.std[index] = result
+                    good.append(index)
+            if journal is not None and good:
+                journal.add(good, *(column[good] for column in scan[:3]))
             progress.update(len(results))
     return scan
 
@@ -157,6 +191,7 @@ class Part:
         self.folder = Path(save_folder)
         self.name = name
         self.marker = _marker(save_folder, name)
+        self.journal = self.folder / f"{name}.scan"
         check_owner(save_folder, name, corpus)
         self._key = {
             "format": _FORMAT,
@@ -201,7 +236,8 @@ class Part:
                 f"{self.name}: {len(problems)} bad utterance(s): "
                 f"{enumeration([': '.join(problem) for problem in problems])}; all are "
                 f"listed in {path}: repair them, or leave them out with "
-                f"--skip_budget={len(problems)} (now {skip_budget})"
+                f"--skip_budget={len(problems)} (now {skip_budget}"
+                f"{'' if skip_budget else ', as always with --strict'})"
             )
         say(f"{self.name}: left out {len(problems)} bad utterance(s), listed in {path}")
 
@@ -310,25 +346,6 @@ def enumeration(items):
     """The first few of ``items`` (str) and how many more there are."""
     told = "; ".join(items[:_TOLD])
     return f"{told}; and {len(items) - _TOLD} more" if len(items) > _TOLD else told
-
-
-def summary_table(counts):
-    """The counts that a ``prepare_...`` function returned, as lines of text."""
-    lines = [
-        f"{'file':<24} {'speakers':>8} {'utterances':>10} {'hours':>9} {'skipped':>7}"
-    ]
-    for name, count in counts.items():
-        if "trials" in count:
-            lines.append(
-                f"{name:<24} {count['trials']} trials "
-                f"({count['positives']} positive, {count['negatives']} negative)"
-            )
-        else:
-            lines.append(
-                f"{name:<24} {count['speakers']:>8} {count['utterances']:>10} "
-                f"{count['hours']:>9.2f} {count['skipped']:>7}"
-            )
-    return "\n".join(lines)
 
 
 def children(folder, folders=False):
@@ -457,13 +474,29 @@ def _read_marker(path):
 
 def _scan_chunk(paths):
     """``(frames, mean, std)`` of each file, or the reason why there is none."""
-    results = []
-    for path in paths:
-        try:
-            results.append(tuple(audio_statistics(path)))
-        except UserError as error:
-            results.append(str(error).removeprefix(f"{path}: "))
-    return results
+    return [_tried(audio_statistics, path) for path in paths]
+
+
+def _read_headers(paths):
+    """Like ``_scan_chunk``, with NaN for mean and standard deviation."""
+    return [_tried(_header, path) for path in paths]
+
+
+def _tried(function, path):
+    """What ``function`` gives for a file as a tuple, or the reason it gives none."""
+    try:
+        return tuple(function(path))
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def _header(path):
+    """``AudioStatistics`` without any statistics."""
+    frames = audio_frames(path)
+    if frames < MINIMUM_SAMPLES:
+        # It says what is wrong.
+        return audio_statistics(path)
+    return AudioStatistics(frames, np.nan, np.nan)
 
 
 def _start_worker():

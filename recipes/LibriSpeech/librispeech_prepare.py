@@ -1,9 +1,9 @@
 """LibriSpeech: folders of flac files and transcripts to one CSV per split.
 
 Columns: ``ID,duration,wav,spk_id,wrd,mean,std`` (duration in seconds; mean and
-standard deviation of the whole utterance's samples). For speaker recognition there
-may also be a validation split and trial lists, lines ``label enrol_ID test_ID`` with
-label 1 for two utterances of one speaker.
+standard deviation of the whole utterance's samples, not with header_only). For
+speaker recognition there may also be a validation split and trial lists, lines
+``label enrol_ID test_ID`` with label 1 for two utterances of one speaker.
 
     python librispeech_prepare.py /data/LibriSpeech results/csv \\
         --train train-clean-100 train-clean-360 --dev dev-other --test test-other \\
@@ -20,6 +20,7 @@ import numpy as np
 
 from lobes.audio import SAMPLE_RATE, encoder_frames
 from lobes.errors import UserError, user_errors_exit
+from lobes.journal import Journal
 from lobes.preparation import (
     Inputs,
     Part,
@@ -34,10 +35,10 @@ from lobes.preparation import (
     file_hash,
     say,
     scan_audio,
-    summary_table,
     with_paths,
     writable_folder,
 )
+from lobes.preparation_report import write_report
 from lobes.splitting import (
     check_split_settings,
     draw_trials,
@@ -76,13 +77,17 @@ def prepare_librispeech(
     trials_across_chapters=True,
     seed=42133724,
     skip_budget=0,
+    strict=False,
+    header_only=False,
     num_workers=None,
     skip_prep=False,
 ):
     """Write ``<save_folder>/<split>.csv`` for every split, rows sorted by ID.
 
-    Every audio file is decoded once; what an earlier call wrote is kept where
-    neither the options nor the input files changed and the CSV is as it was.
+    Every audio file is decoded once, also when the preparation is killed and started
+    again (``<split>.scan``); what an earlier call wrote is kept where neither the
+    options nor the input files changed and the CSV is as it was. At the end
+    ``prepare_report.json`` tells what there is.
 
     Arguments
     ---------
@@ -117,6 +122,12 @@ def prepare_librispeech(
         audio without transcript, a transcript without audio, without words,
         with characters outside the vocabulary (lower case is turned into upper
         case), or with more letters than CTC can place in its frames.
+    strict : bool
+        A bad utterance is an error, whatever the budget.
+    header_only : bool
+        Take the lengths from the files' headers: far faster, but damaged audio shows
+        up in training only, and without ``mean`` and ``std`` every utterance is then
+        read whole to be normalised.
     num_workers : int
         Decoding processes; None for all cores.
     skip_prep : bool
@@ -130,8 +141,9 @@ def prepare_librispeech(
         ``skip_prep``.
 
     Raises ``UserError`` for missing folders, empty splits, transcripts that
-    cannot be parsed, utterances that occur twice, too many bad utterances, a list
-    without any trial of a kind, and a speaker whose sex is needed and not known.
+    cannot be parsed, utterances that occur twice, too many bad utterances, a
+    speaker of a training split in a dev or test split, a list without any trial of a
+    kind, and a speaker whose sex is needed and not known.
     """
     if skip_prep:
         return {}
@@ -157,6 +169,8 @@ def prepare_librispeech(
     splits = list(dict.fromkeys(tr_splits + dev_splits + te_splits))
     # All folders first: a misspelt test set must not show up hours later.
     folders = {split: _find_split(data_folder, split) for split in splits}
+    _check_leak(folders, tr_splits, dev_splits + te_splits)
+    skip_budget = 0 if strict else skip_budget
     speakers_file = None
     if trial_splits or speaker_valid_fraction is not None:
         speakers_file = _find_speakers_file(data_folder)
@@ -165,7 +179,7 @@ def prepare_librispeech(
     counts = {}
     for split, folder in folders.items():
         counts[f"{split}.csv"] = _prepare_split(
-            split, folder, save_folder, skip_budget, num_workers
+            split, folder, save_folder, skip_budget, header_only, num_workers
         )
     if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
         counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
@@ -176,13 +190,35 @@ def prepare_librispeech(
         )
     for split in trial_splits:
         counts |= _prepare_trials(save_folder, split, speakers_file, drawing)
+    official = {(f"{split}.csv",): (f"{CORPUS}/{split}",) for split in splits}
+    if tr_splits and merge_name:
+        official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
+    skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
+    write_report(save_folder, CORPUS, counts, skipped, official)
     return with_paths(save_folder, counts)
 
 
-def _prepare_split(split, folder, save_folder, skip_budget, num_workers):
+def _check_leak(folders, tr_splits, other_splits):
+    """Refuse a reader who is in training and in dev or test data."""
+    readers = {
+        split: {entry.name for entry in children(folder, folders=True)}
+        for split, folder in folders.items()
+    }
+    for split in tr_splits:
+        for other in other_splits:
+            if shared := readers[split] & readers[other]:
+                raise UserError(
+                    f"{len(shared)} speaker(s) are in both {split} and {other}: "
+                    f"{enumeration(sorted(shared))}; a model must not be tested on "
+                    f"whom it learnt from: take their folders out of one"
+                )
+
+
+def _prepare_split(split, folder, save_folder, skip_budget, header_only, num_workers):
     """Write one split's CSV, or keep it; returns its counts."""
     chapters, inputs = _list_split(folder)
-    part = Part(save_folder, split, CORPUS, {"folder": os.fspath(folder)}, inputs)
+    options = {"folder": os.fspath(folder), "header_only": header_only}
+    part = Part(save_folder, split, CORPUS, options, inputs)
     kept = part.reusable(skip_budget)
     if kept is not None:
         return kept
@@ -196,7 +232,8 @@ def _prepare_split(split, folder, save_folder, skip_budget, num_workers):
     if len(problems) > skip_budget:
         # Raises: no reason to decode hours of audio first.
         part.skip(problems, skip_budget)
-    scan = scan_audio(paths, num_workers, split)
+    journal = Journal(part.journal, folder)
+    scan = scan_audio(paths, num_workers, split, journal, header_only)
     needed = [ctc_frames(text) for text in texts]
     available = encoder_frames(scan.frames)
     keep = []
@@ -228,7 +265,9 @@ def _prepare_split(split, folder, save_folder, skip_budget, num_workers):
     )
     name = f"{split}.csv"
     counts = csv_counts(name, speakers, frames, len(problems))
-    part.write({name: csv_text(HEADER, columns)}, counts, len(problems))
+    header = HEADER[:-2] if header_only else HEADER
+    columns = columns[: len(header)]
+    part.write({name: csv_text(header, columns)}, counts, len(problems))
     return counts
 
 
@@ -337,7 +376,9 @@ def _merge(save_folder, merge_name, tr_splits, counts):
         "hours": sum(counts[path.name]["hours"] for path in sources),
         "skipped": skipped,
     }
-    part.write({merge_name: csv_text(HEADER, columns)}, merged)
+    # Without mean and std in all of them, or in none.
+    header = HEADER[: len(columns)]
+    part.write({merge_name: csv_text(header, columns)}, merged)
     return merged
 
 
@@ -390,7 +431,8 @@ def _prepare_speakers(save_folder, tr_splits, speakers_file, splitting, counts):
         (train_name, train, skipped),
         (valid_name, valid, 0),
     ):
-        files[name] = csv_text(HEADER, list(zip(*chosen, strict=True)))
+        header = HEADER[: len(rows[0])]
+        files[name] = csv_text(header, list(zip(*chosen, strict=True)))
         frames = np.array([round(float(row[1]) * SAMPLE_RATE) for row in chosen])
         found[name] = csv_counts(name, _speakers(chosen), frames, left_out)
     name = f"{_SPEAKER_PARTS[1]}_trials.txt"
@@ -672,6 +714,14 @@ def main(arguments=None):
         help="allow positive trials within one chapter, too",
     )
     parser.add_argument(
+        "--strict", action="store_true", help="any bad utterance is an error"
+    )
+    parser.add_argument(
+        "--header_only",
+        action="store_true",
+        help="lengths from headers, no mean and std: fast, and overlooks damage",
+    )
+    parser.add_argument(
         "--num_workers", type=int, help="decoding processes (default: all cores)"
     )
     options = vars(parser.parse_args(arguments))
@@ -682,7 +732,7 @@ def main(arguments=None):
         ("trials", "trial_splits"),
     ):
         options[argument] = options.pop(flag)
-    print(summary_table(prepare_librispeech(**options)))
+    prepare_librispeech(**options)
 
 
 if __name__ == "__main__":

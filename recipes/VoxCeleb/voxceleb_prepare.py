@@ -2,9 +2,9 @@
 
 Columns: ``ID,duration,wav,start,stop,spk_id,mean,std`` (duration in seconds,
 start and stop in samples; mean and standard deviation of the whole utterance's
-samples). An ID is ``speaker--video--utterance``. Trial lists have lines
-``label enrol_ID test_ID``, label 1 for two utterances of one speaker. With
-automatic transcripts there are also CSVs with a column ``wrd``.
+samples, not with header_only). An ID is ``speaker--video--utterance``. Trial lists
+have lines ``label enrol_ID test_ID``, label 1 for two utterances of one speaker.
+With automatic transcripts there are also CSVs with a column ``wrd``.
 
     python voxceleb_prepare.py /data/VoxCeleb2 results/csv \\
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import os
+import re
 from array import array
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
+from lobes.journal import Journal
 from lobes.preparation import (
     Inputs,
     Part,
@@ -34,10 +36,10 @@ from lobes.preparation import (
     file_hash,
     say,
     scan_audio,
-    summary_table,
     with_paths,
     writable_folder,
 )
+from lobes.preparation_report import write_report
 from lobes.splitting import (
     Trials,
     check_split_settings,
@@ -55,6 +57,9 @@ from lobes.transcripts import (
 )
 
 HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
+
+#: Beside VoxCeleb2's folders; one line for each speaker.
+META = "vox2_meta.csv"
 
 TRIAL_LISTS = ("veri_test2.txt", "list_test_hard2.txt")
 
@@ -92,8 +97,11 @@ def prepare_voxceleb(
     valid_positive_trials=5000,
     valid_negative_trials=5000,
     valid_different_video=False,
+    valid_same_sex=False,
     seed=42133724,
     skip_budget=0,
+    strict=False,
+    header_only=False,
     num_workers=None,
     skip_prep=False,
 ):
@@ -102,8 +110,11 @@ def prepare_voxceleb(
     Training data become ``train.csv``, ``valid.csv`` and ``valid_trials.txt``;
     test data become ``test.csv``, with every utterance of any trial list, and
     one trial list under the name of each list given. Every audio file is
-    decoded once; what an earlier call wrote is kept where neither the options
-    nor the input files changed and the outputs are as they were.
+    decoded once, also when the preparation is killed and started again or when
+    the validation split changes (``train.scan``, ``test.scan``); what an earlier
+    call wrote is kept where neither the options nor the input files changed and
+    the outputs are as they were. At the end ``prepare_report.json`` tells what
+    there is.
 
     Arguments
     ---------
@@ -136,11 +147,20 @@ def prepare_voxceleb(
     valid_different_video : bool
         Take no positive trial within one video (it is easy: same room, same
         microphone).
+    valid_same_sex : bool
+        Take negative trials of two speakers of one sex only (two sexes are easy to
+        tell apart), which VoxCeleb's ``vox2_meta.csv`` in ``data_folder`` tells.
     seed : int
     skip_budget : int
         How many files that ``lobes.audio`` refuses may be left out, of the
         training and of the test data; listed in ``train.skipped.csv`` and
         ``test.skipped.csv``. Trials that need one are left out and counted.
+    strict : bool
+        A bad file is an error, whatever the budget.
+    header_only : bool
+        Take the lengths from the headers of wav and flac files (m4a are decoded):
+        far faster, but damaged audio shows up in training only, and without ``mean``
+        and ``std`` every utterance is then read whole to be normalised.
     num_workers : int
         Decoding processes; None for all cores.
     skip_prep : bool
@@ -155,7 +175,8 @@ def prepare_voxceleb(
 
     Raises ``UserError`` for missing folders, lists and files, malformed lists,
     a speaker in both training and test data, fewer than two training speakers,
-    a corpus too small for the validation split, and too many bad files.
+    a speaker without a sex in ``vox2_meta.csv`` where it is needed, a corpus too
+    small for the validation split, and too many bad files.
     """
     if skip_prep:
         return {}
@@ -169,6 +190,7 @@ def prepare_voxceleb(
         "different_video": valid_different_video,
         "seed": seed,
     }
+    skip_budget = 0 if strict else skip_budget
     check_split_settings(
         {"valid_fraction": valid_fraction},
         {
@@ -179,10 +201,12 @@ def prepare_voxceleb(
         seed,
     )
     # Both listings come first: a leak must not show up after hours of decoding.
-    train = test = None
+    train = test = sexes = None
     if data_folder is not None:
         data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
         train, train_inputs = _list_utterances(data_folder)
+        if valid_same_sex:
+            sexes = _read_sexes(data_folder / META, train)
     if test_folder is not None:
         test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
         lists = _find_lists(trial_lists, test_folder, save_folder)
@@ -197,20 +221,33 @@ def prepare_voxceleb(
         _check_leak(train, test)
     counts = {}
     if train is not None:
-        options = {"folder": os.fspath(data_folder), **splitting}
+        options = {
+            "folder": os.fspath(data_folder),
+            "header_only": header_only,
+            "sexes": sexes and file_hash(data_folder / META),
+            **splitting,
+        }
         part = Part(save_folder, "train", CORPUS, options, train_inputs)
+        splitting["sexes"] = sexes
+        scanning = (data_folder, skip_budget, header_only, num_workers)
         counts |= part.reusable(skip_budget) or _prepare_train(
-            part, train, splitting, skip_budget, num_workers
+            part, train, splitting, scanning
         )
     if transcripts is not None:
         paths = transcript_files(transcripts)
         counts |= _prepare_transcribed(save_folder, paths)
     if test is not None:
-        options = {"folder": os.fspath(test_folder), "lists": list(map(str, lists))}
+        options = {
+            "folder": os.fspath(test_folder),
+            "header_only": header_only,
+            "lists": list(map(str, lists)),
+        }
         part = Part(save_folder, "test", CORPUS, options, test_inputs)
+        scanning = (test_folder, skip_budget, header_only, num_workers)
         counts |= part.reusable(skip_budget) or _prepare_test(
-            part, test, trials, skip_budget, num_workers
+            part, test, trials, scanning
         )
+    _report(save_folder, counts)
     return with_paths(save_folder, counts)
 
 
@@ -234,12 +271,68 @@ def check_voxceleb(data_folder, test_folder, transcripts=None, skip_prep=False, 
             )
 
 
-def _prepare_train(part, utterances, splitting, skip_budget, num_workers):
+def _report(save_folder, counts):
+    """Write and say what there is, beside what was published."""
+    skipped = {}
+    for part, names in (
+        ("train", ["train.csv"]),
+        ("test", ["test.csv"]),
+        ("transcripts", ["train_transcribed.csv", "valid_transcribed.csv"]),
+    ):
+        skipped[part] = sum(counts[n]["skipped"] for n in names if n in counts)
+    official = {}
+    if "train.csv" in counts:
+        official[("train.csv", "valid.csv")] = ("VoxCeleb2/dev",)
+    write_report(save_folder, CORPUS, counts, skipped, official)
+
+
+def _read_sexes(path, utterances):
+    """``{speaker: m or f}`` of all speakers of ``utterances``.
+
+    VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set
+    id00012 ,n000012 ,m ,dev
+
+    VoxCeleb1's file has tabs for commas; both are fine.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"valid_same_sex: {path} does not exist, and it tells the sex of every "
+            f"speaker; download VoxCeleb's {path.name} to that place, or set "
+            f"valid_same_sex=False"
+        )
+    sexes, column = {}, None
+    for number, line in enumerate(_text_lines(path), 1):
+        fields = [field.strip() for field in re.split("[\t,]", line)]
+        if column is None:
+            if "Gender" not in fields:
+                raise UserError(
+                    f"{path}, line {number}: there is no column Gender; download the "
+                    f"file again"
+                )
+            column = fields.index("Gender")
+        elif line.strip():
+            if len(fields) <= column or fields[column] not in ("m", "f"):
+                raise UserError(
+                    f"{path}, line {number}: {line.strip()!r} has no m or f in the "
+                    f"column Gender; correct the line"
+                )
+            sexes[fields[0]] = fields[column]
+    speakers = sorted({speaker for speaker, _ in utterances.recordings})
+    unknown = [speaker for speaker in speakers if speaker not in sexes]
+    if unknown:
+        raise UserError(
+            f"{path}: no line for {len(unknown)} speaker(s): {enumeration(unknown)}; "
+            f"download the complete file, or set valid_same_sex=False"
+        )
+    return {speaker: sexes[speaker] for speaker in speakers}
+
+
+def _prepare_train(part, utterances, splitting, scanning):
     """Write train.csv, valid.csv and valid_trials.txt; returns their counts."""
     _check_speakers(utterances)
     # Before decoding to fail early, and again if files had to be left out.
     valid, trials = _split(utterances, **splitting)
-    scan, good = _scan(part, utterances, skip_budget, num_workers)
+    scan, good = _scan(part, utterances, *scanning)
     skipped = len(utterances.ids) - int(good.sum())
     if skipped:
         utterances = _select(utterances, good)
@@ -272,7 +365,9 @@ def _prepare_transcribed(save_folder, transcripts):
     files, counts, skipped, known = {}, {}, [], set()
     for name, path in sources.items():
         with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            header = (*reader.fieldnames, "wrd")
+            rows = list(reader)
         samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
         texts, left_out = choose(found, samples)
         rows = [{**row, "wrd": texts[row["ID"]]} for row in rows if row["ID"] in texts]
@@ -283,7 +378,6 @@ def _prepare_transcribed(save_folder, transcripts):
                 "docs/transcripts.md says what is usable"
             )
         output = f"{name}_transcribed.csv"
-        header = (*HEADER, "wrd")
         files[output] = csv_text(header, [[row[c] for row in rows] for c in header])
         speakers = [row["spk_id"] for row in rows]
         frames = np.array([samples[row["ID"]] for row in rows], dtype=np.int64)
@@ -300,9 +394,9 @@ def _prepare_transcribed(save_folder, transcripts):
     return counts
 
 
-def _prepare_test(part, utterances, trials, skip_budget, num_workers):
+def _prepare_test(part, utterances, trials, scanning):
     """Write test.csv and the trial lists; returns their counts."""
-    scan, good = _scan(part, utterances, skip_budget, num_workers)
+    scan, good = _scan(part, utterances, *scanning)
     skipped = len(utterances.ids) - int(good.sum())
     columns = _columns(_select(utterances, good), scan, good)
     name = "test.csv"
@@ -546,9 +640,12 @@ def _single_utterances(utterances, rows):
     return f"train.csv: warning: {single} speaker(s) have a single utterance"
 
 
-def _scan(part, utterances, skip_budget, num_workers):
+def _scan(part, utterances, folder, skip_budget, header_only, num_workers):
     """Decode all utterances; returns the ``Scan`` and a column of the good."""
-    scan = scan_audio(utterances.paths, num_workers, part.name)
+    journal = Journal(part.journal, folder)
+    scan = scan_audio(utterances.paths, num_workers, part.name, journal, header_only)
+    if header_only:
+        scan = scan._replace(mean=None, std=None)
     part.skip(
         [
             Problem(utterances.ids[index], utterances.paths[index], reason)
@@ -582,16 +679,17 @@ def _columns(utterances, scan, good):
     """The CSV's columns, for the good utterances."""
     frames = scan.frames[good]
     speakers = [utterances.recordings[i][0] for i in utterances.recording.tolist()]
-    return (
+    columns = (
         utterances.ids,
         frames / SAMPLE_RATE,
         utterances.paths,
         np.zeros_like(frames),
         frames,
         speakers,
-        scan.mean[good],
-        scan.std[good],
     )
+    if scan.mean is None:
+        return columns
+    return *columns, scan.mean[good], scan.std[good]
 
 
 def _csv(name, columns, rows, skipped):
@@ -602,11 +700,19 @@ def _csv(name, columns, rows, skipped):
     ]
     speakers = columns[HEADER.index("spk_id")]
     frames = columns[HEADER.index("stop")]
-    return csv_text(HEADER, columns), csv_counts(name, speakers, frames, skipped)
+    text = csv_text(HEADER[: len(columns)], columns)
+    return text, csv_counts(name, speakers, frames, skipped)
 
 
 def _split(
-    utterances, fraction, per_speaker, positives, negatives, different_video, seed
+    utterances,
+    fraction,
+    per_speaker,
+    positives,
+    negatives,
+    different_video,
+    seed,
+    sexes=None,
 ):
     """Hold out recordings and draw trials; column ``[utterance]`` and ``Trials``.
 
@@ -617,9 +723,18 @@ def _split(
     speakers = [speaker for speaker, _ in utterances.recordings]
     valid = hold_out(recording, speakers, fraction, per_speaker, random)[recording]
     rows = np.flatnonzero(valid)
-    speaker = np.unique(speakers, return_inverse=True)[1][recording[rows]]
+    names, speaker = np.unique(speakers, return_inverse=True)
+    group = None
+    if sexes is not None:
+        group = np.array([sexes[name] == "f" for name in names], dtype=np.int64)
     drawn = draw_trials(
-        speaker, recording[rows], positives, negatives, different_video, random
+        speaker[recording[rows]],
+        recording[rows],
+        positives,
+        negatives,
+        different_video,
+        random,
+        group,
     )
     if len(set(drawn.label.tolist())) != 2:
         kind = "positive" if not drawn.label.any() else "negative"
@@ -627,6 +742,7 @@ def _split(
             f"valid_fraction={fraction} holds out {len(rows)} of "
             f"{len(utterances.ids)} utterances, which give no {kind} trial; raise "
             f"valid_fraction, or use more speakers with two or more videos"
+            f"{'' if sexes is None else ', or set valid_same_sex=False'}"
         )
     return valid, Trials(drawn.label, rows[drawn.enrol], rows[drawn.test])
 
@@ -692,18 +808,24 @@ def main(arguments=None):
         parser.add_argument(
             f"--{flag}", type=type_, default=default, help=f"{use} (%(default)s)"
         )
-    parser.add_argument(
-        "--valid_different_video",
-        action="store_true",
-        help="no positive validation trial within one video",
-    )
+    for flag, use in (
+        ("valid_different_video", "no positive validation trial within one video"),
+        ("valid_same_sex", f"negative validation trials of one sex (by {META})"),
+        ("strict", "any bad file is an error"),
+        (
+            "header_only",
+            "lengths from headers, no mean and std: fast, and overlooks "
+            "damage; m4a files are decoded",
+        ),
+    ):
+        parser.add_argument(f"--{flag}", action="store_true", help=use)
     parser.add_argument(
         "--num_workers", type=int, help="decoding processes (default: all cores)"
     )
     options = vars(parser.parse_args(arguments))
     if options["data_folder"] == "-":
         options["data_folder"] = None
-    print(summary_table(prepare_voxceleb(**options)))
+    prepare_voxceleb(**options)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from lobes.preparation import (
     enumeration,
     existing_folder,
     scan_audio,
-    summary_table,
     writable_folder,
 )
 
@@ -355,15 +354,3 @@ def test_folders_are_checked(tmp_path, monkeypatch):
         writable_folder("file/inside")
     assert writable_folder("new/inside") == tmp_path / "new" / "inside"
     assert not list((tmp_path / "new" / "inside").iterdir())
-
-
-def test_summary_has_a_line_for_each_file():
-    lines = summary_table(
-        {
-            "train.csv": {"speakers": 3, "utterances": 20, "hours": 1.5, "skipped": 2},
-            "trials.txt": {"trials": 5, "positives": 2, "negatives": 3},
-        }
-    ).splitlines()
-    assert lines[0].split() == ["file", "speakers", "utterances", "hours", "skipped"]
-    assert lines[1].split() == ["train.csv", "3", "20", "1.50", "2"]
-    assert lines[2].split()[:3] == ["trials.txt", "5", "trials"]

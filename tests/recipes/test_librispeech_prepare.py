@@ -173,9 +173,9 @@ def decoded(monkeypatch):
     titles = []
     scan = lobes.preparation.scan_audio
 
-    def record(paths, num_workers, title):
+    def record(paths, num_workers, title, *options):
         titles.append(title)
-        return scan(paths, num_workers, title)
+        return scan(paths, num_workers, title, *options)
 
     monkeypatch.setattr("recipes.LibriSpeech.librispeech_prepare.scan_audio", record)
     return titles
@@ -663,6 +663,8 @@ def test_the_other_outputs_are_the_same_with_and_without(readers):
     prepare(readers)
     prepare(readers, save_folder=readers.parent / "b", **speakers_options())
     for path in (readers.parent / "csv").iterdir():
+        if path.name == "prepare_report.json":
+            continue
         assert path.read_bytes() == (readers.parent / "b" / path.name).read_bytes()
     extra = {p.name for p in (readers.parent / "b").iterdir()} - {
         p.name for p in (readers.parent / "csv").iterdir()
@@ -791,7 +793,7 @@ def test_the_command_holds_out_and_draws(readers, capsys):
     arguments = ["--train", "train-a", "--dev", "dev-a", "--trials", "dev-a"]
     arguments += ["--speaker_valid_fraction=0.3", "--positive_trials=5", "--seed=4"]
     main([str(readers), str(folder), *arguments, "--trials_within_chapters"])
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[-1].split()[:3] == ["dev-a_trials.txt", "29", "trials"]
     prepare(
         readers,
@@ -809,7 +811,7 @@ def test_the_command_holds_out_and_draws(readers, capsys):
 def test_the_command_prints_a_table(corpus, capsys):
     folder = str(corpus.parent / "csv")
     main([str(corpus), folder, "--train", "train-a", "--dev", "dev-a"])
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()[-4:]
     assert [line.split()[0] for line in lines] == [
         "file",
         "train-a.csv",

@@ -1,0 +1,128 @@
+"""What decoding found out about each file, remembered on disk one by one."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lobes.errors import UserError
+
+# Part of every key: another number forgets what was remembered before.
+_FORMAT = 1
+
+_RECORD = np.dtype(
+    [
+        # 128 bits of a hash of the file's name, size and time of change.
+        ("key", "<u8"),
+        ("more_key", "<u8"),
+        ("frames", "<i8"),
+        # NaN where only the header was read.
+        ("mean", "<f8"),
+        ("std", "<f8"),
+        # The exclusive or of all others.
+        ("check", "<u8"),
+    ]
+)
+
+# Makes the check of a record of zeros, which a crash may leave, a wrong one.
+_SALT = np.uint64(0x5CA1AB1E5CA1AB1E)
+
+
+class Journal:
+    """Lengths, means and standard deviations of files that did not change since.
+
+    48 bytes for each file, appended as files are decoded, so that a killed
+    preparation loses what was being decoded and nothing else. Records that were torn
+    or damaged do not count: their files are decoded again.
+
+    Arguments
+    ---------
+    path : str or Path
+        Made with the first ``add``.
+    root : str or Path
+        Files are known by their path below it: a corpus may move.
+    """
+
+    def __init__(self, path, root):
+        self.path = Path(path)
+        self._prefix = os.path.join(root, "")
+        self._keys = None
+
+    def find(self, paths, statistics=True):
+        """Look files up, and take note of them for ``add``.
+
+        Arguments
+        ---------
+        paths : list of str
+        statistics : bool
+            Whether a length alone is not enough.
+
+        Returns
+        -------
+        (known, frames, mean, std)
+            Arrays ``[file]``: bool, int64 and float64; 0 where nothing is known.
+        """
+        self._keys = np.array(
+            [self._key(path) for path in paths], dtype=np.uint64
+        ).reshape(-1, 2)
+        records = self._read()
+        records = records[np.argsort(records["key"], kind="stable")]
+        # The newest of several records of a file.
+        place = np.searchsorted(records["key"], self._keys[:, 0], side="right") - 1
+        found = records[place] if len(records) else np.zeros(len(paths), _RECORD)
+        known = (found["key"] == self._keys[:, 0]) & self._keys.any(axis=1)
+        known &= found["more_key"] == self._keys[:, 1]
+        known &= found["frames"] > 0
+        if statistics:
+            known &= ~np.isnan(found["mean"])
+        values = (np.where(known, found[c], 0) for c in ("frames", "mean", "std"))
+        return known, *values
+
+    def add(self, indices, frames, mean, std):
+        """Remember files, given by their indices in the ``paths`` of ``find``."""
+        records = np.zeros(len(indices), _RECORD)
+        records["key"], records["more_key"] = self._keys[indices].T
+        records["frames"], records["mean"], records["std"] = frames, mean, std
+        records["check"] = _check(records)
+        # Without a key the file was not there: nobody would find the record.
+        records = records[records["key"] != 0]
+        try:
+            with open(self.path, "ab") as stream:
+                # One that a kill has torn would shift all that follow.
+                stream.truncate(stream.tell() // _RECORD.itemsize * _RECORD.itemsize)
+                stream.write(records.tobytes())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: it cannot be written ({error.strerror}); make room "
+                f"there, or choose another save_folder"
+            ) from error
+
+    def _key(self, path):
+        """Two numbers; zeros for a file that is not there."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return 0, 0
+        name = path.removeprefix(self._prefix)
+        text = f"{_FORMAT}\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
+        digest = hashlib.blake2b(
+            text.encode("utf-8", "surrogateescape"), digest_size=16
+        ).digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(
+            digest[8:], "little"
+        )
+
+    def _read(self):
+        """All whole and undamaged records."""
+        try:
+            records = np.fromfile(self.path, _RECORD)
+        except FileNotFoundError:
+            return np.zeros(0, _RECORD)
+        return records[records["check"] == _check(records)]
+
+
+def _check(records):
+    """What ``check`` must be."""
+    numbers = records.view("<u8").reshape(-1, len(_RECORD.names))[:, :-1]
+    return np.bitwise_xor.reduce(numbers, axis=1) ^ _SALT
