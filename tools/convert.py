@@ -15,7 +15,6 @@ listed in OUT/convert.failed.csv, and the exit status is then 1.
 
 import argparse
 import functools
-import io
 import os
 import sys
 import time
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from lobes.audio import (
     AAC_SUFFIXES,
     SAMPLE_RATE,
     audio_frames,
+    encode_audio,
     import_pyav,
     read_audio,
 )
@@ -52,6 +51,9 @@ _SUFFIXES = (*AAC_SUFFIXES, ".wav", ".flac")
 
 # Files handed to a worker at once: see lobes/preparation.py.
 _CHUNK = 32
+
+# 16-bit audio: the largest sample, and how much rounding may change one.
+_LARGEST, _ROUNDING = 32767 / 32768, 1 / 65536
 
 
 class Outcome(NamedTuple):
@@ -214,14 +216,10 @@ def _convert_file(source, target, to, delete):
         samples = read_audio(source)
         if not len(samples):
             raise UserError(f"{source}: it has no samples; leave it out")
-        scaled = np.rint(samples * 32768)
-        pcm = np.clip(scaled, -32768, 32767).astype(np.int16)
-        clipped = int(np.count_nonzero(pcm != scaled))
-        # Not straight to the disk: libsndfile has no errno for a full one.
-        encoded = io.BytesIO()
-        soundfile.write(encoded, pcm, SAMPLE_RATE, "PCM_16", format=to.upper())
-        _write(target, encoded.getbuffer(), sync=delete)
-        if delete and not _reads_back(target, pcm):
+        limited = np.clip(samples, -1, _LARGEST)
+        clipped = int(np.count_nonzero(np.abs(samples - limited) > _ROUNDING))
+        _write(target, encode_audio(samples, to), sync=delete)
+        if delete and not _reads_back(target, limited):
             os.unlink(target)
             raise UserError(
                 f"{source}: {target} does not read back as it was written; check the "
@@ -233,12 +231,14 @@ def _convert_file(source, target, to, delete):
     return outcome
 
 
-def _reads_back(path, pcm):
-    """Whether a file holds these 16-bit samples."""
+def _reads_back(path, samples):
+    """Whether a file holds these samples, but for rounding."""
     try:
-        return np.array_equal(read_audio(path), pcm / np.float32(32768))
+        stored = read_audio(path)
     except UserError:
         return False
+    same_length = stored.shape == samples.shape
+    return same_length and np.abs(stored - samples).max() <= _ROUNDING
 
 
 def _is_complete(path, thorough):
