@@ -1,6 +1,7 @@
 """LibriSpeech preparation: rows, rules for bad utterances, rebuilding."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ import soundfile
 import lobes.preparation
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError
+from lobes.labels import Letters
+from lobes.streams import Utterances
 from recipes.LibriSpeech.librispeech_prepare import HEADER, main, prepare_librispeech
 
 TEXTS = {
@@ -413,6 +416,127 @@ def test_a_save_folder_of_voxceleb_is_refused_before_decoding(corpus, decoded):
     with pytest.raises(UserError, match="prepared from VoxCeleb"):
         prepare(corpus)
     assert not decoded
+
+
+@pytest.mark.parametrize("other", ["dev_splits", "te_splits"])
+def test_a_reader_in_training_and_in_test_is_refused(corpus, decoded, other):
+    write_utterance(corpus / "test-a", "84-11-0000", "NEW")
+    with pytest.raises(UserError, match=r"1 speaker.* both train-a and test-a: 84;"):
+        prepare(corpus, **{other: ["test-a"]})
+    assert not decoded
+    # A dev and a test split may share one: nothing is learnt from either.
+    prepare(corpus, tr_splits=["train-b"], te_splits=["train-a", "test-a"])
+
+
+def test_any_skip_is_an_error_when_strict(corpus):
+    bad_audio(corpus)
+    with pytest.raises(UserError, match=r"1 bad .*\(now 0, as always with --strict\)"):
+        prepare(corpus, skip_budget=5, strict=True)
+    prepare(corpus, skip_budget=5)
+    # Also where the CSVs are there already.
+    with pytest.raises(UserError, match="as always with --strict"):
+        prepare(corpus, skip_budget=5, strict=True)
+
+
+def test_lengths_from_headers(corpus):
+    """The same rows without mean and std; damage behind a header goes unnoticed."""
+    prepare(corpus)
+    whole = rows(corpus.parent / "csv" / "train.csv")
+    headers = {"header_only": True, "save_folder": corpus.parent / "headers"}
+    prepare(corpus, **headers)
+    path = corpus.parent / "headers" / "train.csv"
+    with open(path, encoding="utf-8", newline="") as stream:
+        found = list(csv.DictReader(stream))
+    assert [{**row, "mean": 0, "std": 0} for row in found] == [
+        {**row, "mean": 0, "std": 0} for row in whole
+    ]
+    utterances = Utterances(path, {})
+    (wave,) = utterances.read([(0, 0, 16000)]).wavs
+    assert abs(wave.mean()) < 1e-4 and abs(wave.std() - 1) < 1e-3
+    short = write_utterance(corpus / "train-a", "7-3-0001", "A", 399)
+    with pytest.raises(UserError, match="it has 399 samples"):
+        prepare(corpus, **headers)
+    write_utterance(corpus / "train-a", "7-3-0001", None, 4000)
+    with open(short, "r+b") as stream:
+        stream.truncate(short.stat().st_size // 2)
+    prepare(corpus, **headers)
+    with pytest.raises(UserError, match="7-3-0001.flac: it is"):
+        prepare(corpus)
+
+
+def test_statistics_are_not_taken_from_headers(corpus):
+    """Nor is a header read again where everything was decoded."""
+    prepare(corpus)
+    whole = (corpus.parent / "csv" / "train.csv").read_bytes()
+    prepare(corpus, header_only=True)
+    assert (corpus.parent / "csv" / "train.csv").read_bytes() != whole
+    prepare(corpus)
+    assert (corpus.parent / "csv" / "train.csv").read_bytes() == whole
+    for path in (corpus.parent / "csv").glob("*.scan"):
+        path.unlink()
+    prepare(corpus, header_only=True)
+    prepare(corpus)
+    assert (corpus.parent / "csv" / "train.csv").read_bytes() == whole
+
+
+def test_dollars_in_names_survive(corpus):
+    """SpeechBrain's own reader would replace them."""
+    folder = corpus.parent / "$corpora ${of} $$mine"
+    shutil.move(corpus, folder)
+    prepare(folder, save_folder=folder / "$csv")
+    (row,) = rows(folder / "$csv" / "dev-a.csv")
+    assert row["wav"].startswith(str(folder))
+    utterances = Utterances(folder / "$csv" / "dev-a.csv", {"text": Letters()})
+    assert utterances.paths[0] == row["wav"]
+    assert len(utterances.read([(0, 0, 16000)])) == 1
+
+
+def test_dollars_in_transcripts_are_refused(corpus):
+    transcript("ONE $WORD")(corpus)
+    with pytest.raises(UserError, match=r"outside the vocabulary: '\$'"):
+        prepare(corpus)
+
+
+def test_the_report_counts_and_compares(corpus, capsys):
+    for name in ("train-a", "train-b"):
+        official = {"train-a": "train-clean-100", "train-b": "train-other-500"}[name]
+        shutil.move(corpus / name, corpus / official)
+    moved = corpus / "train-clean-100"
+    (moved / "84" / "9" / "84-9-0000.flac").write_text("")
+    write_utterance(moved, "7-3-0001", "A", 399)
+    write_utterance(moved, "7-3-0002", "A", 398)
+    options = {"tr_splits": ["train-clean-100", "train-other-500"], "skip_budget": 3}
+    prepare(corpus, **options)
+    table = capsys.readouterr().err
+    path = corpus.parent / "csv" / "prepare_report.json"
+    report = json.loads(path.read_text())
+    assert report["files"]["train.csv"] | {"hours": None} == {
+        "speakers": 3,
+        "utterances": 4,
+        "hours": None,
+        "skipped": 3,
+    }
+    short = "it has N samples, fewer than the N that one wav2vec2 frame needs"
+    assert report["skipped"] == {"train-clean-100": {short: 2, "the file is empty": 1}}
+    assert f"skipped of train-clean-100: 2: {short}\n" in table
+    assert report["official"][-1] == {
+        "files": "train.csv",
+        "published": "LibriSpeech train-clean-100 + train-other-500",
+        "counts": {
+            "utterances": [4, 28_539 + 148_688],
+            "speakers": [3, 251 + 1_166],
+        },
+    }
+    assert (
+        "train-clean-100.csv: 3 of 28,539 utterances, 2 of 251 speakers of LibriSpeech "
+        "train-clean-100\n"
+    ) in table
+    # dev-a is nobody's.
+    assert len(report["official"]) == 3
+    before = path.stat().st_mtime_ns
+    prepare(corpus, **options)
+    assert path.stat().st_mtime_ns == before
+    assert table.splitlines()[-9:] == capsys.readouterr().err.splitlines()[-9:]
 
 
 # Speaker recognition: what is held out, and the trials.

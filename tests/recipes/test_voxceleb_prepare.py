@@ -390,6 +390,71 @@ def test_speakers_with_one_utterance_are_counted(tmp_path, no_decoding, capsys):
     assert "warning: 2 speaker(s) have a single utterance" in capsys.readouterr().err
 
 
+def write_meta(folder, sexes, separator=" ,", name="vox2_meta.csv"):
+    """VoxCeleb's table of speakers, with the line ends of the published one."""
+    header = ["VoxCeleb2 ID", "VGGFace2 ID", "Gender", "Set"]
+    lines = [[s, s.replace("id", "n0"), sex, "dev"] for s, sex in sexes.items()]
+    text = "".join(separator.join(line) + "\r\n" for line in [header, *lines])
+    (folder / name).write_bytes(text.encode())
+
+
+def sexes_of(folder):
+    """Every third speaker is a woman."""
+    speakers = sorted({path.name for path in (folder / "vox2").iterdir()})
+    return {s: "f" if n % 3 == 0 else "m" for n, s in enumerate(speakers)}
+
+
+@pytest.mark.parametrize("separator", [" ,", "\t"])
+def test_negative_trials_of_one_sex_only(large, separator):
+    plain = split(large)
+    sexes = sexes_of(large)
+    write_meta(large / "vox2", sexes, separator)
+    train, valid, trials = split(large, valid_same_sex=True)
+    assert (train, valid) == plain[:2]
+    negatives = [pair for label, *pair in trials if label == "0"]
+    kinds = Counter(tuple(sexes[speaker(u)] for u in pair) for pair in negatives)
+    assert set(kinds) == {("f", "f"), ("m", "m")} and len(negatives) == 70
+    mixed = [pair for label, *pair in plain[2] if label == "0"]
+    assert any(len({sexes[speaker(u)] for u in pair}) == 2 for pair in mixed)
+    # Another table is another list.
+    write_meta(large / "vox2", {s: "m" for s in sexes}, separator)
+    assert split(large, valid_same_sex=True)[2] != trials
+    assert split(large) == plain
+
+
+def drop(sexes):
+    del sexes["id00004"], sexes["id00007"]
+
+
+def misspell(sexes):
+    sexes["id00004"] = "F?"
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (drop, r"vox2_meta.csv: no line for 2 speaker\(s\): id00004; id00007;"),
+        (misspell, "vox2_meta.csv, line 6: .* has no m or f in the column Gender"),
+        (dict.clear, r"vox2_meta.csv: no line for 60 speaker\(s\)"),
+        (None, "valid_same_sex: .*vox2_meta.csv does not exist"),
+    ],
+)
+def test_a_sex_that_is_not_known_is_refused(large, change, problem):
+    sexes = sexes_of(large)
+    if change:
+        change(sexes)
+        write_meta(large / "vox2", sexes)
+    with pytest.raises(UserError, match=problem):
+        split(large, valid_same_sex=True)
+    assert not (large / "csv" / "train.csv").exists()
+
+
+def test_a_meta_file_without_sexes_is_refused(large):
+    (large / "vox2" / "vox2_meta.csv").write_text("<html>")
+    with pytest.raises(UserError, match="line 1: there is no column Gender"):
+        split(large, valid_same_sex=True)
+
+
 # Trial lists.
 
 
@@ -677,6 +742,48 @@ def test_another_option_prepares_again(corpora, decoded, changes):
 def test_nothing_is_done_with_skip_prep(tmp_path):
     assert prepare_voxceleb("a", "b", tmp_path / "x", skip_prep=True) == {}
     assert not (tmp_path / "x").exists()
+
+
+def test_any_skip_is_an_error_when_strict(corpora):
+    write_list(corpora, LIST + LIST.replace("/00001", "/00002"))
+    bad = corpora / "vox1" / "wav" / "id90000" / "-v1deo" / "00001.wav"
+    bad.write_text("")
+    prepare(corpora, skip_budget=3)
+    with pytest.raises(UserError, match="test: 1 bad .* as always with --strict"):
+        prepare(corpora, skip_budget=3, strict=True)
+
+
+def test_lengths_from_headers(corpora, everything):
+    prepare(corpora)
+    transcripts = write_transcripts(corpora, everything)
+    options = {"header_only": True, "transcripts": transcripts}
+    prepare(corpora, save_folder=corpora / "headers", **options)
+    for name in ("train", "valid", "test"):
+        whole = read_table(corpora / "csv" / f"{name}.csv")
+        found = read_table(corpora / "headers" / f"{name}.csv")
+        assert found.equals(whole.drop(columns=["mean", "std"]))
+    found = read_table(corpora / "headers" / "train_transcribed.csv", ["wrd"])
+    assert list(found.columns) == [*HEADER[:-2], "wrd"]
+    trials = (corpora / "csv" / "valid_trials.txt").read_bytes()
+    assert (corpora / "headers" / "valid_trials.txt").read_bytes() == trials
+
+
+def test_the_report_compares_with_the_published_sizes(corpora, capsys):
+    prepare(corpora)
+    report = json.loads((corpora / "csv" / "prepare_report.json").read_text())
+    assert report["official"] == [
+        {
+            "files": "train.csv + valid.csv",
+            "published": "VoxCeleb2 dev",
+            "counts": {"utterances": [36, 1_092_009], "speakers": [6, 5_994]},
+        },
+        {
+            "files": "veri_test2.txt",
+            "published": "VoxCeleb1's veri_test2.txt",
+            "counts": {"positives": [1, 18_802], "negatives": [2, 18_809]},
+        },
+    ]
+    assert report["skipped"] == {}
 
 
 # Automatic transcripts.
