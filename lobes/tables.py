@@ -17,6 +17,9 @@ NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
 #: them when it is joined with one that has them.
 _TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
 
+# Rows held as lists of cells at once: they take ten times the room of the table.
+_ROWS = 1 << 16
+
 
 def read_table(path, columns=()):
     """Read one CSV of utterances.
@@ -51,10 +54,7 @@ def read_table(path, columns=()):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist; prepare the corpus first")
-    table = _read_text(path)
-    _check_columns(path, table, columns)
-    if table.empty:
-        raise UserError(f"{path} lists no utterance; prepare the corpus again")
+    table = _read(path, columns)
     for column in ("ID", "wav"):
         empty = table[column] == ""
         if empty.any():
@@ -62,9 +62,6 @@ def read_table(path, columns=()):
                 f"{path}, line {_line(empty)}, column {column}: the cell is empty; "
                 "fill it or remove the row"
             )
-    for column in NUMBERS:
-        if column in table:
-            table[column] = _numbers(path, table[column])
     repeated = table["ID"].duplicated()
     if repeated.any():
         line = _line(repeated)
@@ -86,7 +83,9 @@ def read_table(path, columns=()):
     if "offset" in table:
         _check_windows(path, table)
     folder = path.resolve().parent
-    table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in table["wav"]]
+    # Iterating over pandas' own text takes longer than reading it.
+    wavs = table["wav"].to_numpy(dtype=object).tolist()
+    table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in wavs]
     return table
 
 
@@ -145,28 +144,32 @@ def concatenate(paths, tables):
     return joined
 
 
-def _read_text(path):
-    """The cells as str, indexed by line.
+def _read(path, columns):
+    """The cells as numbers (``NUMBERS``) or str, indexed by line.
 
     pandas' own reader fills short rows with empty cells and takes the first
     column for an index when rows have a field more than the header.
     """
-    rows, lines = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = next(reader, None)
             if not header:
                 raise UserError(f"{path} has no header; prepare the corpus again")
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: the row has {len(row)} "
-                        f"fields, the header {len(header)}; correct the row"
-                    )
-                if row:
-                    rows.append(row)
-                    lines.append(reader.line_num)
+            repeated = [name for name in header if header.count(name) > 1]
+            if repeated:
+                raise UserError(
+                    f"{path}, line 1: the column {repeated[0]} stands twice"
+                )
+            _check_columns(path, header, columns)
+            lines, blocks = [], {name: [] for name in header}
+            for numbers, rows in _blocks(path, reader, len(header)):
+                lines.append(np.array(numbers))
+                for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+                    cells = np.array(cells, dtype=object)
+                    if name in NUMBERS:
+                        cells = _numbers(path, pandas.Series(cells, numbers, name=name))
+                    blocks[name].append(_shared(cells))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}, line {_undecodable_line(path)}: the file is not UTF-8 "
@@ -176,10 +179,38 @@ def _read_text(path):
         raise UserError(
             f"{path}, line {reader.line_num}: {error}; correct that line"
         ) from None
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise UserError(f"{path}, line 1: the column {repeated[0]} stands twice")
-    return pandas.DataFrame(rows, index=lines, columns=header, dtype="str")
+    if not lines:
+        raise UserError(f"{path} lists no utterance; prepare the corpus again")
+    columns = {name: np.concatenate(blocks.pop(name)) for name in header}
+    table = pandas.DataFrame(columns, index=np.concatenate(lines))
+    return table.astype({name: "str" for name in header if name not in NUMBERS})
+
+
+def _blocks(path, reader, width):
+    """Yield line numbers and rows of ``width`` cells, without the empty lines."""
+    rows, lines = [], []
+    for row in reader:
+        if row and len(row) != width:
+            raise UserError(
+                f"{path}, line {reader.line_num}: the row has {len(row)} fields, the "
+                f"header {width}; correct the row"
+            )
+        if row:
+            rows.append(row)
+            lines.append(reader.line_num)
+        if len(rows) == _ROWS:
+            yield lines, rows
+            rows, lines = [], []
+    if rows:
+        yield lines, rows
+
+
+def _shared(cells):
+    """The cells, where they repeat (speakers) with one object for all equal ones."""
+    if cells.dtype != object:
+        return cells
+    codes, distinct = pandas.factorize(cells)
+    return distinct[codes] if 2 * len(distinct) < len(cells) else cells
 
 
 def _undecodable_line(path):
@@ -191,16 +222,16 @@ def _undecodable_line(path):
         return content.count(b"\n", 0, error.start) + 1
 
 
-def _check_columns(path, table, columns):
+def _check_columns(path, header, columns):
     """Raise when a required column is absent."""
-    extent = ("start", "stop") if "start" in table else ("duration",)
-    window = ("offset", "size") if {"offset", "size"} & set(table.columns) else ()
+    extent = ("start", "stop") if "start" in header else ("duration",)
+    window = ("offset", "size") if {"offset", "size"} & set(header) else ()
     required = ("ID", "wav", *extent, *window, *columns)
-    missing = [column for column in required if column not in table]
+    missing = [column for column in required if column not in header]
     if missing:
         raise UserError(
             f"{path}, line 1: there is no column {', '.join(missing)} (there are "
-            f"{', '.join(table.columns)}); add it or prepare the corpus again"
+            f"{', '.join(header)}); add it or prepare the corpus again"
         )
 
 
@@ -219,7 +250,7 @@ def _check_windows(path, table):
 
 
 def _numbers(path, cells):
-    """One text column as finite float64 values."""
+    """One text column as an array of finite float64 values."""
     values = pandas.to_numeric(cells, errors="coerce")
     wrong = ~np.isfinite(values)
     if wrong.any():
@@ -228,7 +259,7 @@ def _numbers(path, cells):
             f"{path}, line {line}, column {cells.name}: {cells[line]!r} is not "
             "a finite number; correct it or prepare the corpus again"
         )
-    return values.astype(np.float64)
+    return values.to_numpy(np.float64)
 
 
 def _line(marked):
