@@ -16,10 +16,16 @@ from speechbrain.utils.run_opts import RunOptions
 from lobes import recipe
 from lobes.errors import UserError
 from lobes.recipe import ROOT, load_variant, parse_arguments, start_experiment
+from recipes.LibriSpeech_VoxCeleb.MTL import train
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
 YAMLS = sorted(ROOT.glob("recipes/**/hparams/*.yaml"))
 FOLDERS = ("librispeech", "voxceleb2", "voxceleb1")
+SMALL = (
+    "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
+    "intermediate_size: 16, conv_dim: [8, 8, 8, 8, 8, 8, 8], "
+    "num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 2}"
+)
 
 BASE = """\
 seed: 7
@@ -284,6 +290,98 @@ def test_settings_of_a_variant_are_complete(base, write):
     assert "base:" not in settings
     stored = load_hyperpyyaml(settings)
     assert stored["thing"] == Namespace(y=2) and stored["steps"] == 100
+
+
+# Another base ---------------------------------------------------------------
+
+TOP = "base: base.yaml\nlr: 2.0\nname: top\nthing: !new:argparse.Namespace\n    y: 2\n"
+OTHER = "base: base.yaml\nlr: 3.0\nsteps: 5\nsizes.y: 2\n"
+
+
+def test_another_base_gives_the_keys_of_both_and_the_top_wins(base, write):
+    other, top = write(other=OTHER), write(top=TOP)
+    found = load(top, f"--base={other}")
+    assert (found["lr"], found["name"], found["steps"]) == (2.0, "top", 5)
+    assert found["sizes"] == {"x": 1, "y": 2} and found["user"].thing == Namespace(y=2)
+    assert "base" not in found
+    assert load(other, f"--base={top}")["lr"] == 3.0
+    assert load(top, f"--base={other}", "--lr=4")["lr"] == 4.0
+
+
+def test_another_base_may_be_a_chain_and_go_below_one(base, write):
+    write(middle="base: base.yaml\nlr: 7.0\nsteps: 6\nshuffle: False\n")
+    write(other=OTHER)
+    top = write(top="base: middle.yaml\nname: top\n")
+    other = write(below="base: other.yaml\nsteps: 8\nthreads: 1\n")
+    found = load(top, f"--base={other}")
+    expected = ("top", 7.0, 6, False, 1, {"x": 1, "y": 2})
+    keys = ("name", "lr", "steps", "shuffle", "threads", "sizes")
+    assert tuple(found[key] for key in keys) == expected
+
+
+def test_another_base_is_relative_to_the_working_directory(
+    base, write, tmp_path, monkeypatch
+):
+    write(other=OTHER)
+    top = write(top=TOP)
+    monkeypatch.chdir(tmp_path)
+    assert load(top, "--base=rec/hparams/other.yaml")["steps"] == 5
+    monkeypatch.chdir(top.parent)
+    assert load("top.yaml", "--base", "other.yaml")["steps"] == 5
+
+
+def test_another_base_is_part_of_the_folder_s_name(base, write):
+    other, top = write(other=OTHER), write(top=TOP)
+    assert folder(top, f"--base={other}") == Path("rec/top,base=other/7")
+    found = folder(top, f"--base={other}", "--steps=9")
+    assert found == Path("rec/top,base=other,steps=9/7")
+
+
+def test_the_stored_settings_have_no_base_of_any_kind(base, write):
+    other, top = write(other=OTHER), write(top=TOP)
+    argv = [str(top), "--data_folder=d", f"--base={other}"]
+    hparams, _, settings = parse_arguments(argv)
+    stored = load_hyperpyyaml(settings)
+    assert "base" not in stored and (stored["lr"], stored["steps"]) == (2.0, 5)
+    assert stored["output_folder"] == hparams["output_folder"]
+
+
+def test_another_base_below_a_file_without_one(base, write):
+    message = problem(base, f"--base={write(other=OTHER)}")
+    assert message.startswith("--base: ") and "base.yaml has no base" in message
+    assert "name a variant" in message
+
+
+def test_another_base_that_is_no_variant_of_the_same_file(base, write):
+    write(base2=BASE)
+    strange = write(strange="base: base2.yaml\nlr: 9.0\n")
+    top = write(top=TOP)
+    message = problem(top, f"--base={strange}")
+    assert f"{strange} is no variant of {base}" in message and "top.yaml" in message
+
+
+def test_another_base_that_does_not_exist(base, write):
+    assert "gone.yaml" in problem(write(top=TOP), "--base=gone.yaml")
+
+
+def test_a_variant_of_the_paper_on_the_demo(tmp_path):
+    """The command of the READMEs; only where data and encoder are is the demo's."""
+    hparams = MTL.parent
+    demo = load_variant(hparams / "demo.yaml")[0]
+    plain = load_variant(hparams / "pool_first_cls.yaml")[0]
+    both, base = load_variant(hparams / "pool_first_cls.yaml", hparams / "demo.yaml")
+    assert base.resolve() == MTL
+    for key in ("source", "steps", "n_speakers", "lr", "librispeech_folder"):
+        assert both[key] == demo[key] != load_variant(MTL)[0][key]
+    assert both["class_token"] == plain["class_token"] == "constant"
+    assert both["pooling"].tag.value == "!new:lobes.pooling.ClassTokenPooling"
+    argv = [str(hparams / "pool_first_cls.yaml"), f"--base={hparams / 'demo.yaml'}"]
+    tree = parse_arguments(
+        [*argv, "--shared_layers=2", f"--prepared_folder={tmp_path}"]
+    )
+    found = Path(tree[0]["output_folder"]).relative_to(ROOT / "results")
+    name = "pool_first_cls,base=demo,shared_layers=2"
+    assert found == Path("LibriSpeech_VoxCeleb/MTL") / name / str(both["seed"])
 
 
 # Includes -------------------------------------------------------------------
@@ -648,14 +746,9 @@ def test_a_foreign_checkout_on_pythonpath_is_refused(base, tmp_path):
 @pytest.fixture(scope="module")
 def mtl(tmp_path_factory):
     """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
-    small = (
-        "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
-        "intermediate_size: 16, conv_dim: [8, 8, 8, 8, 8, 8, 8], "
-        "num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 2}"
-    )
     output = tmp_path_factory.mktemp("mtl") / "out"
     argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--source=null", f"--encoder_config={small}", f"--output_folder={output}"]
+    argv += ["--source=null", f"--encoder_config={SMALL}", f"--output_folder={output}"]
     return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
@@ -745,6 +838,49 @@ def test_start_experiment_writes_what_an_evaluation_needs(mtl, monkeypatch):
     assert (output / "hyperparams.yaml").read_text(encoding="utf-8") == mtl[2]
     assert '"hidden_size": 16' in (output / "encoder_config.json").read_text()
     assert "torch==" in (output / "env.log").read_text()
+
+
+IMPOSSIBLE = {
+    "all channels the speaker's": ("mtl", "speaker_dims=16", "give 1 to 15, or null"),
+    "none": ("mtl", "speaker_dims=0", "give 1 to 15, or null"),
+    "a word": ("mtl", "speaker_dims=half", "give 1 to 15, or null"),
+    "half a channel": ("mtl", "speaker_dims=7.5", "give 1 to 15, or null"),
+    "a switch": ("mtl", "speaker_dims=True", "give 1 to 15, or null"),
+    "more layers than there are": ("mtl", "shared_layers=2", "give 0 to 1, or null"),
+    "fewer than none": ("mtl", "shared_layers=-1", "give 0 to 1, or null"),
+    "layers in words": ("mtl", "shared_layers=all", "give 0 to 1, or null"),
+    "half a layer": ("mtl", "shared_layers=0.5", "give 0 to 1, or null"),
+    "a token of no kind": ("mtl", "class_token=ones", "constant, learnt or null"),
+    "no token": (
+        "pool_first_cls",
+        "class_token=null",
+        "class_token is null; set it to",
+    ),
+    "a prior of no kind": ("mtl", "letter_prior=flat", "log, relative or null"),
+    "no speech task": ("alone", "lr=1", "asks the speech head, which is not among"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, capsys):
+    """Naming the key and what it may be; none of the folders exists."""
+    name, option, expected = IMPOSSIBLE[case]
+    yaml = MTL.with_name(f"{name}.yaml")
+    if name == "alone":
+        yaml = tmp_path / "alone.yaml"
+        base = MTL.with_name("pool_ctc_blank.yaml")
+        yaml.write_text(f"base: {base}\ntasks: {{speaker: !ref <speaker>}}\n")
+    argv = [str(yaml), *(f"--{name}_folder=x" for name in FOLDERS), "--device=cpu"]
+    argv += ["--source=null", f"--encoder_config={SMALL}"]
+    argv += [f"--output_folder={tmp_path / 'out'}", f"--{option}"]
+    with pytest.raises(SystemExit) as caught:
+        train.main(argv)
+    message = capsys.readouterr().err.strip()
+    assert caught.value.code == 2
+    assert message.startswith("error: ") and "\n" not in message
+    assert expected in message
+    assert {"alone": "pooling"}.get(name, option.partition("=")[0]) in message
+    assert not (tmp_path / "out" / "hyperparams.yaml").exists()
 
 
 def test_start_experiment_needs_no_git(mtl, monkeypatch, tmp_path):
