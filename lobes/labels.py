@@ -3,7 +3,7 @@
 import torch
 
 from lobes.errors import UserError
-from lobes.tables import as_paths, read_table
+from lobes.tables import as_paths, read_values
 from lobes.text import Vocabulary
 
 
@@ -77,7 +77,7 @@ class Categories:
         if self._index is None:
             values = set()
             for csv in self.csvs:
-                values.update(read_table(csv, [self.column])[self.column])
+                values.update(read_values(csv, self.column))
             self._index = {v: i for i, v in enumerate(sorted(values))}
         return self._index
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lobes.errors import UserError
-from lobes.tables import as_paths, concatenate, read_table
+from lobes.tables import as_paths, concatenate, read_table, read_values
 
 HEADER = "ID,duration,wav,spk_id,wrd"
 ROWS = ("a,1.5,a.wav,s1,A CAT", "b,2,/data/b.wav,s2,NO")
@@ -307,3 +307,31 @@ def test_a_table_named_twice_is_refused(tmp_path):
     (path,), (table,) = tables(tmp_path, speech=SPEECH)
     with pytest.raises(UserError, match="'a' stands also in .*name a CSV once"):
         concatenate([path, path], [table, table])
+
+
+def test_values_of_one_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("ID,duration,wav,spk_id\na,x,,s 2\nb,1,b,s1\nc,1,c,s 2\n")
+    assert read_values(path, "spk_id") == {"s 2", "s1"}
+    path.write_text(path.read_text() + "d,1\n")
+    with pytest.raises(UserError, match="a.csv, line 5: the row has 2 fields"):
+        read_values(path, "spk_id")
+    with pytest.raises(UserError, match="line 1: there is no column sex"):
+        read_values(path, "sex")
+    with pytest.raises(UserError, match="b.csv does not exist"):
+        read_values(tmp_path / "b.csv", "spk_id")
+
+
+def test_blocks_of_rows_are_joined(tmp_path, monkeypatch):
+    """With the right lines, empty ones between them, whatever a block holds."""
+    path = tmp_path / "a.csv"
+    rows = [f"u{n},{n + 1},{n}.wav,s{n // 4}\n" for n in range(10)]
+    path.write_text("ID,duration,wav,spk_id\n" + "\n".join(rows))
+    whole = read_table(path)
+    monkeypatch.setattr("lobes.tables._ROWS", 3)
+    table = read_table(path)
+    assert table.equals(whole) and table.index.tolist() == list(range(2, 22, 2))
+    assert table["spk_id"].tolist() == [f"s{n // 4}" for n in range(10)]
+    path.write_text(path.read_text().replace("\n8,", "\n8x,").replace(",8,", ",8x,"))
+    with pytest.raises(UserError, match="line 16, column duration: '8x'"):
+        read_table(path)
