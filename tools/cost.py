@@ -71,7 +71,8 @@ def estimate(path, overrides=()):
 
     ``parameters``, ``trained``; operations of an optimizer step ``flops``, of one with
     a frozen encoder ``frozen_flops``, of all ``run_flops``; bytes of a ``checkpoint``;
-    ``cards``: GB to the first accumulation that fits and the bytes it takes, or None.
+    ``needed``: accumulation to bytes of GPU memory; ``cards``: GB to the first
+    accumulation that fits and the bytes it takes, or None.
     """
     hparams = load(path, overrides)
     factor, steps = hparams["grad_accumulation_factor"], hparams["steps"]
@@ -85,7 +86,8 @@ def estimate(path, overrides=()):
     flops, peak = trace(hparams)
     frozen_flops, _ = trace(hparams, frozen=True)
     frozen_steps = min(hparams["freeze_steps"], steps)
-    needed = {n: FRAGMENTATION * (state + peak / n) + CONTEXT for n in ACCUMULATIONS}
+    counts = sorted({*ACCUMULATIONS, factor})
+    needed = {n: FRAGMENTATION * (state + peak / n) + CONTEXT for n in counts}
     fits = {c: [n for n in needed.items() if n[1] <= c * 1e9] for c in CARDS}
     return {
         "parameters": total,
@@ -94,6 +96,7 @@ def estimate(path, overrides=()):
         "frozen_flops": frozen_flops,
         "run_flops": frozen_steps * frozen_flops + (steps - frozen_steps) * flops,
         "checkpoint": 4 * total + 8 * trained,
+        "needed": needed,
         "cards": {card: fit[0] if fit else None for card, fit in fits.items()},
     }
 

@@ -1,0 +1,558 @@
+"""Say what is missing before a training is started.
+
+    python tools/doctor.py [hparams/x.yaml [--key=value ...]]
+
+A line each: OK, WARN (it runs, but perhaps not as you want) or FAIL (it will not),
+what was found, and what to do about it. With a YAML and train.py's overrides also the
+corpora, their CSVs against the official sizes, and an estimate of the memory and time
+that a step takes. The exit status is 1 after any FAIL.
+"""
+
+import argparse
+import csv
+import importlib
+import importlib.metadata
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import numpy as np
+    import soundfile
+    import torch
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    from lobes.audio import encode_audio, import_pyav
+    from lobes.errors import UserError, user_errors_exit
+    from lobes.labels import Categories
+    from lobes.official import TRIALS, Count, official_count
+    from lobes.preparation import children, worker_count
+    from lobes.recipe import ROOT
+    from tools import cost
+except ImportError as error:
+    # Nothing else can be found out then.
+    raise SystemExit(
+        f"FAIL  packages      {error}; pip install -c constraints.txt -e ."
+    ) from error
+
+#: What pyproject.toml calls this project.
+DISTRIBUTION = "speech-speaker-mtl"
+
+#: Packages that get a line of their own; torchaudio has one with torch.
+_MAIN = ("speechbrain", "transformers")
+
+# Where VoxCeleb's folders of speakers may lie: recipes/VoxCeleb/voxceleb_prepare.py.
+_ROOTS = ("dev/wav", "dev/aac", "wav", "aac", "test/wav", ".")
+
+#: Share of what large matrix products reach that a whole training step reaches. In low
+#: precision as in tools/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
+#: training; in float32, where products take most of the time, as measured on a CPU.
+EFFICIENCY = {"bf16": 172 / 790, "fp16": 172 / 790, "fp32": 0.8}
+
+
+class Finding(NamedTuple):
+    """A line: ``status`` OK, WARN or FAIL, what was found about it, what to do."""
+
+    status: str
+    topic: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self):
+        end = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.status:<4}  {self.topic:<12}  {self.found}{end}"
+
+
+@user_errors_exit
+def main(argv=None):
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description="Say what is missing before a training is started.",
+        epilog="Further options are train.py's overrides, as --key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("yaml", nargs="?", help="a recipe's YAML file")
+    options, overrides = parser.parse_known_args(argv)
+    if overrides and options.yaml is None:
+        raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
+    statuses = []
+    for finding in findings(options.yaml, overrides):
+        print(finding, flush=True)
+        statuses.append(finding.status)
+    print(", ".join(f"{statuses.count(s)} {s}" for s in ("OK", "WARN", "FAIL")))
+    sys.exit(int("FAIL" in statuses))
+
+
+def findings(yaml=None, overrides=()):
+    """Yield every ``Finding``, the quick ones first."""
+    yield python()
+    yield from packages()
+    yield from devices()
+    yield from audio()
+    yield tensorboard()
+    if yaml is None:
+        yield disk(ROOT / "results")
+        return
+    try:
+        hparams = cost.load(yaml, overrides)
+        estimate = cost.estimate(yaml, overrides)
+    except UserError as error:
+        yield Finding("FAIL", "settings", str(error))
+        return
+    given = [text for text in overrides if text.startswith("--output_folder=")]
+    output_folder = given[-1].partition("=")[2] if given else ROOT / "results"
+    yield from corpora(hparams)
+    yield from training(hparams, estimate, output_folder)
+
+
+# Programs -----------------------------------------------------------------------
+
+
+def python():
+    """The interpreter; the Makefile takes the same versions."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
+        return Finding("OK", "python", f"{version}, {sys.executable}")
+    return Finding(
+        "FAIL",
+        "python",
+        f"{version}, but 3.11, 3.12 or 3.13 is needed",
+        "make .venv anew: rm -r .venv, then make PYTHON=python3.12 test",
+    )
+
+
+def packages():
+    """What is installed, against pyproject.toml's bounds and constraints.txt."""
+    tested = tested_versions()
+    needed = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION)]
+    others = []
+    for one in needed:
+        if one.marker is not None:
+            # Of an extra: where it matters it has a line of its own.
+            continue
+        found = version(one.name)
+        where = "pip install -c constraints.txt -e ."
+        if found is None:
+            yield Finding("FAIL", one.name, "not installed", where)
+        elif not one.specifier.contains(found, prereleases=True):
+            yield Finding(
+                "FAIL", one.name, f"{found}, but {one.specifier} is needed", where
+            )
+        elif one.name == "torch":
+            yield torch_and_torchaudio(tested)
+        elif public(found) != tested.get(one.name, public(found)):
+            yield Finding(
+                "WARN",
+                one.name,
+                f"{found}, tested with {tested[one.name]}",
+                f"if anything is odd: pip install {one.name}=={tested[one.name]}",
+            )
+        elif one.name in _MAIN:
+            yield Finding("OK", one.name, f"{found}, as tested")
+        elif one.name != "torchaudio":
+            others.append(one.name)
+    yield Finding("OK", "packages", f"as tested: {', '.join(others)}")
+
+
+def torch_and_torchaudio(tested):
+    """They must be of one version and of one build."""
+    remedy = (
+        f"install both from one place: uv pip install --torch-backend=auto "
+        f"torch=={tested['torch']} torchaudio=={tested['torchaudio']}"
+    )
+    try:
+        found = importlib.import_module("torchaudio").__version__
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        found = f"torch {torch.__version__}: torchaudio cannot be used ({reason})"
+        return Finding("FAIL", "torch", found, remedy)
+    both = f"torch {torch.__version__}, torchaudio {found}"
+    ours, theirs = Version(str(torch.__version__)), Version(found)
+    if ours.release[:2] != theirs.release[:2] or ours.local != theirs.local:
+        return Finding("FAIL", "torch", f"{both} do not match", remedy)
+    if ours.public != tested["torch"]:
+        found = f"{both}, tested with {tested['torch']}"
+        return Finding("WARN", "torch", found, f"if anything is odd: {remedy}")
+    return Finding("OK", "torch", f"{both}, as tested")
+
+
+def tested_versions():
+    """Package name to version, of constraints.txt."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
+
+
+def version(package):
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def public(text):
+    """A version without the label of its build (2.11.0+cu130: 2.11.0)."""
+    return Version(text).public
+
+
+# Machine ------------------------------------------------------------------------
+
+
+def devices():
+    """GPUs with their memory and precision, or why there is none; the cores."""
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        free, total = torch.cuda.mem_get_info(index)
+        with torch.cuda.device(index):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found = f"cuda:{index} {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        if free < 0.9 * total:
+            yield Finding("WARN", "device", found, "another process uses it, too")
+        elif bf16:
+            yield Finding("OK", "device", f"{found}, bf16", "use --precision=bf16")
+        else:
+            yield Finding("OK", "device", f"{found}, no bf16", "use --precision=fp16")
+    if not torch.cuda.device_count():
+        yield no_device()
+    cores = worker_count(None)
+    yield Finding(
+        "OK" if cores >= 4 else "WARN",
+        "cores",
+        f"{cores} to be used by this process, {memory() / 1e9:.0f} GB of memory",
+        "" if cores >= 4 else "read with --num_workers=1; a GPU may have to wait",
+    )
+
+
+def no_device():
+    """Why torch sees no GPU."""
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        return Finding(
+            "WARN",
+            "device",
+            f"torch {torch.__version__} was built for CPUs, but there is nvidia-smi",
+            "uv pip install --reinstall --torch-backend=auto torch torchaudio",
+        )
+    if shutil.which("nvidia-smi"):
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Finding(
+            "WARN",
+            "device",
+            f"no GPU for torch's CUDA {torch.version.cuda}; nvidia-smi says: "
+            f"{' '.join((driver.stdout or driver.stderr).split())}",
+            "update the driver, or unset CUDA_VISIBLE_DEVICES",
+        )
+    return Finding(
+        "WARN",
+        "device",
+        "CPU only",
+        "the demo and the tests run; for corpora of full size use a machine with a GPU",
+    )
+
+
+def memory():
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def audio():
+    """Whether wav and flac can be written and read, and m4a read."""
+    name = f"soundfile {soundfile.__version__}, {soundfile.__libsndfile_version__}"
+    samples = np.sin(np.arange(1600) / 10).astype(np.float32)
+    try:
+        for kind in ("wav", "flac"):
+            soundfile.read(io.BytesIO(encode_audio(samples, kind)))
+        yield Finding("OK", "wav, flac", name)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        yield Finding(
+            "FAIL",
+            "wav, flac",
+            f"{name}: no {kind} ({' '.join(str(error).split())})",
+            "pip install --force-reinstall soundfile, whose wheels contain libsndfile",
+        )
+    try:
+        av = import_pyav("VoxCeleb2.m4a")
+        yield Finding("OK", "m4a", f"PyAV {av.__version__}")
+    except UserError:
+        yield Finding(
+            "WARN",
+            "m4a",
+            "PyAV is not installed: VoxCeleb2 cannot be read as published",
+            "pip install -e .[m4a]",
+        )
+
+
+def tensorboard():
+    """An extra that no recipe needs."""
+    found = version("tensorboard")
+    if found is None:
+        remedy = "for --tensorboard=True: pip install -e .[tensorboard]"
+        return Finding("OK", "tensorboard", "not installed", remedy)
+    return Finding("OK", "tensorboard", f"{found}", "used with --tensorboard=True")
+
+
+def disk(folder, needed=5e9):
+    """Whether ``needed`` bytes have room in a folder that need not exist yet."""
+    folder = Path(os.path.abspath(folder))
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}: {free / 1e9:.1f} GB free, a run needs {needed / 1e9:.1f}"
+    elsewhere = "make room, or give another --output_folder"
+    if not os.access(there, os.W_OK):
+        found = f"{folder}: it cannot be written to"
+        return Finding("FAIL", "disk", found, "give another --output_folder")
+    return Finding(
+        "OK" if free >= needed else "FAIL",
+        "disk",
+        found,
+        "" if free >= needed else elsewhere,
+    )
+
+
+# Corpora ------------------------------------------------------------------------
+
+
+def corpora(hparams):
+    """CSVs, or folders where these are not prepared, and trial lists."""
+    speech, voices = hparams.get("librispeech"), hparams.get("voxceleb")
+    if speech is not None:
+        yield from librispeech(speech)
+    if voices is not None:
+        yield from voxceleb(voices)
+    streams = hparams["train_streams"].values()
+    for label in {id(one): one for s in streams for one in s.labels.values()}.values():
+        if isinstance(label, Categories) and "n_speakers" in hparams:
+            yield from classes(label.csvs, hparams["n_speakers"])
+
+
+def librispeech(settings):
+    """Of the training splits together, and of each other split."""
+    groups = {f"{s}.csv": [s] for s in settings["dev_splits"] + settings["te_splits"]}
+    if settings["tr_splits"]:
+        groups = {"train.csv": settings["tr_splits"], **groups}
+    for name, splits in groups.items():
+        official = official_count(*(f"LibriSpeech/{split}" for split in splits))
+        csv_path = Path(settings["save_folder"]) / name
+        topic = f"LibriSpeech/{csv_path.stem}"
+        if csv_path.is_file():
+            yield prepared(topic, [csv_path], official)
+        else:
+            root = settings["data_folder"]
+            places = [(split, f"LibriSpeech/{split}") for split in splits]
+            yield listed(topic, settings, root, "librispeech_folder", places, official)
+
+
+def voxceleb(settings):
+    """Of VoxCeleb2, of VoxCeleb1, and of every trial list."""
+    save_folder = Path(settings["save_folder"])
+    two, one = settings["data_folder"], settings["test_folder"]
+    train, valid, test = (save_folder / f"{n}.csv" for n in ("train", "valid", "test"))
+    official = official_count("VoxCeleb2/dev")
+    if train.is_file():
+        csvs = [path for path in (train, valid) if path.is_file()]
+        yield prepared("VoxCeleb2", csvs, official)
+    elif two is not None:
+        yield listed("VoxCeleb2", settings, two, "voxceleb2_folder", [_ROOTS], official)
+    if test.is_file():
+        # As many as the lists name, of which no number is published.
+        yield prepared("VoxCeleb1", [test], None)
+    elif one is not None:
+        official = official_count("VoxCeleb1/dev", "VoxCeleb1/test")
+        yield listed("VoxCeleb1", settings, one, "voxceleb1_folder", [_ROOTS], official)
+    for name in settings["trial_lists"]:
+        if test.is_file():
+            yield trials(save_folder / Path(name).name)
+        elif one not in (None, "unused"):
+            yield trials(Path(one) / name)
+
+
+def prepared(topic, csvs, official):
+    """What CSVs hold, against the published size."""
+    try:
+        speakers, found = count(csvs)
+    except UserError as error:
+        return Finding("FAIL", topic, str(error), "prepare it again")
+    found = Count(len(speakers), found)
+    where = " and ".join(map(str, csvs))
+    if official is None:
+        text = f"{found.utterances:,} utterances, {found.speakers:,} speakers"
+        return Finding("OK", topic, f"{text} in {where}")
+    text = (
+        f"{found.utterances:,} of {official.utterances:,} utterances, "
+        f"{found.speakers:,} of {official.speakers:,} speakers in {where}"
+    )
+    if found == official:
+        return Finding("OK", topic, text)
+    return Finding(
+        "WARN",
+        topic,
+        text,
+        "if that is not the part that you want: complete the download, see the "
+        "*.skipped.csv beside it, and prepare it again",
+    )
+
+
+def listed(topic, settings, root, option, places, official):
+    """Speakers that lie in a corpus not prepared yet.
+
+    Each item of ``places`` lists where its folders of speakers may be; ``option`` is
+    the setting that names the corpus's ``root``.
+    """
+    missing = f"no CSV in {settings['save_folder']}"
+    if settings["skip_prep"]:
+        remedy = "put it there, or train without --skip_prep"
+        return Finding("FAIL", topic, missing, remedy)
+    if root == "unused":
+        return Finding("FAIL", topic, missing, f"give --{option}=...")
+    found = 0
+    for some in places:
+        there = [Path(root) / place for place in some if (Path(root) / place).is_dir()]
+        if not there:
+            at = Path(root) / some[0]
+            remedy = f"unpack it there, or correct --{option}"
+            return Finding("FAIL", topic, f"{at} is no folder", remedy)
+        names = (e.name for path in there for e in children(path, folders=True))
+        found += len({n for n in names if n.startswith("id") or n.isdecimal()})
+    wanted = "" if official is None else f" of {official.speakers:,}"
+    text = f"{found:,}{wanted} speakers in {root}, not prepared yet"
+    if not found:
+        return Finding("FAIL", topic, text, "unpack the corpus there")
+    if official is not None and found != official.speakers:
+        return Finding("WARN", topic, text, "if you want all: complete the download")
+    return Finding("OK", topic, text, "train.py decodes and checks every file first")
+
+
+def trials(path):
+    """A trial list against the published one of its name."""
+    if not path.is_file():
+        return Finding("FAIL", path.name, f"{path} does not exist", "download it there")
+    with open(path, encoding="utf-8") as stream:
+        labels = [line.split(maxsplit=1)[0] for line in stream if line.strip()]
+    found = labels.count("1"), labels.count("0")
+    official = TRIALS.get(path.name)
+    if official is None:
+        return Finding("OK", path.name, f"{found[0]:,} + {found[1]:,} trials in {path}")
+    text = (
+        f"{found[0]:,} of {official.positives:,} positive and {found[1]:,} of "
+        f"{official.negatives:,} negative trials in {path}"
+    )
+    if found == official:
+        return Finding("OK", path.name, text)
+    return Finding(
+        "WARN",
+        path.name,
+        text,
+        "an error rate on it is not one on the published list: download it again, and "
+        "complete VoxCeleb1",
+    )
+
+
+def classes(csvs, n_speakers):
+    """The classifier's size against its speakers, where the CSVs are there."""
+    if not all(Path(path).is_file() for path in csvs):
+        return
+    found = len(count(csvs)[0])
+    if found == n_speakers:
+        yield Finding("OK", "n_speakers", f"{found:,}, as in the training CSVs")
+    else:
+        yield Finding(
+            "FAIL",
+            "n_speakers",
+            f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}",
+            f"--n_speakers={found}",
+        )
+
+
+def count(csvs):
+    """The speakers (set) and the number of utterances of several CSVs.
+
+    Without the checks of ``lobes.tables.read_table``, which take ten times as long.
+    """
+    speakers, utterances = set(), 0
+    for path in csvs:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream)
+            header = next(rows, [])
+            if "spk_id" not in header:
+                raise UserError(f"{path} has no column spk_id")
+            column = header.index("spk_id")
+            for row in rows:
+                if len(row) != len(header):
+                    raise UserError(f"{path}, line {rows.line_num}: a field is missing")
+                speakers.add(row[column])
+                utterances += 1
+    return speakers, utterances
+
+
+# Training -----------------------------------------------------------------------
+
+
+def training(hparams, estimate, output_folder):
+    """Estimates of memory, time and disk."""
+    samples = f"{hparams['max_batch_samples']:,} samples of each task"
+    factor = hparams["grad_accumulation_factor"]
+    needed = estimate["needed"]
+    text = f"about {needed[factor] / 1e9:.1f} GB on a GPU for {samples} at once"
+    if not torch.cuda.device_count():
+        yield Finding("OK", "memory", text)
+    for index in range(torch.cuda.device_count()):
+        total = torch.cuda.mem_get_info(index)[1]
+        fits = [n for n, size in needed.items() if size <= total and n > factor]
+        there = f"{text}, cuda:{index} has {total / 1e9:.1f}"
+        if needed[factor] <= total:
+            yield Finding("OK", "memory", there)
+            continue
+        remedy = "use a larger GPU, or --gradient_checkpointing=True"
+        if fits:
+            batch = hparams["max_batch_samples"] * factor // fits[0]
+            remedy = f"--max_batch_samples={batch} --grad_accumulation_factor={fits[0]}"
+        yield Finding("FAIL", "memory", there, remedy)
+    device = "cuda" if torch.cuda.device_count() else "cpu"
+    # CPUs multiply in low precision, too, but many do it element by element.
+    precision = hparams["precision"] if device == "cuda" else "fp32"
+    rate = products(device, precision) * EFFICIENCY[precision]
+    seconds = estimate["flops"] / rate
+    hours = estimate["run_flops"] / rate / 3600
+    text = (
+        f"about {seconds:,.2f} s a step, {hours:,.1f} h in all on this machine "
+        f"({hparams['steps']:,} steps of {estimate['flops'] / 1e12:.3g} TFLOP)"
+    )
+    if device == "cpu":
+        for name, tflops in cost.MACHINES.items():
+            text += f", {estimate['run_flops'] / 3.6e15 / tflops:,.1f} h on an {name}"
+    slow = hours > 24 * 14
+    remedy = "use a GPU, a recent one with --precision=bf16" if slow else ""
+    yield Finding("WARN" if slow else "OK", "time", text, remedy)
+    # Best, last, and the one being written.
+    yield disk(output_folder, 3 * estimate["checkpoint"])
+
+
+def products(device, precision, seconds=0.5):
+    """Operations per second of large matrix products in a precision."""
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = low.get(precision, torch.float32)
+    size = 8192 if device == "cuda" else 1024
+    one = torch.rand(size, size, device=device, dtype=dtype)
+    done, began = -1, time.perf_counter()
+    while done < 1 or time.perf_counter() - began < seconds:
+        float((one @ one)[0, 0])
+        done += 1
+        if not done:
+            # The first one loads libraries.
+            began = time.perf_counter()
+    return 2 * size**3 * done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
