@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -55,13 +56,19 @@ def test_the_files_of_a_row_exist_and_the_readme_names_the_yaml(row):
 
 
 @pytest.mark.parametrize("row", map(once, ROWS))
-def test_a_row_runs_and_leaves_its_files(row, tiny_corpus, tmp_path):
+def test_a_row_runs_resumes_and_leaves_its_files(row, tiny_corpus, tmp_path):
     flags = row["test_debug_flags"].replace("tests/tmp/corpus", str(tiny_corpus))
     output = tmp_path / "run"
     options = [f"--output_folder={output}", "--device=cpu", "--noprogressbar"]
     module = row["Script_file"].removesuffix(".py").replace("/", ".")
     main = importlib.import_module(module).main
-    main([str(ROOT / row["Hparam_file"]), *shlex.split(flags), *options])
+    arguments = [str(ROOT / row["Hparam_file"]), *shlex.split(flags), *options]
+    # Stopped in the middle of an epoch, and run again.
+    main([*arguments, "--optimizer_step_limit=3"])
+    main(arguments)
+    log = (output / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [entry["step"] for entry in map(json.loads, log) if "lr" in entry]
+    assert steps == [1, 2, 3, 4]
     wanted = re.fullmatch(r"file_exists=\[(.+)\]", row["test_debug_checks"])
     names = wanted[1].split(",")
     assert [name for name in names if not (output / name).is_file()] == []
