@@ -45,6 +45,9 @@ _FORMAT = 1
 # passing messages, small enough for a moving progress bar.
 _CHUNK = 32
 
+# Rows turned into text at once.
+_ROWS = 1 << 14
+
 # Problems told in one error message.
 _TOLD = 3
 
@@ -301,8 +304,11 @@ def csv_text(header, columns):
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
-    columns = [c.tolist() if isinstance(c, np.ndarray) else c for c in columns]
-    writer.writerows(zip(*columns, strict=True))
+    # A million rows of Python's own numbers take more room than the text.
+    for start in range(0, max(map(len, columns), default=0), _ROWS):
+        block = [column[start : start + _ROWS] for column in columns]
+        block = [c.tolist() if isinstance(c, np.ndarray) else c for c in block]
+        writer.writerows(zip(*block, strict=True))
     return stream.getvalue()
 
 
