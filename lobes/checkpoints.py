@@ -104,10 +104,12 @@ def load_initial_weights(folder, modules):
             if key in state and state[key].shape == tensor.shape
         }
         missing = sorted(set(state) - set(fits))
-        if missing and name == "encoder":
+        odd = sorted({*missing, *(set(stored) - set(state))})
+        if odd and name == "encoder":
+            # Also what is left over: the layers of other branches are other layers.
             raise UserError(
-                f"init_from: {path} does not fill the encoder ({missing[0]} and "
-                f"{len(missing) - 1} more); give the same shared_layers and class_token"
+                f"init_from: {path} does not fit the encoder ({odd[0]} and "
+                f"{len(odd) - 1} more); give the same shared_layers and class_token"
             )
         fresh += [f"{name}.{key}" for key in missing]
         module.load_state_dict(fits, strict=False)

@@ -157,7 +157,8 @@ class Wav2Vec2Encoder(nn.Module):
         self._add_branch(shared_layers)
         self._add_class_token(class_token)
         width = self.model.config.hidden_size
-        if speaker_dims is not None and not 0 < speaker_dims < width:
+        whole = type(speaker_dims) is int and 0 < speaker_dims < width
+        if speaker_dims is not None and not whole:
             raise UserError(
                 f"speaker_dims is {speaker_dims}; a frame has {width} channels and "
                 f"both tasks need some: give 1 to {width - 1}, or null for no split"
@@ -169,7 +170,7 @@ class Wav2Vec2Encoder(nn.Module):
         layers = self.model.encoder.layers
         if shared_layers is None:
             shared_layers = len(layers)
-        if not 0 <= shared_layers <= len(layers):
+        if type(shared_layers) is not int or not 0 <= shared_layers <= len(layers):
             raise UserError(
                 f"shared_layers is {shared_layers}; the encoder has {len(layers)} "
                 f"layers: give 0 to {len(layers)}, or null for all"

@@ -115,7 +115,9 @@ class AttentivePooling(Pooling):
         hidden = frames.speaker.float().transpose(1, 2)
         shares = None
         if frames.mask is not None:
-            shares = frames.mask.sum(1) / frames.mask.shape[1]
+            # Half a frame less: SpeechBrain multiplies them by the length again, and
+            # rounding up there would let a padded frame in.
+            shares = (frames.mask.sum(1) - 0.5) / frames.mask.shape[1]
         return self.statistics(hidden, shares).squeeze(2)
 
 
