@@ -260,17 +260,17 @@ def stop_amid(arguments, output, repository, lines, number):
 
 def test_a_stopped_run_goes_on(ctc, tmp_path, repository):
     """Stopped twice amid many batches, it ends in the file of a run without a stop."""
-    table = write_csv(tmp_path, [0.2 + 0.0005 * number for number in range(100)])
+    table = write_csv(tmp_path, [0.2 + 0.0001 * number for number in range(500)])
     output = tmp_path / "stopped.jsonl"
     arguments = [table, f"--model={ctc}", f"--output={output}", "--device=cpu"]
     stop = (arguments, output, repository)
     status, told, complete = stop_amid(*stop, 10, signal.SIGINT)
     assert status == 130 and "Traceback" not in told
-    assert 10 <= complete < 100, "it was not stopped amid its work"
-    assert f"{complete} of 100 utterances" in told.splitlines()[-1]
+    assert 10 <= complete < 500, "it was not stopped amid its work"
+    assert f"{complete} of 500 utterances" in told.splitlines()[-1]
     status, told, more = stop_amid(*stop, complete + 10, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    assert complete < more < 100, "it was not stopped amid its work"
+    assert complete < more < 500, "it was not stopped amid its work"
     assert f"{complete} utterances are there; going on" in told
     # The readers of the killed process may still be there: they hold nothing.
     label(table, model=ctc, output=output)
