@@ -187,7 +187,9 @@ class SpeechSpeakerBrain(sb.Brain):
         for tasks in groups.values():
             batch = batches[tasks[0]].to(self.device)
             batches.update(dict.fromkeys(tasks, batch))
-            need = {view for task in tasks for view in self.modules[task].need}
+            # A tuple: torch's compiler carries no set over a break of its graph.
+            views = [view for task in tasks for view in self.modules[task].need]
+            need = tuple(dict.fromkeys(views))
             frames = self.modules.encoder(batch.wavs, batch.lengths, need)
             # Heads, poolings and losses compute in float32 whatever the encoder's
             # precision: CTC and AAM lose their gradients in half precision.

@@ -271,7 +271,7 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph):
             tokens = self.project(features)
             tokens = self.model._mask_hidden_states(tokens, attention_mask=mask)
-            speech, speaker = self._towers(tokens, mask, set(need))
+            speech, speaker = self._towers(tokens, mask, need)
         cls = None
         if self.class_token is not None:
             cls = None if speaker is None else speaker[:, 0, : self.speaker_dims]
@@ -311,12 +311,12 @@ class Wav2Vec2Encoder(nn.Module):
                 hidden = encoder.layer_norm(hidden)
             return hidden, hidden
         speech = speaker = None
-        if need & {"speech", "letters"}:
+        if "speech" in need or "letters" in need:
             with torch.set_grad_enabled(torch.is_grad_enabled() and "speech" in need):
                 speech = self._layers(own, hidden, attention)
                 if self._norm_comes_last:
                     speech = encoder.layer_norm(speech)
-        if need & {"speaker", "cls"}:
+        if "speaker" in need or "cls" in need:
             speaker = self._layers(self.speaker_layers, hidden, attention)
             if self._norm_comes_last:
                 speaker = self.speaker_norm(speaker)
