@@ -247,7 +247,12 @@ def stop_amid(arguments, output, repository, lines, number):
     Returns the exit status, what it told, and how many utterances were complete.
     """
     started = subprocess.Popen(
-        command(*arguments), cwd=repository, stderr=subprocess.PIPE, text=True
+        command(*arguments),
+        cwd=repository,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while started.poll() is None:
         if output.is_file() and output.read_bytes().count(b"\n") > lines:
