@@ -168,6 +168,16 @@ def import_pyav(path):
     return av
 
 
+def import_pyav_for(paths):
+    """Import PyAV if one of the files needs it, to tell its absence once and early.
+
+    Otherwise every single file would seem to have that defect.
+    """
+    path = next((path for path in paths if path.lower().endswith(AAC_SUFFIXES)), None)
+    if path is not None:
+        import_pyav(path)
+
+
 class _Source:
     """An audio file, or the one in a window of a file.
 

@@ -90,9 +90,11 @@ def load_initial_weights(folder, modules):
         )
     fresh = []
     for name, module in modules.items():
+        if name == "weighting":
+            continue
         path = found.path / f"{name}.ckpt"
-        if name == "weighting" or not path.is_file():
-            fresh += [name] if name != "weighting" else []
+        if not path.is_file():
+            fresh.append(name)
             continue
         stored = torch.load(path, map_location="cpu", weights_only=True)
         if name == "encoder":

@@ -19,16 +19,23 @@ def one_writer(lock):
     lock = Path(lock)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a+", encoding="utf-8") as stream:
-        try:
-            # Unlike flock, no worker process inherits it and outlives this one.
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not take(stream):
             stream.seek(0)
             raise UserError(
                 f"{lock.parent}: another process ({stream.read().strip()}) is writing "
                 f"there; wait for it, or choose another folder"
-            ) from None
+            )
         stream.truncate(0)
         stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
         stream.flush()
         yield
+
+
+def take(stream):
+    """Lock an open file until it is closed; False if another process holds it."""
+    try:
+        # Unlike flock, no worker process inherits it and outlives this one.
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -27,13 +27,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lobes.audio import (
-    AAC_SUFFIXES,
     MINIMUM_SAMPLES,
     SAMPLE_RATE,
     AudioStatistics,
     audio_frames,
     audio_statistics,
-    import_pyav,
+    import_pyav_for,
 )
 from lobes.errors import UserError
 from lobes.files import write_atomically
@@ -101,10 +100,7 @@ def scan_audio(
 
     Raises ``UserError`` when PyAV is needed and absent, or a worker died.
     """
-    aac = next((path for path in paths if path.lower().endswith(AAC_SUFFIXES)), None)
-    if aac is not None:
-        # Told once, here, and not as a defect of every single file.
-        import_pyav(aac)
+    import_pyav_for(paths)
     scan = Scan(
         np.zeros(len(paths), dtype=np.int64), *np.zeros((2, len(paths))), reasons={}
     )
@@ -122,14 +118,7 @@ def scan_audio(
     chunks = ([paths[i] for i in left[start : start + _CHUNK]] for start in starts)
     workers = min(worker_count(num_workers), len(starts))
     function = _read_headers if header_only else _scan_chunk
-    with tqdm(
-        total=len(paths),
-        initial=len(paths) - len(left),
-        desc=title,
-        unit="utt",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    ) as progress:
+    with progress_bar(title, len(paths), initial=len(paths) - len(left)) as progress:
         for start, results in zip(
             starts, map_in_processes(function, chunks, workers), strict=True
         ):
@@ -427,6 +416,21 @@ def worker_count(num_workers):
             f"for one per core"
         )
     return num_workers
+
+
+def progress_bar(title, total, unit="utt", **settings):
+    """A bar with rate and remaining time; in a log a line every half minute.
+
+    ``settings`` are those of ``tqdm``.
+    """
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+        **settings,
+    )
 
 
 def map_in_processes(function, tasks, workers):

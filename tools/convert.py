@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from lobes.audio import (
     AAC_SUFFIXES,
     SAMPLE_RATE,
     audio_frames,
     encode_audio,
-    import_pyav,
+    import_pyav_for,
     read_audio,
 )
 from lobes.errors import UserError, user_errors_exit
@@ -39,6 +38,7 @@ from lobes.preparation import (
     csv_text,
     existing_folder,
     map_in_processes,
+    progress_bar,
     say,
     worker_count,
     writable_folder,
@@ -95,9 +95,7 @@ def convert(folder, out, to, num_workers=None, delete=False):
     """
     folder, out = existing_folder(folder, "FOLDER"), writable_folder(out)
     sources, targets = _plan(folder, out, f".{to}")
-    aac = next((path for path in sources if path.lower().endswith(AAC_SUFFIXES)), None)
-    if aac is not None:
-        import_pyav(aac)
+    import_pyav_for(sources)
     with one_writer(out / ".convert.lock"):
         return _convert_all(folder, out, sources, targets, to, num_workers, delete)
 
@@ -162,13 +160,7 @@ def _convert_all(folder, out, sources, targets, to, num_workers, delete):
     counts = dict.fromkeys(("converted", "kept", "failed", "clipped"), 0)
     counts = {"files": len(sources), **counts}
     samples, failed, began = 0, [], time.monotonic()
-    with tqdm(
-        total=len(sources),
-        desc=f"converting to {to}",
-        unit="file",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    ) as progress:
+    with progress_bar(f"converting to {to}", len(sources), "file") as progress:
         for start, outcomes in zip(
             starts, map_in_processes(function, chunks, workers), strict=True
         ):

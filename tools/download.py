@@ -38,12 +38,10 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.locks import one_writer
-from lobes.preparation import enumeration, say, writable_folder
+from lobes.preparation import enumeration, progress_bar, say, writable_folder
 
 OPENSLR = "https://www.openslr.org/resources"
 
@@ -791,14 +789,7 @@ def _unpacked(folder, name, parts):
 
 def _progress(name, size, verb):
     """A progress bar over ``size`` bytes, with rate and remaining time."""
-    return tqdm(
-        total=size,
-        desc=f"{verb} {name}",
-        unit="B",
-        unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    )
+    return progress_bar(f"{verb} {name}", size, "B", unit_scale=True)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas
-from tqdm import tqdm
 
-from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav, read_audio
+from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.locks import one_writer
@@ -43,6 +42,7 @@ from lobes.preparation import (
     csv_text,
     file_hash,
     map_in_processes,
+    progress_bar,
     say,
     worker_count,
     writable_folder,
@@ -277,19 +277,11 @@ def _write_shards(shards, num_workers):
 
     Returns every shard's windows [member, (offset, size)], and bytes written now.
     """
-    paths = (path for shard in shards for path in shard.rows["wav"])
-    aac = next((path for path in paths if path.lower().endswith(AAC_SUFFIXES)), None)
-    if aac is not None and any(shard.to for shard in shards):
-        import_pyav(aac)
+    import_pyav_for(path for shard in shards if shard.to for path in shard.rows["wav"])
     windows, written, began = [], [], time.monotonic()
     workers = min(worker_count(num_workers), len(shards))
-    with tqdm(
-        total=sum(len(shard.names) for shard in shards),
-        desc="writing shards",
-        unit="utt",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    ) as progress:
+    total = sum(len(shard.names) for shard in shards)
+    with progress_bar("writing shards", total) as progress:
         for found, size in map_in_processes(_write_shard, shards, workers):
             windows.append(found)
             written.append(size)

@@ -10,7 +10,6 @@ same command goes on where a killed one stopped. docs/transcripts.md tells the r
 """
 
 import argparse
-import fcntl
 import json
 import os
 import sys
@@ -21,11 +20,11 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
-from lobes.preparation import say, worker_count
+from lobes.locks import take
+from lobes.preparation import progress_bar, say, worker_count
 from lobes.streams import Utterances
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
 
@@ -216,14 +215,11 @@ class Output:
             raise UserError(
                 f"--output={path} cannot be written ({error.strerror}); name another"
             ) from error
-        try:
-            # Unlike flock, no reading process inherits it and outlives this one.
-            fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not take(self._stream):
             raise UserError(
                 f"--output={path}: another process writes it; wait for that one, or "
                 "name another file"
-            ) from None
+            )
         self.done = self._resume(set(utterances.ids))
 
     def __enter__(self):
@@ -304,13 +300,8 @@ def _transcribe(utterances, recogniser, output, options):
         collate_fn=_unchanged,
         num_workers=min(worker_count(options.num_workers), len(plan)),
     )
-    with tqdm(
-        total=len(utterances),
-        initial=len(output.done),
-        desc="transcribing",
-        unit="utt",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
+    with progress_bar(
+        "transcribing", len(utterances), initial=len(output.done)
     ) as progress:
         for rows, waves in zip(plan, loader, strict=True):
             if isinstance(waves, UserError):
