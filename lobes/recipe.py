@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: are not part of the name of the output folder.
 NOT_IN_NAME = re.compile(
     r".*(_folder|_csv|_workers|_lists|_test_splits)|headline_sets|test_batch_samples|"
-    r"log_interval|seed|threads|tensorboard|skip_prep"
+    r"ledger|log_interval|seed|threads|tensorboard|skip_prep"
 )
 
 #: SpeechBrain's run options without a meaning here, and why.
@@ -59,9 +59,14 @@ REFUSED_RUN_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentOptions(RunOptions):
-    """SpeechBrain's run options, and the commands that train and evaluate again."""
+    """SpeechBrain's run options, and what was asked for.
+
+    ``commands`` train and evaluate again; ``origin`` has the ``recipe``, the
+    ``variant``, and the ``changes`` that the command line makes to it, by key.
+    """
 
     commands: tuple = ()
+    origin: dict = dataclasses.field(default_factory=dict)
 
 
 def parse_arguments(argv=None, changes=None):
@@ -110,9 +115,49 @@ def parse_arguments(argv=None, changes=None):
     if {"-h", "--help"} & set(argv):
         _print_help(argv[0])
         raise SystemExit(0)
+    path, base, tree, origin, run_arguments = resolve(argv, changes)
+    run_opts = _run_options([str(path), *run_arguments])
+    if run_opts["debug"]:
+        tree["output_folder"] = str(Path(str(tree["output_folder"])) / "debug")
+    settings = _dump(tree)
+    _apply_threads(tree.get("threads"))
+    if tree.get("tensorboard"):
+        _check_tensorboard()
+    commands = _commands(program, base, argv, tree["output_folder"])
+    run_opts = ExperimentOptions(**vars(run_opts), commands=commands, origin=origin)
+    return _load(path, settings), run_opts, settings
+
+
+def resolve(argv, changes=None, load=None):
+    """The settings that a command line asks for; nothing is instantiated.
+
+    Arguments
+    ---------
+    argv, changes
+        As for ``parse_arguments``.
+    load : callable
+        Takes the place of ``load_variant``, to read files once for many calls.
+
+    Returns
+    -------
+    path : str
+        The YAML file.
+    base : Path
+        The file at the end of its bases.
+    tree : ruamel.yaml.comments.CommentedMap
+        The merged settings, folders filled in.
+    origin : dict
+        ``recipe``, ``variant`` and ``changes``: what the command line changes in the
+        variant, by key, without what ``NOT_IN_NAME`` leaves out.
+    run_arguments : list of str
+        Run options that are no settings of the YAML.
+
+    Raises ``UserError`` as ``parse_arguments`` does.
+    """
+    load = load or load_variant
     path, overrides, run_options = _split(argv)
     other_base = overrides.pop("base", None)
-    tree, base = load_variant(path, other_base)
+    tree, base = load(path, other_base)
     # A run option that the YAML sets (max_grad_norm) is one of the settings: stored
     # with them, and part of the folder's name.
     run_arguments = [
@@ -127,27 +172,28 @@ def parse_arguments(argv=None, changes=None):
         if key not in tree:
             raise UserError(f"{path} has no key {key}; name a recipe's YAML file")
     values = {key: _override(tree, key, text) for key, text in overrides.items()}
+    changed = {
+        key: value
+        for key, value in values.items()
+        if tree[key] != value and not NOT_IN_NAME.fullmatch(key)
+    }
     for key, value in {**values, **(changes or {})}.items():
         tree[key] = value
     if tree.get("init_from"):
         _build_like(tree, values)
+    if other_base is not None:
+        values["base"] = changed["base"] = Path(other_base).stem
     if tree["output_folder"] is None:
-        if other_base is not None:
-            values["base"] = Path(other_base).stem
         tree["output_folder"] = str(_output_folder(path, base, tree, values))
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
-    run_opts = _run_options([str(path), *run_arguments])
-    if run_opts["debug"]:
-        tree["output_folder"] = str(Path(str(tree["output_folder"])) / "debug")
-    settings = _dump(tree)
-    _apply_threads(tree.get("threads"))
-    if tree.get("tensorboard"):
-        _check_tensorboard()
-    commands = _commands(program, base, argv, tree["output_folder"])
-    run_opts = ExperimentOptions(**vars(run_opts), commands=commands)
-    return _load(path, settings), run_opts, settings
+    origin = {
+        "recipe": _recipe_name(base),
+        "variant": Path(path).stem,
+        "changes": changed,
+    }
+    return path, base, tree, origin, run_arguments
 
 
 def start_experiment(hparams, run_opts, settings):
@@ -519,10 +565,6 @@ def _override(tree, key, text):
 
 def _output_folder(path, base, tree, values):
     """``results/<recipe>/<variant>[,key=value ...]/<seed>`` below the checkout."""
-    recipes = ROOT / "recipes"
-    recipe = _recipe_folder(base)
-    inside = recipe.is_relative_to(recipes)
-    recipe = recipe.relative_to(recipes) if inside else recipe.name
     changed = [
         f"{key}={re.sub(r'[^A-Za-z0-9._+-]+', '-', str(value))}"
         for key, value in sorted(values.items())
@@ -532,7 +574,7 @@ def _output_folder(path, base, tree, values):
     if len(name) > 100:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
         name = f"{name[:80]},{digest}"
-    return ROOT / "results" / recipe / name / str(tree["seed"])
+    return ROOT / "results" / _recipe_name(base) / name / str(tree["seed"])
 
 
 def _commands(program, base, argv, output_folder):
@@ -551,6 +593,13 @@ def _recipe_folder(base):
     """The folder of the recipe that a YAML file belongs to."""
     folder = base.resolve().parent
     return folder.parent if folder.name == "hparams" else folder
+
+
+def _recipe_name(base):
+    """The recipe's folder below ``recipes``, or only its name when it is elsewhere."""
+    folder, recipes = _recipe_folder(base), ROOT / "recipes"
+    inside = folder.is_relative_to(recipes)
+    return folder.relative_to(recipes).as_posix() if inside else folder.name
 
 
 def _check_placeholders(path, tree):
