@@ -9,7 +9,9 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
+from lobes import ledger
 from lobes.brain import SpeechSpeakerBrain
+from lobes.checkpoints import damage
 from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
@@ -122,6 +124,9 @@ def load_checkpoint(checkpointer, which):
         wanted = Path(which).resolve()
         checkpoints = checkpointer.list_checkpoints()
         found = next((c for c in checkpoints if c.path.resolve() == wanted), None)
+        problem = found and damage(found.path)
+        if problem:
+            raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:
         raise UserError(
             f"{folder} holds no {which} checkpoint; train first, or ask for best, "
@@ -171,14 +176,17 @@ def main(argv=None):
     if own and not options.to:
         # The run's own results stay what they are.
         options.to = str(Path(hparams["output_folder"]) / "own" / Path(own).stem)
-    evaluate(
-        brain,
-        hparams,
-        options.checkpoint,
-        _own_sets(options, hparams),
-        options.to,
-        shell_command(sys.argv[0], sys.argv[1:]) if argv is None else None,
-    )
+    with ledger.entry(hparams) as results:
+        results.update(
+            evaluate(
+                brain,
+                hparams,
+                options.checkpoint,
+                _own_sets(options, hparams),
+                options.to,
+                shell_command(sys.argv[0], sys.argv[1:]) if argv is None else None,
+            )
+        )
 
 
 def _own_sets(options, hparams):

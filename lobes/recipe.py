@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: are not part of the name of the output folder.
 NOT_IN_NAME = re.compile(
     r".*(_folder|_csv|_workers|_lists|_test_splits)|headline_sets|test_batch_samples|"
-    r"ledger|log_interval|seed|threads|tensorboard|skip_prep"
+    r"ledger|log_interval|seed|threads|tensorboard|skip_prep|strict|header_only|"
+    r"voxceleb_convert|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
 )
 
 #: SpeechBrain's run options without a meaning here, and why.
@@ -279,18 +280,13 @@ def _environment():
 
     SpeechBrain's own description asks whatever `pip` comes first in PATH.
     """
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = ""
-    if shutil.which("git"):
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        commit = found.stdout.strip()
     packages = sorted(
         {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
     )
     lines = [
         f"Python {platform.python_version()}",
         platform.platform(),
-        f"Commit {commit or 'unknown (no git checkout)'}",
+        f"Commit {commit() or 'unknown (no git checkout)'}",
         *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         *packages,
     ]
@@ -361,6 +357,15 @@ def _other_base(path, other_base, above):
     merged, base = load_variant(other_base)
     if base.resolve() != path.resolve():
         raise UserError(
+def commit():
+    """The checkout's commit as ``git describe --always --dirty`` tells it, or None."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
             f"--base: {other_base} is no variant of {path}, on which {above[0]} "
             "stands; name one that is"
         )

@@ -120,6 +120,7 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "headline_sets": headlines.get(base, "{wer: test-other, eer: veri_test2}"),
         "prepared_folder": corpus,
         "output_folder": output,
+        "ledger": f"{output}/ledger.jsonl",
         "skip_prep": True,
         "source": "null",
         "encoder_config": str(encoder).replace("'", ""),

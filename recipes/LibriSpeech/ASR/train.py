@@ -7,6 +7,7 @@ The single-task baseline of the multi-task recipe, with the same Brain.
 
 from speechbrain.utils.distributed import run_on_main
 
+from lobes import ledger
 from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
 from lobes.evaluation import evaluate
@@ -19,13 +20,13 @@ def main(argv=None):
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv)
     start_experiment(hparams, run_opts, settings)
+    with ledger.entry(hparams, run_opts) as results:
+        run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
 
-    run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
-
-    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
-    brain.open_test_sets()
-    brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
-    evaluate(brain, hparams)
+        brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+        brain.open_test_sets()
+        brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+        results.update(evaluate(brain, hparams))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of speech and speaker recognition" (Vaessen and van Leeuwen).
 
 from speechbrain.utils.distributed import run_on_main
 
+from lobes import ledger
 from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
 from lobes.evaluation import evaluate
@@ -22,16 +23,16 @@ def main(argv=None):
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv)
     start_experiment(hparams, run_opts, settings)
+    with ledger.entry(hparams, run_opts) as results:
+        # LibriSpeech may take hours: what VoxCeleb lacks must not show up after them.
+        check_voxceleb(**hparams["voxceleb"])
+        run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
+        run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
 
-    # LibriSpeech may take hours: what VoxCeleb lacks must not show up after them.
-    check_voxceleb(**hparams["voxceleb"])
-    run_on_main(prepare_librispeech, kwargs=hparams["librispeech"])
-    run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
-
-    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
-    brain.open_test_sets()
-    brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
-    evaluate(brain, hparams)
+        brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+        brain.open_test_sets()
+        brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+        results.update(evaluate(brain, hparams))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,388 @@
+"""One line for every training and evaluation: what ran, where, and what it reached.
+
+The ledger is a file of JSON lines, ``results/ledger.jsonl`` unless the YAML's
+``ledger`` names another; ``pandas.read_json(path, lines=True)`` reads it, and ``read``
+here also one with damaged lines. A run that was interrupted and continued has a line for each of
+its parts.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import time
+from pathlib import Path
+
+import pandas
+import ruamel.yaml
+import torch
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from speechbrain.utils.distributed import if_main_process
+
+from lobes.distributed import rank_and_world_size
+from lobes.errors import DivergedError, UserError
+from lobes.files import write_atomically
+from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.scoring import read_trials
+from lobes.streams import EvaluationSet
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = ROOT / "results" / "ledger.jsonl"
+
+#: How a line's run ended. The first three need not be run again.
+STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
+DONE = STATES[:3]
+
+#: A model whose last validation is not better than this has learnt nothing, as 8 of
+#: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
+CHANCE = {"wer": 99.0, "eer": 45.0}
+
+#: Keeps in a run's folder what its training was, for the evaluations to come.
+IDENTITY = "run.json"
+
+_NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
+_PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
+
+
+@contextlib.contextmanager
+def entry(hparams, run_opts=None):
+    """Note what happens within this context in the ledger, however it ends.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded YAML of a started experiment.
+    run_opts : lobes.recipe.ExperimentOptions or None
+        Of a training; None for an evaluation of a run's folder.
+
+    Yields
+    ------
+    dict
+        To be filled with what ``lobes.evaluation.evaluate`` returns.
+
+    Nothing is noted in SpeechBrain's debug mode, and by other processes than the first.
+    Raises ``UserError`` at once when the ledger cannot be written.
+    """
+    path = path_of(hparams)
+    noted = if_main_process() and not (run_opts and run_opts["debug"])
+    if noted:
+        _check(path)
+    if noted and run_opts:
+        identity = {**run_opts.origin, "seed": hparams["seed"]}
+        text = json.dumps(identity, indent=2, default=str)
+        write_atomically(Path(hparams["output_folder"]) / IDENTITY, text + "\n")
+    began, started, results, error = time.time(), time.perf_counter(), {}, None
+    try:
+        yield results
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        # The debug mode of an evaluation gives no results, and no error.
+        if noted and (results or error):
+            row = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+                "kind": "training" if run_opts else "evaluation",
+                **_outcome(hparams, results, error, bool(run_opts)),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            try:
+                append(path, {**row, **_circumstances(hparams)})
+            except Exception:
+                # What the run has reached lies in its folder all the same.
+                logger.exception("%s: the run could not be noted", path)
+
+
+def path_of(hparams):
+    """Where the ledger of a run is."""
+    # A run's folder of before there was a ledger has no such key.
+    return Path((hparams["ledger"] if "ledger" in hparams else None) or DEFAULT)
+
+
+def append(path, row):
+    """Add one line; any number of processes may do so at once.
+
+    A line that a killed process left unfinished is ended first, so that it spoils no
+    other. Returns when the line is on the disk.
+    """
+    line = json.dumps(row, default=str).encode() + b"\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b", buffering=0) as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+        os.fsync(stream.fileno())
+
+
+def read(path=DEFAULT):
+    """The lines of a ledger as dicts, in order; an absent ledger has none.
+
+    Lines that are damaged are named in the log, skipped and counted.
+    """
+    path, rows, damaged = Path(path), [], 0
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name another ledger") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            problem = None
+        except ValueError:
+            problem = "no JSON, perhaps of a process that was killed"
+        else:
+            if not isinstance(row, dict) or not row.keys() >= _NEEDED:
+                problem = f"no run ({', '.join(sorted(_NEEDED))} are needed)"
+            elif row["state"] not in STATES:
+                problem = f"the state {row['state']!r} is none of {', '.join(STATES)}"
+        if problem is None:
+            rows.append(row)
+            continue
+        damaged += 1
+        logger.warning("%s, line %d: %s; skipped", path, number, problem)
+    if damaged:
+        logger.warning("%s: %d of its lines skipped", path, damaged)
+    return rows
+
+
+def key(row):
+    """What tells a run from others: recipe, variant, changes and seed, as text."""
+    changes = json.loads(json.dumps(row["changes"], default=str))
+    parts = [row["recipe"], row["variant"], changes, row["seed"]]
+    return json.dumps(parts, sort_keys=True)
+
+
+def trainings(rows):
+    """The training that counts, by ``key``, of every run: the last that is done.
+
+    Of a run that is not done it is the last line; ``total_seconds`` adds up all of a
+    run's lines.
+    """
+    runs, seconds = {}, {}
+    for row in rows:
+        if row["kind"] != "training":
+            continue
+        name = key(row)
+        seconds[name] = seconds.get(name, 0.0) + row.get("seconds", 0.0)
+        if row["state"] in DONE or runs.get(name, row)["state"] not in DONE:
+            runs[name] = row
+    return {k: {**row, "total_seconds": seconds[k]} for k, row in runs.items()}
+
+
+def settings_hash(tree):
+    """12 hexadecimal digits that change with what a merged YAML computes.
+
+    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+
+    Arguments
+    ---------
+    tree : ruamel.yaml.comments.CommentedMap
+    """
+    plain = {k: _plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    text = json.dumps(plain, sort_keys=True, default=str).replace(str(ROOT), "")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(node):
+    """A YAML node as plain values, with its tag where it has one."""
+    if isinstance(node, CommentedMap | dict):
+        value = {str(k): _plain(v) for k, v in node.items()}
+    elif isinstance(node, CommentedSeq | list):
+        value = [_plain(v) for v in node]
+    else:
+        value = getattr(node, "value", node)
+    tag = getattr(node, "tag", None)
+    return [tag.value, value] if tag is not None and tag.value else value
+
+
+def _check(path):
+    """Find out before a training of days that its end cannot be noted."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"ledger: {path} cannot be written ({error.strerror}); give another one "
+            "with --ledger"
+        ) from error
+
+
+def _outcome(hparams, results, error, training):
+    """How it ended and what was reached."""
+    steps = hparams["stopping"].last[0] if hparams["stopping"].last else 0
+    progress = Path(hparams["output_folder"]) / "progress.jsonl"
+    if training and progress.is_file():
+        found = re.findall(r'"step": (\d+)', progress.read_text(encoding="utf-8"))
+        steps = max([steps, *map(int, found)])
+    state, reason = "finished", None
+    if error is not None:
+        state, reason = _ended_by(error)
+    elif training:
+        state, reason = _ended(hparams, steps)
+    outcome = {"state": state, "reason": reason, "steps": steps if training else None}
+    if results:
+        validation = results["validation"]
+        weights = hparams["selection"]
+        known = [weights[n] * validation[n] for n in weights if n in validation]
+        outcome.update(
+            {name: results[name] for name in ("wer", "eer") if name in results},
+            score=sum(known) if known else None,
+            validation=validation,
+            sets=results["sets"],
+            checkpoint=Path(results["checkpoint"]).name,
+            checkpoint_step=results["step"],
+            parameters=results["parameters"],
+        )
+    return outcome
+
+
+def _ended_by(error):
+    """State and reason of a run that an exception ended."""
+    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+    if isinstance(error, DivergedError):
+        state = "diverged"
+    else:
+        state = "pre-empted" if stopped else "failed"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)[:500].replace(str(ROOT), ".")
+    name = type(error).__name__
+    return state, text if isinstance(error, UserError) else f"{name}: {text}"
+
+
+def _ended(hparams, steps):
+    """State and reason of a training that came to its end."""
+    stopping = hparams["stopping"]
+    reason = stopping.reason
+    known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
+    if reason is not None and reason.startswith("diverged"):
+        return "diverged", reason
+    if known and all(value >= CHANCE[name] for name, value in known.items()):
+        text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
+        return "diverged", f"not better than chance: {text}"
+    if reason is not None:
+        return "early-stopped", reason
+    if steps < hparams["steps"]:
+        return "pre-empted", f"at --optimizer_step_limit, of {hparams['steps']} steps"
+    return "finished", None
+
+
+def _circumstances(hparams):
+    """Which run it is, its data, its program and its machine."""
+    folder = Path(hparams["output_folder"])
+    try:
+        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except OSError:
+        # Of a run of before there was a ledger its folder's name tells most.
+        names = folder.resolve().parts[-2:]
+        identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
+    settings = folder / "hyperparams.yaml"
+    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    weights = next(hparams["encoder"].parameters())
+    resolved = folder.resolve()
+    inside = resolved.is_relative_to(ROOT)
+    return {
+        **identity,
+        "seed": hparams["seed"],
+        "lr": hparams["lr"],
+        "settings": settings_hash(tree),
+        "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
+        "data": data_hashes(hparams),
+        "device": _device(weights.device),
+        "processes": rank_and_world_size()[1],
+        "threads": torch.get_num_threads(),
+        "memory": _peak_memory(weights.device),
+        "commit": commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def data_hashes(hparams):
+    """``{set: "<count>:<12 digits>"}`` of every split and trial list that is there.
+
+    Of a split the utterances' names count, not where they lie or their order; of a
+    trial list its pairs and labels.
+    """
+    files = {f"train {t}": s.csvs for t, s in hparams["train_streams"].items()}
+    lists = {}
+    groups = {"valid": hparams["valid_sets"]}
+    for task, sets in hparams["test_sets"].items():
+        groups[f"test {task}"] = sets
+    for group, sets in groups.items():
+        for name, found in sets.items():
+            if not isinstance(found, EvaluationSet):
+                continue
+            files[f"{group} {name}"] = [found.csv]
+            for path in found.trial_paths:
+                lists[f"{group} {name} {path.stem}"] = path
+    hashes = {}
+    for name, paths in files.items():
+        hashes[name] = _hash(_utterances, paths)
+    for name, path in lists.items():
+        hashes[name] = _hash(_trials, path)
+    return {name: found for name, found in hashes.items() if found is not None}
+
+
+def _utterances(paths):
+    """Names of all utterances of some CSVs."""
+    for path in paths:
+        yield from pandas.read_csv(path, usecols=["ID"], dtype=str)["ID"]
+
+
+def _trials(path):
+    """Lines of a trial list, however they are written."""
+    trials = read_trials(path, allow_repeats=True)
+    for label, *pair in zip(trials.labels, trials.enrol, trials.test, strict=True):
+        yield " ".join([f"{label:d}", *pair])
+
+
+def _hash(texts_of, place):
+    """Number of texts, and a hash that does not know their order; None without them."""
+    try:
+        texts = sorted(texts_of(place))
+    except (OSError, ValueError, UserError):
+        # The run itself says what is wrong with its data.
+        return None
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return f"{len(texts)}:{digest[:12]}"
+
+
+def _device(device):
+    """Name of the GPU or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _peak_memory(device):
+    """Most bytes held at a time by this process on the host, and on its GPU."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        # ru_maxrss begins at what the parent process held.
+        host = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    except (OSError, TypeError):
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = {"host": host}
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device)
+    return peak

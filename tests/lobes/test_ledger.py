@@ -1,0 +1,236 @@
+"""The ledger: what a line holds, how runs end, several writers, damaged lines."""
+
+import json
+import multiprocessing
+import os
+
+import pandas
+import pytest
+import torch
+
+from lobes import evaluation, ledger
+from lobes.errors import DivergedError, UserError
+from lobes.recipe import ExperimentOptions, load_variant, resolve
+from lobes.stopping import EarlyStopping
+from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
+from tests import tiny
+
+RESULTS = {
+    "wer": 12.0,
+    "eer": 3.0,
+    "validation": {"wer": 8.0, "eer": 2.0},
+    "sets": {"speech": {"test-other": {"wer": 12.0}}},
+    "checkpoint": "/somewhere/save/CKPT+1",
+    "step": 50,
+    "parameters": 7,
+}
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    """What a line is made of, without a model."""
+    (tmp_path / "hyperparams.yaml").write_text("seed: 1\nlr: 0.1\n")
+    return {
+        "output_folder": str(tmp_path),
+        "ledger": str(tmp_path / "ledger.jsonl"),
+        "stopping": EarlyStopping(patience_steps=40, limits={"speech_loss": 10}),
+        "encoder": torch.nn.Linear(1, 1),
+        "selection": {"wer": 0.25, "eer": 1.0},
+        "seed": 1,
+        "lr": 0.1,
+        "steps": 100,
+        "train_streams": {},
+        "valid_sets": {},
+        "test_sets": {},
+    }
+
+
+ORIGIN = {"recipe": "MTL", "variant": "mtl", "changes": {"lr": 0.1}}
+OPTIONS = ExperimentOptions(origin=ORIGIN)
+
+
+def row(**changes):
+    return {"kind": "training", "state": "finished", **ORIGIN, "seed": 1, **changes}
+
+
+def test_a_training_and_its_evaluation_are_noted(tiny_corpus, tmp_path):
+    """One line each, of the same run, with what results.json holds."""
+    output, lines = tmp_path / "run", tmp_path / "run" / "ledger.jsonl"
+    arguments = tiny.arguments(tiny_corpus, output, steps=2, valid_interval=2)
+    mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
+    results = json.loads((output / "results.json").read_text())
+    evaluation.main([str(output), "--device=cpu", "--noprogressbar"])
+    training, tested = ledger.read(lines)
+    assert [training["kind"], tested["kind"]] == ["training", "evaluation"]
+    assert training["recipe"] == "LibriSpeech_VoxCeleb/MTL"
+    assert training["variant"] == "mtl" and training["seed"] == 42133724
+    # Neither places and seeds, nor what is as in the YAML.
+    assert training["changes"]["steps"] == 2
+    assert not {"output_folder", "seed", "max_grad_norm"} & set(training["changes"])
+    assert training["steps"] == 2 and tested["steps"] is None
+    assert training["sets"] == tested["sets"] == results["sets"]
+    assert training["wer"] == results["wer"] and training["eer"] == results["eer"]
+    validation = results["validation"]
+    score = validation["wer"] / 4 + validation["eer"]
+    assert training["score"] == pytest.approx(score)
+    assert training["checkpoint"] == os.path.basename(results["checkpoint"])
+    for name in ("settings", "data", "versions", "commit", "device"):
+        assert training[name] == tested[name] and training[name], name
+    assert ledger.key(training) == ledger.key(tested)
+    assert set(training["data"]) == {
+        "train speech",
+        "train speaker",
+        "valid speech",
+        "valid speaker",
+        "valid speaker valid_trials",
+        "test speech test-other",
+        "test speaker voxceleb1",
+        "test speaker voxceleb1 veri_test2",
+    }
+    assert training["data"]["train speech"].startswith("12:")
+    assert training["data"]["valid speaker"] == training["data"]["train speaker"]
+    assert training["memory"]["host"] > 5e7 and training["seconds"] > 0.1
+    table = pandas.read_json(lines, lines=True)
+    assert list(table["eer"]) == [results["eer"]] * 2
+
+
+ENDS = {
+    "finished": ([(100, 9, 2)], None, None),
+    "early-stopped": ([(10, 9, 2), (60, 9, 2)], None, "has not improved"),
+    "diverged": ([(100, 100, 50.37)], None, "chance: wer is 100.00, eer is 50.37"),
+    "failed": ([(10, 9, 2)], KeyError("x"), "KeyError: 'x'"),
+    "pre-empted": ([(10, 9, 2)], SystemExit(75), "SystemExit: 75"),
+}
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_how_a_training_ends(state, hparams):
+    validations, error, reason = ENDS[state]
+    for step, wer, eer in validations:
+        hparams["stopping"].update(step, {"wer": wer, "eer": eer, "speech_loss": 1})
+    found = end(hparams, error)
+    assert found["state"] == state
+    assert (reason is None and found["reason"] is None) or reason in found["reason"]
+    assert found["steps"] == validations[-1][0]
+
+
+def end(hparams, error=None, options=OPTIONS):
+    """The line of a run that ends so."""
+    if error is None:
+        with ledger.entry(hparams, options) as results:
+            results.update(RESULTS)
+    else:
+        with pytest.raises(type(error)), ledger.entry(hparams, options):
+            raise error
+    return ledger.read(hparams["ledger"])[-1]
+
+
+def test_further_ways_to_diverge_and_to_be_stopped(hparams):
+    assert end(hparams, DivergedError("nan"))["state"] == "diverged"
+    assert end(hparams, KeyboardInterrupt())["state"] == "pre-empted"
+    assert end(hparams, UserError("no such file"))["reason"] == "no such file"
+    assert end(hparams)["state"] == "pre-empted", "no step was taken"
+    # A single task is judged by its own metric; a bad one is better than chance.
+    stopping = hparams["stopping"]
+    stopping.update(100, {"eer": 48.0})
+    assert end(hparams)["state"] == "diverged"
+    stopping.update(100, {"eer": 44.0})
+    assert end(hparams)["state"] == "finished"
+    stopping.update(100, {"wer": 100.0, "eer": 30.0})
+    assert end(hparams)["state"] == "finished"
+    stopping.update(100, {"eer": 30.0, "speech_loss": float("nan")})
+    assert end(hparams)["state"] == "diverged"
+    assert end(hparams, options=None)["state"] == "finished", "an evaluation"
+
+
+def test_the_debug_mode_is_not_noted(hparams):
+    with ledger.entry(hparams, ExperimentOptions(debug=True)) as results:
+        results.update(RESULTS)
+    with ledger.entry(hparams):
+        pass
+    assert ledger.read(hparams["ledger"]) == []
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_at_once(hparams, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    hparams["ledger"] = str(tmp_path / "file" / "ledger.jsonl")
+    with pytest.raises(UserError, match="file/ledger.jsonl cannot be written"):
+        with ledger.entry(hparams, OPTIONS):
+            pytest.fail("the training had begun")
+
+
+def write_lines(path, writer):
+    for number in range(50):
+        ledger.append(path, row(seed=[writer, number], text="x" * 5000))
+
+
+def test_several_processes_write_at_once(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_lines, args=(path, i)) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    rows = ledger.read(path)
+    found = sorted(tuple(row["seed"]) for row in rows)
+    assert found == [(i, number) for i in range(4) for number in range(50)]
+
+
+def test_a_torn_line_spoils_no_other(tmp_path, caplog):
+    """What a killed writer leaves is ended by the next one, named and counted."""
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, row(seed=1))
+    with open(path, "ab") as stream:
+        stream.write(json.dumps(row(seed=2)).encode()[:30])
+    ledger.append(path, row(seed=3))
+    with open(path, "ab") as stream:
+        stream.write(b'[1]\n{"kind": "training"}\n\n\xff\n')
+        stream.write(json.dumps(row(state="lost")).encode() + b"\n")
+    assert [row["seed"] for row in ledger.read(path)] == [1, 3]
+    for line in (2, 4, 5, 7, 8):
+        assert f"ledger.jsonl, line {line}: " in caplog.text
+    assert "5 of its lines skipped" in caplog.text
+
+
+def test_the_line_that_counts(tmp_path):
+    """The last that is done; a later failure does not undo it; hours add up."""
+    rows = [
+        row(state="pre-empted", seconds=10),
+        row(state="finished", seconds=5, wer=1),
+        row(state="failed", seconds=1),
+        row(state="failed", seconds=2, seed=2),
+        row(state="pre-empted", seconds=2, seed=2),
+        row(kind="evaluation", wer=9),
+    ]
+    first, second = ledger.trainings(rows).values()
+    assert (first["state"], first["wer"], first["total_seconds"]) == ("finished", 1, 16)
+    assert (second["state"], second["total_seconds"]) == ("pre-empted", 4)
+
+
+def test_the_key_knows_equal_settings():
+    """However a number is written, and whether it is the YAML's own."""
+    given = [f"--{name}_folder=x" for name in ("librispeech", "voxceleb1")]
+    given = [str(tiny.MTL), *given, "--voxceleb2_folder=x"]
+
+    def origin(*arguments):
+        return resolve([*given, *arguments])[3]
+
+    assert origin("--lr=1e-4", "--seed=3", "--num_workers=1")["changes"] == {}
+    assert origin("--lr=5e-5") == origin("--lr=0.00005")
+    assert origin("--lr=5e-5")["changes"] == {"lr": 5e-5}
+    assert origin("--steps=1e5")["changes"] == {}
+
+
+def test_the_hash_changes_with_what_is_computed():
+    def found(changes=None):
+        tree, _ = load_variant(tiny.MTL)
+        tree.update(changes or {})
+        return ledger.settings_hash(tree)
+
+    assert found() == found({"seed": 5, "output_folder": "x", "num_workers": 9})
+    assert found({"lr": 1e-4}) == found() != found({"lr": 2e-4})
+    blank = load_variant(tiny.MTL.with_name("pool_ctc_blank.yaml"))[0]
+    letters = load_variant(tiny.MTL.with_name("pool_ctc_nonblank.yaml"))[0]
+    assert len({ledger.settings_hash(t) for t in (blank, letters)} | {found()}) == 3
