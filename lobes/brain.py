@@ -1,11 +1,14 @@
 """The Brain: one step over whatever tasks its batch holds."""
 
+import contextlib
 import logging
 import math
+import signal
 import time
 
 import speechbrain as sb
 import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -14,6 +17,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
+from lobes import preemption
 from lobes.audio import SAMPLE_RATE
 from lobes.checkpoints import RandomState, load_initial_weights
 from lobes.distributed import (
@@ -23,12 +27,16 @@ from lobes.distributed import (
     rank_and_world_size,
     spread_random_state,
 )
-from lobes.errors import UserError
+from lobes.errors import DivergedError, UserError
 from lobes.plots import plot_curves
 from lobes.progress import ProgressLog, StepAverages
 from lobes.streams import EvaluationStream, TrainStream
 
 logger = logging.getLogger(__name__)
+
+#: Steps between two looks at the guard against non-finite gradients, where each of
+#: them would wait for an accelerator. The weights are safe in between.
+GUARD_INTERVAL = 20
 
 
 @register_checkpoint_hooks
@@ -46,10 +54,10 @@ class SpeechSpeakerBrain(sb.Brain):
         ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
         ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
         ``valid_sets``, ``selection``, ``train_logger``, ``log_interval``,
-        ``tensorboard``, ``output_folder``, ``init_from``.
+        ``tensorboard``, ``output_folder``, ``init_from``, ``checkpoints_to_keep``.
     run_opts : dict
-        SpeechBrain's run options.
-    checkpointer : speechbrain.utils.checkpoints.Checkpointer or None
+        SpeechBrain's run options, and ``allow_changes`` (``lobes.recipe``).
+    checkpointer : lobes.checkpoints.Checkpointer or None
     """
 
     def __init__(self, hparams, run_opts=None, checkpointer=None):
@@ -58,6 +66,11 @@ class SpeechSpeakerBrain(sb.Brain):
         clash = set(modules) & set(self.tasks)
         if clash:
             raise UserError(f"tasks: {', '.join(clash)} cannot be a task's name")
+        if getattr(run_opts, "ckpt_interval_steps", 0) or hparams.get(
+            "ckpt_interval_steps"
+        ):
+            # SpeechBrain allows only one of the two.
+            hparams["ckpt_interval_minutes"] = 0
         try:
             super().__init__(
                 modules={**modules, **self.tasks},
@@ -73,7 +86,10 @@ class SpeechSpeakerBrain(sb.Brain):
                 f"{reason} (choose another --device or --precision)"
             ) from error
         self.rank, self.world_size = rank_and_world_size()
+        self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.skipped_steps = 0
+        self._unread_guards = []
+        self._signal = 0
         self.train_metrics = {}
         self.batch_ids = {}
         self.bar = tqdm(disable=True)
@@ -111,6 +127,7 @@ class SpeechSpeakerBrain(sb.Brain):
             self.hparams.steps * self.grad_accumulation_factor,
             batches,
             pin_memory=self.device_type == "cuda",
+            allow_changes=self.allow_changes,
         )
         if self.optimizer_step_limit is not None:
             stream.limit = self.optimizer_step_limit * self.grad_accumulation_factor
@@ -127,7 +144,9 @@ class SpeechSpeakerBrain(sb.Brain):
         """Train as ``speechbrain.Brain.fit`` does, under one bar for the whole run.
 
         The bar counts optimizer steps and shows the losses, and the metrics of the
-        last validation as they fall.
+        last validation as they fall. Raises ``UserError`` when a file cannot be
+        written, and ``lobes.preemption.Preempted`` after a signal, with a checkpoint
+        saved.
         """
         wanted = not self.noprogressbar if progressbar is None else progressbar
         self.bar = tqdm(
@@ -138,10 +157,17 @@ class SpeechSpeakerBrain(sb.Brain):
             colour=self.tqdm_barcolor["train"] or None,
             disable=not (wanted and if_main_process()),
         )
-        with self.bar:
-            super().fit(
-                epoch_counter, train_set, valid_set, progressbar=False, **kwargs
-            )
+        with self.bar, preemption.at_steps():
+            try:
+                super().fit(
+                    epoch_counter, train_set, valid_set, progressbar=False, **kwargs
+                )
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename or self.hparams.output_folder}: "
+                    f"{error.strerror or error}; the same command continues from the "
+                    "last checkpoint"
+                ) from error
 
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""
@@ -218,16 +244,54 @@ class SpeechSpeakerBrain(sb.Brain):
         """Forward every task, backward once, step once."""
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batches, should_step)
-        with self.training_ctx:
-            outputs = self.compute_forward(batches, sb.Stage.TRAIN)
-            loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
-        self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        with self._enough_memory(batches):
+            with self.training_ctx:
+                outputs = self.compute_forward(batches, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
+            self.scaler.scale(loss / self.grad_accumulation_factor).backward()
         for task, batch in batches.items():
             self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
         if should_step:
             self.optimizers_step()
         self.on_fit_batch_end(batches, outputs, loss, should_step)
+        if should_step and self._signal:
+            self._preempt(self._signal)
         return loss.detach()
+
+    @contextlib.contextmanager
+    def _enough_memory(self, batches):
+        """Say what did not fit, when it does not."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            words = str(error)
+            # torch has a class for it on accelerators only.
+            if not (
+                isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                or "can't allocate memory" in words
+            ):
+                raise
+            shapes = " and ".join(
+                f"{task} {list(batch.wavs.shape)}" for task, batch in batches.items()
+            )
+            raise UserError(
+                f"out of memory at step {self.optimizer_step} with the waveforms "
+                f"{shapes} [utterances, samples]; lower --max_batch_samples (or "
+                "--valid_batch_samples, --test_batch_samples) and raise "
+                "--grad_accumulation_factor instead, or use --precision=bf16; the run "
+                "continues from its last checkpoint, with --allow_changes"
+            ) from error
+
+    def _preempt(self, number):
+        """Save what there is, and end the process."""
+        if self.checkpointer is not None:
+            self._save_intra_epoch_ckpt()
+        logger.warning(
+            "%s: stopped after step %d, which is saved; the same command continues",
+            signal.Signals(number).name,
+            self.optimizer_step,
+        )
+        raise preemption.Preempted
 
     def on_fit_batch_start(self, batches, should_step):
         """Freeze or thaw the encoder as the optimizer step asks for."""
@@ -244,25 +308,35 @@ class SpeechSpeakerBrain(sb.Brain):
         rate = self.hparams.schedule(self.optimizer_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        average_gradients(self.parameters)
+        self._signal = average_gradients(self.parameters, preemption.requested())
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        # With a loss scale (fp16) the scaler decides, and lowers its scale.
-        if torch.isfinite(norm) and self.max_grad_norm > 0:
+        if self.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(
                 self.parameters, self.max_grad_norm, norm
             )
-        if torch.isfinite(norm) or self._scale_was_too_high():
-            # In the second case the scaler takes no step and lowers its scale.
+        skipped = ~torch.isfinite(norm)
+        if self.optimizer.param_groups[0].get("fused") and not self.scaler.is_enabled():
+            # The fused kernels look at this themselves: the host does not wait.
+            self.optimizer.found_inf = skipped.float()
+            self.optimizer.step()
+        elif not skipped:
             self.scaler.step(self.optimizer)
-        else:
-            self._skip_step()
+        elif self._scale_was_too_high():
+            # The scaler takes no step and lowers its scale.
+            self.scaler.step(self.optimizer)
+            skipped = torch.zeros_like(skipped)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._unread_guards.append(
+            (self.optimizer_step, skipped, self.step_values, self.batch_ids)
+        )
         self.batch_ids = {}
         self.step_values["lr"] = rate
         self.optimizer_step += 1
+        if self.device_type == "cpu" or len(self._unread_guards) >= GUARD_INTERVAL:
+            self._count_skipped()
 
     def _scale_was_too_high(self):
         """Whether a gradient overflowed in fp16 although the losses are finite."""
@@ -270,21 +344,25 @@ class SpeechSpeakerBrain(sb.Brain):
         finite = all(bool(torch.isfinite(loss)) for loss in losses)
         return finite and self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
 
-    def _skip_step(self):
-        """Count and report a step that was not taken."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.skipped_steps += 1
-        losses = {n: float(v) for n, v in self.step_values.items() if "loss" in n}
-        logger.warning(
-            "Step %d skipped (%d so far): a gradient is not finite; losses %s; "
-            "utterances %s",
-            self.optimizer_step,
-            self.skipped_steps,
-            losses,
-            self.batch_ids,
-        )
-        if self.skipped_steps > self.nonfinite_patience:
-            raise UserError(
+    def _count_skipped(self):
+        """Count and report the steps that were not taken since the last look."""
+        guards, self._unread_guards = self._unread_guards, []
+        flags = torch.stack([guard[1] for guard in guards]).tolist() if guards else []
+        for (step, _, values, ids), skipped in zip(guards, flags, strict=True):
+            if not skipped:
+                continue
+            self.skipped_steps += 1
+            losses = {n: float(v) for n, v in values.items() if "loss" in n}
+            logger.warning(
+                "Step %d skipped (%d so far): a gradient is not finite; losses %s; "
+                "utterances %s",
+                step,
+                self.skipped_steps,
+                losses,
+                ids,
+            )
+        if any(flags) and self.skipped_steps > self.nonfinite_patience:
+            raise DivergedError(
                 f"{self.skipped_steps} steps had gradients that are not finite (see "
                 f"{self.hparams.output_folder}/log.txt for the utterances); lower "
                 "--lr, or raise --nonfinite_patience to go on"
@@ -310,10 +388,22 @@ class SpeechSpeakerBrain(sb.Brain):
             return False
         return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
+    def _save_intra_epoch_ckpt(self):
+        """Save between two validations; keep the newest ones."""
+        self._count_skipped()
+        self.checkpointer.save_and_keep_only(
+            meta={INTRA_EPOCH_CKPT_FLAG: True, "step": self.optimizer_step},
+            end_of_epoch=False,
+            num_to_keep=self.hparams.checkpoints_to_keep,
+            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+            verbosity=logging.DEBUG,
+        )
+
     def _write_progress(self):
         """One row of the progress log: means since the last one."""
         if not self.averages.values:
             return
+        self._count_skipped()
         means = self.averages.means()
         means["skipped_steps"] = self.skipped_steps
         self.averages.reset()
@@ -347,7 +437,10 @@ class SpeechSpeakerBrain(sb.Brain):
     @torch.no_grad()
     def evaluate_batch(self, batches, stage):
         """Let the tasks present collect one batch."""
-        with self.evaluation_ctx:
+        if stage == sb.Stage.VALID and preemption.requested():
+            # The training stream stands at its epoch's end: back to validation.
+            self._preempt(preemption.requested())
+        with self._enough_memory(batches), self.evaluation_ctx:
             outputs = self.compute_forward(batches, stage)
         for task, output in outputs.items():
             self.modules[task].update(output, batches[task])
@@ -394,7 +487,8 @@ class SpeechSpeakerBrain(sb.Brain):
             meta={**metrics, "step": self.optimizer_step},
             # Not when --optimizer_step_limit ended the epoch before its last batch:
             # a run that goes on from here has the rest of it to do.
-            end_of_epoch=self._train_stream.step == 0,
+            end_of_epoch=self._train_stream.ended,
+            num_to_keep=self.hparams.checkpoints_to_keep,
             min_keys=["score"],
             importance_keys=[],
         )
@@ -468,13 +562,15 @@ class SpeechSpeakerBrain(sb.Brain):
 def selection_score(metrics, selection):
     """Weighted sum of the selecting metrics; an absent task contributes 0.
 
-    Paper section 4.2: WER / 4 + EER. Raises ``UserError`` when a metric is not
+    Paper section 4.2: WER / 4 + EER. Raises ``DivergedError`` when a metric is not
     finite: such a checkpoint must never be the best one.
     """
     score = 0.0
     for name, weight in selection.items():
         value = metrics.get(name, 0.0)
         if not math.isfinite(value):
-            raise UserError(f"the validation {name} is {value}; the run has diverged")
+            raise DivergedError(
+                f"the validation {name} is {value}; the run has diverged: lower --lr"
+            )
         score += weight * value
     return score

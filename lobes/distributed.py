@@ -93,29 +93,34 @@ def global_losses(losses, counts):
     return result
 
 
-def average_gradients(parameters):
+def average_gradients(parameters, request=0):
     """Average the gradients over all processes, in one reduction.
 
     A parameter without a gradient here but with one elsewhere (LayerDrop leaves
-    out other layers on other ranks) counts as a gradient of zeros.
+    out other layers on other ranks) counts as a gradient of zeros. Returns the
+    largest ``request`` (0 to 255) of all processes, so that they stop at the same
+    step.
     """
     _, world_size = rank_and_world_size()
     if world_size == 1:
-        return
-    device = parameters[0].device
-    present = torch.tensor([p.grad is not None for p in parameters], device=device)
-    present = present.to(torch.uint8)
+        return request
+    present = [p.grad is not None for p in parameters]
+    present = torch.tensor(
+        [*present, request], dtype=torch.uint8, device=parameters[0].device
+    )
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    used = [p for p, flag in zip(parameters, present.tolist(), strict=True) if flag]
+    *flags, request = present.tolist()
+    used = [p for p, flag in zip(parameters, flags, strict=True) if flag]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in used]
     if not gradients:
-        return
+        return request
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size
     pieces = flat.split([gradient.numel() for gradient in gradients])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
+    return request

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """Training has left the finite numbers, or what can still be learnt from."""
+
+
 def user_errors_exit(main):
     """Decorate a command's ``main``: a ``UserError`` ends it in one line.
 

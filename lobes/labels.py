@@ -1,10 +1,18 @@
 """Turn the label columns of a CSV into tensors."""
 
+import hashlib
+
 import torch
 
 from lobes.errors import UserError
 from lobes.tables import as_paths, read_values
 from lobes.text import Vocabulary
+
+
+def digest(values):
+    """Number and short SHA-256 of a sequence of texts, to recognise it by."""
+    code = hashlib.sha256("\0".join(values).encode()).hexdigest()
+    return f"{len(values)} ({code[:12]})"
 
 
 class Letters:
@@ -38,6 +46,10 @@ class Letters:
                     f"{path}, line {line} ({identity}), column {self.column}: "
                     f"{problem}; write A-Z, ' and spaces only"
                 )
+
+    def digest(self):
+        """What the weights of a head depend on: the symbols in their order."""
+        return digest(self.vocabulary.symbols)
 
     def encode(self, values):
         """Symbol indices [batch, symbols] padded with blanks, and lengths [batch].
@@ -95,6 +107,10 @@ class Categories:
                 f"{' and '.join(map(str, self.csvs))}; prepare both from the same "
                 "corpus"
             )
+
+    def digest(self):
+        """What the weights of a head depend on: the classes in their order."""
+        return digest(list(self.index))
 
     def encode(self, values):
         """Class indices [batch], int64."""

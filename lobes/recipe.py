@@ -28,9 +28,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import setup_logging
 from speechbrain.utils.run_opts import RunOptions
 
+from lobes.changes import changed_settings, differences, record_changes
 from lobes.distributed import join_processes
 from lobes.errors import UserError
 from lobes.files import write_atomically
+from lobes.locks import one_writer
+from lobes.preemption import handle_signals
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,12 @@ NOT_IN_NAME = re.compile(
     r"ledger|log_interval|seed|threads|tensorboard|skip_prep|strict|header_only|"
     r"voxceleb_convert|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
 )
+
+#: The command line's word for going on although something has changed.
+ALLOW_CHANGES = "--allow_changes"
+
+#: Output folders that this process holds, with their locks: until it ends.
+_held = {}
 
 #: SpeechBrain's run options without a meaning here, and why.
 REFUSED_RUN_OPTIONS = {
@@ -63,10 +72,12 @@ class ExperimentOptions(RunOptions):
     """SpeechBrain's run options, and what was asked for.
 
     ``commands`` train and evaluate again; ``origin`` has the ``recipe``, the
-    ``variant``, and the ``changes`` that the command line makes to it, by key.
+    ``variant``, and the ``changes`` that the command line makes to it, by key;
+    ``allow_changes`` lets a run resume with other settings or data than it began with.
     """
 
     commands: tuple = ()
+    allow_changes: bool = False
     origin: dict = dataclasses.field(default_factory=dict)
 
 
@@ -82,6 +93,7 @@ def parse_arguments(argv=None, changes=None):
     results folder of a run with whose weights this one starts; the encoder is built
     as that one's was. With ``--debug`` everything goes into the
     folder ``debug`` below the output folder, so that a run there is left alone.
+    ``--allow_changes`` is explained at ``start_experiment``.
 
     Arguments
     ---------
@@ -116,6 +128,8 @@ def parse_arguments(argv=None, changes=None):
     if {"-h", "--help"} & set(argv):
         _print_help(argv[0])
         raise SystemExit(0)
+    allow_changes = ALLOW_CHANGES in argv
+    argv = [word for word in argv if word != ALLOW_CHANGES]
     path, base, tree, origin, run_arguments = resolve(argv, changes)
     run_opts = _run_options([str(path), *run_arguments])
     if run_opts["debug"]:
@@ -125,7 +139,12 @@ def parse_arguments(argv=None, changes=None):
     if tree.get("tensorboard"):
         _check_tensorboard()
     commands = _commands(program, base, argv, tree["output_folder"])
-    run_opts = ExperimentOptions(**vars(run_opts), commands=commands, origin=origin)
+    run_opts = ExperimentOptions(
+        **vars(run_opts),
+        commands=commands,
+        origin=origin,
+        allow_changes=allow_changes,
+    )
     return _load(path, settings), run_opts, settings
 
 
@@ -204,8 +223,14 @@ def start_experiment(hparams, run_opts, settings):
     lines that train and evaluate again), ``env.log``, ``log.txt``, and what lets an
     evaluation rebuild the model without its pre-trained weights, wherever the folder
     has gone: the encoder's configuration and the files of the user's own classes.
+    From now on a signal ends the process in good order (``lobes.preemption``).
+
+    Raises ``UserError`` when another process trains there, and when there are
+    checkpoints of a run with other settings, unless ``--allow_changes`` is given;
+    ``changes.jsonl`` then records them.
     """
     join_processes(run_opts)
+    handle_signals()
     _check_headline_sets(hparams)
     for task in hparams["tasks"].values():
         task.check_tasks(hparams["tasks"])
@@ -214,6 +239,10 @@ def start_experiment(hparams, run_opts, settings):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _hold(folder)
+        config = hparams["encoder"].model.config.to_json_string()
+        if any((folder / "save").glob("CKPT*")):
+            _check_changes(folder, settings, config, run_opts.get("allow_changes"))
         write_atomically(folder / "hyperparams.yaml", settings)
     except OSError as error:
         raise UserError(
@@ -222,7 +251,6 @@ def start_experiment(hparams, run_opts, settings):
         ) from error
     commands = "".join(f"{command}\n" for command in run_opts.commands)
     write_atomically(folder / "command.txt", commands)
-    config = hparams["encoder"].model.config.to_json_string()
     write_atomically(folder / "encoder_config.json", config)
     for source in _own_modules(run_opts["param_file"]):
         write_atomically(folder / source.name, source.read_bytes())
@@ -231,6 +259,41 @@ def start_experiment(hparams, run_opts, settings):
     handlers = {"file_handler": {"filename": str(folder / "log.txt")}}
     setup_logging(log_config, {"handlers": handlers})
     logger.info("Output folder: %s", folder)
+
+
+def _hold(folder):
+    """Be the only process that trains into a folder, until this one ends."""
+    lock = (folder / "lock").resolve()
+    if _held.get(lock, (None, None))[0] != os.getpid():
+        context = one_writer(lock)
+        context.__enter__()
+        _held[lock] = os.getpid(), context
+
+
+def _check_changes(folder, settings, config, allowed):
+    """Compare the settings with those that the checkpoints there were made with."""
+    changes = []
+    stored = folder / "hyperparams.yaml"
+    if stored.is_file():
+        changes = changed_settings(stored.read_text(encoding="utf-8"), settings)
+    stored = folder / "encoder_config.json"
+    if stored.is_file():
+        old, new = (
+            {k: v for k, v in json.loads(text).items() if k != "transformers_version"}
+            for text in (stored.read_text(encoding="utf-8"), config)
+        )
+        lines = [line for line in differences(old, new) if line[0] != "_"]
+        changes += [f"encoder {line}" for line in lines]
+    if not changes:
+        return
+    if not allowed:
+        raise UserError(
+            f"{folder} holds the checkpoints of a run with other settings "
+            f"({'; '.join(changes)}); choose another --output_folder, or go on with "
+            f"the new ones with {ALLOW_CHANGES}"
+        )
+    record_changes(folder, changes)
+    logger.warning("Going on with other settings: %s", "; ".join(changes))
 
 
 def _check_headline_sets(hparams):
@@ -291,6 +354,15 @@ def _environment():
         *packages,
     ]
     return "\n".join(lines) + "\n"
+
+
+def commit():
+    """The checkout's commit as ``git describe --always --dirty`` tells it, or None."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def load_variant(path, other_base=None, above=()):
@@ -357,15 +429,6 @@ def _other_base(path, other_base, above):
     merged, base = load_variant(other_base)
     if base.resolve() != path.resolve():
         raise UserError(
-def commit():
-    """The checkout's commit as ``git describe --always --dirty`` tells it, or None."""
-    if not shutil.which("git"):
-        return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
             f"--base: {other_base} is no variant of {path}, on which {above[0]} "
             "stands; name one that is"
         )
@@ -433,7 +496,8 @@ def _print_help(first):
     parser.description = (
         "Run options of SpeechBrain follow. Every number, text or switch of the YAML "
         "is an option, too (hparams/x.yaml --help lists them): --key=value; "
-        "--base=FILE puts another variant below the YAML."
+        "--base=FILE puts another variant below the YAML; --allow_changes resumes a "
+        "run with other settings or data than it began with."
     )
     print(parser.format_help())
     if first.startswith("-"):
@@ -614,6 +678,11 @@ def _check_placeholders(path, tree):
         for key, node in tree.items()
         if isinstance(node, TaggedScalar) and node.tag.value == "!PLACEHOLDER"
     ]
+    if tree.get("skip_prep") is True:
+        # Only the preparation looks at corpora and their transcripts.
+        unused = {k for k in missing if k.endswith(("_folder", "_transcripts"))}
+        tree.update(dict.fromkeys(unused))
+        missing = [key for key in missing if key not in unused]
     if missing:
         given = " ".join(f"--{key}=..." for key in missing)
         raise UserError(f"{path} needs {', '.join(missing)}; give {given}")

@@ -35,36 +35,48 @@ class EarlyStopping:
         self.metrics = tuple(metrics)
         self.limits = dict(limits or {})
         self.best = {}
+        self.last = None
         self.reason = None
 
     def update(self, step, metrics):
         """Take the metrics of one validation; sets and returns ``reason`` or None."""
+        known = {*self.limits, *self.metrics}
+        self.last = [step, {n: float(v) for n, v in metrics.items() if n in known}]
+        self.reason = self._judge()
+        return self.reason
+
+    def _judge(self):
+        """The reason to stop after the last validation, or None."""
+        step, metrics = self.last
+        reason = None
         for name, limit in self.limits.items():
             # Not `>`: NaN is above nothing, but a run that gives it has diverged.
             if name in metrics and not metrics[name] <= limit:
-                self.reason = f"diverged: {name} is {metrics[name]:.2f}, above {limit}"
+                reason = f"diverged: {name} is {metrics[name]:.2f}, above {limit}"
         for name in self.metrics:
             if name not in metrics:
                 continue
             if name not in self.best or metrics[name] < self.best[name][1]:
                 self.best[name] = [step, metrics[name]]
             since = step - self.best[name][0]
-            if self.patience_steps is not None and since >= self.patience_steps:
-                self.reason = f"{name} has not improved for {since} steps"
-        return self.reason
+            stalled = self.patience_steps is not None and since >= self.patience_steps
+            if stalled and reason is None:
+                reason = f"{name} has not improved for {since} steps"
+        return reason
 
     @mark_as_saver
     def save(self, path):
-        """Write the best values and the reason to ``path``."""
+        """Write the best and the last values to ``path``."""
         with open(path, "w", encoding="utf-8") as stream:
-            json.dump({"best": self.best, "reason": self.reason}, stream)
+            json.dump({"best": self.best, "last": self.last}, stream)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Restore what ``save`` wrote."""
+        """Restore what ``save`` wrote, and judge it by the patience of this run."""
         with open(path, encoding="utf-8") as stream:
             state = json.load(stream)
-        self.best, self.reason = state["best"], state["reason"]
+        self.best, self.last = state["best"], state["last"]
+        self.reason = None if self.last is None else self._judge()
 
 
 class Epochs(EpochCounter):

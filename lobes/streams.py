@@ -5,9 +5,12 @@ Which utterances stand in a batch, and where a crop starts, is a function of
 therefore continues with exactly the batches it would have given.
 """
 
+import hashlib
 import itertools
 import json
+import logging
 import math
+import multiprocessing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +26,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
+from lobes.changes import differences
 from lobes.errors import UserError
+from lobes.preemption import protect_worker
 from lobes.scoring import check_trials, read_trials
 from lobes.tables import as_paths, concatenate, read_table
+
+logger = logging.getLogger(__name__)
+
+#: Reading processes of one stream at most.
+MOST_WORKERS = 256
 
 #: Added to the variance, as the HuggingFace feature extractor does, so that
 #: digital silence stays finite.
@@ -113,6 +123,19 @@ class Utterances(torch.utils.data.Dataset):
         self.windows = None
         if "offset" in table and "size" in table:
             self.windows = table[["offset", "size"]].to_numpy()
+        # The row that each loading process reads now, and -1: it reads none.
+        self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def digest(self):
+        """SHA-256 of what training draws from the corpus: IDs, pieces and labels.
+
+        Where the files lie does not count.
+        """
+        columns = {label.column for label in self.labels.values()}
+        digest = hashlib.sha256()
+        for column in ("ID", "start", "stop", *sorted(columns)):
+            digest.update("\0".join(map(str, self.table[column])).encode())
+        return digest.hexdigest()[:16]
 
     def __len__(self):
         return len(self.ids)
@@ -128,6 +151,54 @@ class Utterances(torch.utils.data.Dataset):
         except UserError as error:
             # Raised in a worker, it would reach the user as a page of traceback.
             return error
+        except Exception as error:
+            logger.exception("reading %s", self.in_hand())
+            return UserError(f"reading {self.in_hand()}: {error!r}; see the log")
+
+    def in_hand(self):
+        """The utterances that are being read, for messages."""
+        rows = [row for row in self.reading.tolist() if row >= 0]
+        return ", ".join(f"{self.ids[row]} ({self.paths[row]})" for row in rows)
+
+    def loader(self, requests, num_workers, timeout, pin_memory):
+        """Yield the batch of every item of ``requests``, read by other processes.
+
+        Raises ``UserError`` when an utterance cannot be read, a loading process
+        ends, or a batch takes more than ``timeout`` seconds.
+        """
+        self.reading.fill_(-1)
+        loader = DataLoader(
+            self,
+            sampler=requests,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=protect_worker,
+            # A generator of its own: the default one would draw from the global
+            # random state, which a resumed run must find untouched.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # What torch knows of it: a signal, or its own time limit.
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise UserError(
+                    f"{' and '.join(map(str, self.csvs))}: loading failed "
+                    f"({str(error).strip().splitlines()[0]}) while reading "
+                    f"{self.in_hand()}; check these files, the memory (--num_workers) "
+                    "and --loader_timeout; the same command continues"
+                ) from error
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def read(self, requests, position=None):
         """The batch of the requested pieces, in their order."""
@@ -146,6 +217,8 @@ class Utterances(torch.utils.data.Dataset):
 
     def _wave(self, row, start, stop):
         """Samples [start, stop) of one utterance, normalised as a whole."""
+        worker = torch.utils.data.get_worker_info()
+        self.reading[worker.id if worker else 0] = row
         # NaN in a CSV without statistics that was read with one that has them.
         if self.statistics is not None and not np.isnan(self.statistics[row, 0]):
             wave = self._read(row, start, stop)
@@ -182,14 +255,17 @@ class TaskStream:
         Order of the utterances and places of the crops.
     num_workers : int
         Reading processes; 0 reads in the training process.
+    timeout : float
+        Seconds that they may take for a batch; 0 waits for ever.
     """
 
-    def __init__(self, csv, labels, seed=0, num_workers=0):
+    def __init__(self, csv, labels, seed=0, num_workers=0, timeout=0):
         self.csvs = as_paths(csv)
         self.csv = " and ".join(map(str, self.csvs))
         self.labels = labels
         self.seed = seed
         self.num_workers = num_workers
+        self.timeout = timeout
         self.position = self.first_position
         self.utterances = None
 
@@ -214,20 +290,10 @@ class TaskStream:
         ``self.position`` moves when a batch is handed out, not when a worker
         reads ahead. Raises ``UserError`` when an utterance cannot be read.
         """
-        loader = DataLoader(
-            self.utterances,
-            sampler=self.requests(self.position),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            pin_memory=pin_memory,
-            # A generator of its own: the default one would draw from the global
-            # random state, which a resumed run must find untouched.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
+        requests = self.requests(self.position)
+        for batch in self.utterances.loader(
+            requests, self.num_workers, self.timeout, pin_memory
+        ):
             self.position = batch.position
             yield batch
 
@@ -245,7 +311,7 @@ class LengthBuckets(TaskStream):
 
     Arguments
     ---------
-    csv, labels, seed, num_workers
+    csv, labels, seed, num_workers, timeout
         See ``TaskStream``.
     max_batch_samples : int
         Budget per optimizer step, all processes together.
@@ -264,8 +330,9 @@ class LengthBuckets(TaskStream):
         length_jitter=0.05,
         seed=0,
         num_workers=0,
+        timeout=0,
     ):
-        super().__init__(csv, labels, seed, num_workers)
+        super().__init__(csv, labels, seed, num_workers, timeout)
         self.max_batch_samples = max_batch_samples
         self.length_jitter = length_jitter
 
@@ -320,7 +387,7 @@ class RandomCrops(TaskStream):
 
     Arguments
     ---------
-    csv, labels, seed, num_workers
+    csv, labels, seed, num_workers, timeout
         See ``TaskStream``.
     crop_seconds : float
         Length of a crop in seconds.
@@ -339,8 +406,9 @@ class RandomCrops(TaskStream):
         max_batch_samples=3_200_000,
         seed=0,
         num_workers=0,
+        timeout=0,
     ):
-        super().__init__(csv, labels, seed, num_workers)
+        super().__init__(csv, labels, seed, num_workers, timeout)
         self.crop = round(crop_seconds * SAMPLE_RATE)
         if self.crop < MINIMUM_SAMPLES:
             raise UserError(
@@ -411,24 +479,40 @@ class TrainStream(LoopedLoader):
     """
 
     limit = None
+    #: Whether the last epoch has given all of its batches.
+    ended = False
 
-    def __init__(self, streams, steps, epoch_length, pin_memory=False):
+    def __init__(
+        self, streams, steps, epoch_length, pin_memory=False, allow_changes=False
+    ):
         super().__init__(loader=None, epoch_length=epoch_length)
         self.streams = streams
         self.steps = steps
         self.pin_memory = pin_memory
+        self.allow_changes = allow_changes
+        self._corpora = None
 
     def __iter__(self):
         if self.iterator is None:
             self.iterator = {
-                id(stream): stream.batches(self.pin_memory)
-                for stream in self.streams.values()
+                id(stream): self._named(task, stream)
+                for task, stream in self.streams.items()
             }
+        if self.ended:
+            self.step = 0
+            self.ended = False
         return self
+
+    def _named(self, task, stream):
+        """The stream's batches; its errors begin with the task."""
+        try:
+            yield from stream.batches(self.pin_memory)
+        except UserError as error:
+            raise UserError(f"{task}: {error}") from error
 
     def __next__(self):
         if self.step >= self.epoch_length or self.total_steps >= self.steps:
-            self.step = 0
+            self.ended = True
             raise StopIteration
         if self.limit is not None and self.total_steps >= self.limit:
             raise StopIteration
@@ -438,23 +522,47 @@ class TrainStream(LoopedLoader):
         return {task: batches[id(stream)] for task, stream in self.streams.items()}
 
     def __len__(self):
-        done = self.total_steps - self.step
+        done = self.total_steps - (0 if self.ended else self.step)
         return min(self.epoch_length, self.steps - done)
+
+    def corpora(self):
+        """What the positions and the weights belong to, by task."""
+        return {
+            task: {
+                "utterances": len(stream.utterances),
+                "corpus": stream.utterances.digest(),
+                "labels": {
+                    name: label.digest()
+                    for name, label in stream.labels.items()
+                    if hasattr(label, "digest")
+                },
+                "processes": stream.world_size,
+            }
+            for task, stream in self.streams.items()
+        }
 
     @mark_as_saver
     def save(self, path):
         """Write the positions to ``path``."""
+        if self._corpora is None:
+            self._corpora = self.corpora()
         state = {
             "step": self.step,
             "total_steps": self.total_steps,
             "positions": {task: s.position for task, s in self.streams.items()},
+            "corpora": self._corpora,
         }
         with open(path, "w", encoding="utf-8") as stream:
             json.dump(state, stream)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Continue from the positions in ``path``."""
+        """Continue from the positions in ``path``.
+
+        Raises ``UserError`` when they are those of other tasks, or, unless
+        ``allow_changes``, of another corpus, vocabulary, set of speakers or number
+        of processes.
+        """
         with open(path, encoding="utf-8") as stream:
             state = json.load(stream)
         if set(state["positions"]) != set(self.streams):
@@ -462,8 +570,19 @@ class TrainStream(LoopedLoader):
                 f"{path} holds the tasks {', '.join(state['positions'])}, this run "
                 f"has {', '.join(self.streams)}; choose another output folder"
             )
+        self._corpora = self.corpora()
+        changes = differences(state["corpora"], self._corpora)
+        if changes:
+            report = "; ".join(changes)
+            if not self.allow_changes:
+                raise UserError(
+                    f"{path}: the run began with other data ({report}); choose "
+                    "another output folder, or go on all the same with --allow_changes"
+                )
+            logger.warning("Going on with other data: %s", report)
         self.total_steps = state["total_steps"]
         self.step = 0 if end_of_epoch else state["step"]
+        self.ended = False
         self.iterator = None
         for task, position in state["positions"].items():
             self.streams[task].position = position
@@ -491,8 +610,8 @@ class EvaluationSet:
     max_batch_samples : int or None
         Budget of a batch, padding counted; None takes one utterance at a time.
         The encoder gives the same frames either way (``lobes.encoder``).
-    num_workers : int
-        Reading processes.
+    num_workers, timeout
+        See ``TaskStream``.
     """
 
     def __init__(
@@ -504,6 +623,7 @@ class EvaluationSet:
         crop_seconds=None,
         max_batch_samples=None,
         num_workers=0,
+        timeout=0,
     ):
         self.csv = csv
         self.labels = labels or {}
@@ -513,6 +633,7 @@ class EvaluationSet:
         self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
         self.max_batch_samples = max_batch_samples
         self.num_workers = num_workers
+        self.timeout = timeout
 
     def open(self, rank=0, world_size=1):
         """Read the CSV and trial lists, once; this process takes its share of batches.
@@ -547,19 +668,9 @@ class EvaluationSet:
 
     def batches(self, pin_memory=False):
         """Yield every ``Batch`` of this process, longest utterances first."""
-        loader = DataLoader(
-            self.utterances,
-            sampler=self._requests,
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),
+        return self.utterances.loader(
+            self._requests, self.num_workers, self.timeout, pin_memory
         )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
 
 
 def evaluation_sets(folder, names, **settings):

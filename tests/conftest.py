@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads it once: a test must never
@@ -10,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
+from lobes import preemption  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.faults import (  # noqa: E402, F401
     pytest_addoption,
@@ -23,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _fresh_logging():
-    """Undo what an experiment did to logging: its streams end with its test."""
+    """Undo what an experiment did to logging and signals: they end with its test."""
+    handlers = {n: signal.getsignal(n) for n in preemption.SIGNALS}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     root = logging.getLogger()
     for handler in [h for h in root.handlers if "pytest" not in type(h).__module__]:
         root.removeHandler(handler)
