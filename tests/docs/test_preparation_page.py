@@ -182,7 +182,17 @@ def printed(run, folder, capsys):
     return line.replace(f"{folder}/", "").replace(str(folder), "FOLDER")
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            marks=pytest.mark.fault(*case, f"`{lines().get(case, 'no line')}`"),
+            id=" ".join(case),
+        )
+        for case in CASES
+    ],
+)
 def test_the_page_says_what_is_printed(case, tmp_path, capsys):
     assert lines()[case] == printed(CASES[case], tmp_path, capsys)
 

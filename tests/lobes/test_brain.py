@@ -129,6 +129,11 @@ def test_one_summed_backward_gives_the_weighted_gradients(make):
     assert heads is not None and torch.isfinite(heads).all()
 
 
+@pytest.mark.fault(
+    "F34",
+    "parameters compared through warm-up and unfreeze",
+    "encoder unchanged until the unfreeze step, then changed; the CNN never",
+)
 def test_the_encoder_is_frozen_first_and_the_cnn_always(make):
     """Fault case F34: hashes through the warm-up, and one step later."""
     system = make(freeze_steps=2)
@@ -166,6 +171,11 @@ def test_the_first_gradient_after_the_thaw_is_a_fresh_one(make):
     assert torch.equal(*gradients)
 
 
+@pytest.mark.fault(
+    "F13",
+    "NaN samples in a batch of one task",
+    "skipped: weights and Adam untouched, utterances logged; stops at the limit",
+)
 @pytest.mark.parametrize("task", ["speech", "speaker"])
 def test_a_non_finite_loss_skips_the_whole_step(make, task, tmp_path):
     """Fault case F13: weights and Adam's state untouched, utterances named."""
@@ -227,6 +237,9 @@ def test_best_and_last_checkpoint_are_kept(make):
     assert len(system.checkpointer.list_checkpoints()) <= 2
 
 
+@pytest.mark.fault(
+    "F18", "NaN as a validation metric", "an error, never the best checkpoint"
+)
 def test_the_selection_score_takes_finite_values_only():
     selection = {"wer": 0.25, "eer": 1.0}
     assert selection_score({"wer": 10.0, "eer": 4.0}, selection) == 6.5
@@ -318,6 +331,11 @@ def test_debug_mode_runs(make):
     assert system.optimizer_step == 4
 
 
+@pytest.mark.fault(
+    "F14",
+    "infinite gradients and a NaN loss under a loss scale",
+    "no step is taken; the NaN is counted, the overflow lowers the scale",
+)
 def test_a_broken_batch_counts_under_a_loss_scale_too(make):
     """fp16: an overflow lowers the scale; a loss that is not finite is skipped."""
     system = make(freeze_steps=0, nonfinite_patience=1)

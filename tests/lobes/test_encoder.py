@@ -72,6 +72,9 @@ def test_padded_frames_equal_those_of_huggingface_with_its_mask(make):
     torch.testing.assert_close(ours.speech[valid], theirs[valid], rtol=0, atol=1e-6)
 
 
+@pytest.mark.fault(
+    "F33", "an utterance alone and in a padded batch: its frames", "equal frames"
+)
 @NORMS
 def test_an_utterance_alone_equals_itself_in_a_padded_batch(make, norm):
     encoder = make(norm).eval()
@@ -268,6 +271,11 @@ def test_a_class_token_comes_on_top_of_the_frames(make, norm, lengths):
     assert (frames.cls - frames.speech[:, 0]).abs().max() > 1e-3
 
 
+@pytest.mark.fault(
+    "F33",
+    "an utterance alone and in a padded batch: its class token",
+    "equal embedding",
+)
 @NORMS
 @pytest.mark.parametrize("kind", ["constant", "learnt"])
 def test_the_class_token_of_an_utterance_does_not_depend_on_padding(make, norm, kind):

@@ -67,6 +67,11 @@ def test_a_results_folder_is_evaluated_without_retyping(trained, tmp_path, capsy
     assert "WER" in capsys.readouterr().out
 
 
+@pytest.mark.fault(
+    "F33",
+    "an evaluation one by one and in padded batches",
+    "equal scores and transcripts",
+)
 def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
     """Fault case F33, from waveform to score."""
     to = tmp_path / "batched"
@@ -122,6 +127,9 @@ def test_last_and_named_checkpoints(trained, tmp_path):
         assert which != "last" or found["step"] == 4
 
 
+@pytest.mark.fault(
+    "F30", "evaluation with no checkpoint", "an error in one line, exit status 2"
+)
 def test_nothing_is_scored_without_a_checkpoint(trained, tmp_path, capsys):
     """Fault case F30."""
     empty = tmp_path / "empty"

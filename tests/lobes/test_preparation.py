@@ -226,6 +226,11 @@ def change_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.fault(
+    "F25",
+    "an output that is missing at the end of preparation",
+    "never taken for complete",
+)
 def test_a_part_without_all_outputs_has_no_marker(tmp_path, monkeypatch):
     part(tmp_path).write({"one.csv": "old\n"}, {"n": 1})
 
@@ -264,6 +269,9 @@ def test_two_corpora_do_not_share_a_part(tmp_path):
 PROBLEMS = [Problem(f"u{n}", f"/p/{n}.wav", "is broken") for n in (4, 1, 3, 2)]
 
 
+@pytest.mark.fault(
+    "F20", "more bad files than the budget", "an error that lists all of them"
+)
 def test_too_many_problems_are_all_listed(tmp_path):
     with pytest.raises(UserError) as caught:
         part(tmp_path).skip(PROBLEMS, skip_budget=3)
@@ -275,6 +283,9 @@ def test_too_many_problems_are_all_listed(tmp_path):
     assert listed == ["ID,path,reason", *lines]
 
 
+@pytest.mark.fault(
+    "F20", "bad files within the stated budget", "left out, counted and listed"
+)
 def test_problems_within_the_budget_are_counted_and_listed(tmp_path, capsys):
     first = part(tmp_path)
     first.skip(PROBLEMS, skip_budget=4)

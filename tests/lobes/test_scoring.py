@@ -182,6 +182,9 @@ def test_cosine_scores_of_both_forms(embedded):
     np.testing.assert_allclose(cosine_scores(trials, (ids, matrix * 1024)), scores)
 
 
+@pytest.mark.fault(
+    "F17", "NaN, infinite and zero embeddings", "an error that names the utterance"
+)
 @pytest.mark.parametrize("form", ["matrix", "dict"])
 @pytest.mark.parametrize(
     ("value", "message"),
@@ -275,6 +278,7 @@ def test_detection_errors_by_hand():
     assert errors.false_acceptance.tolist() == [1, 0.5, 0, 0]
 
 
+@pytest.mark.fault("F18", "scores that are not finite", "an error, no EER or minDCF")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_an_error(bad, tmp_path):
     scores, labels = [0.1, bad, 0.3], [0, 1, 1]

@@ -164,6 +164,11 @@ def test_speaker_batches_hold_floor_of_budget_by_crop(corpus):
         assert len(batch) == crops and batch.wavs.numel() <= budget
 
 
+@pytest.mark.fault(
+    "F27",
+    "an utterance longer than a training batch",
+    "refused before the first step, by name",
+)
 def test_an_utterance_over_the_budget_is_refused_by_name(corpus):
     longest = max(LENGTHS)
     name = f"u-{LENGTHS.index(longest):02}"
@@ -238,6 +243,9 @@ def test_batches_are_not_sorted_by_length(corpus):
     assert longest not in (sorted(longest), sorted(longest, reverse=True))
 
 
+@pytest.mark.fault(
+    "F29", "one corpus ten times smaller", "reshuffled on passes of its own"
+)
 def test_a_corpus_ten_times_smaller_is_reshuffled_on_its_own_passes(corpus):
     streams = {
         "speech": make(corpus, "buckets"),
@@ -381,6 +389,11 @@ def test_speech_is_whole_normalised_and_padded_with_zeros(corpus):
             )
 
 
+@pytest.mark.fault(
+    "F22",
+    "utterances of crop - 1, crop and crop + 1 samples",
+    "all are cropped or padded to their exact samples",
+)
 @pytest.mark.parametrize("number, length", [(0, 1599), (1, 1600), (2, 1601)])
 def test_crop_lengths_around_the_crop(corpus, number, length):
     crops = crops_by_id(make(corpus, "crops"), 60)[f"u-{number:02}"]
@@ -437,6 +450,7 @@ def test_statistics_in_the_csv_change_no_sample(corpus, kind):
         assert torch.equal(ours.wavs, theirs.wavs)
 
 
+@pytest.mark.fault("F21", "an utterance of zeros", "finite samples")
 @pytest.mark.parametrize("statistics", [True, False])
 @pytest.mark.parametrize("value", [0.0, 0.25])
 def test_silence_stays_finite(tmp_path, statistics, value):
@@ -808,6 +822,9 @@ def test_batches_stay_within_the_budget_and_hold_everything_once(corpus, workers
     assert sorted(ids) == sorted(found.utterances.ids)
 
 
+@pytest.mark.fault(
+    "F27", "an utterance longer than an evaluation batch", "evaluated alone"
+)
 def test_an_utterance_over_the_budget_is_evaluated_alone(corpus):
     _, batches = evaluation(corpus, max_batch_samples=max(LENGTHS) - 1)
     assert sum(len(b) for b in batches) == len(LENGTHS)

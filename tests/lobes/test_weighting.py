@@ -105,6 +105,7 @@ def test_one_task_is_its_loss(weighting, task):
     assert float(values[task].grad) == 1.0
 
 
+@pytest.mark.fault("F15", "a loss of exactly 0", "finite weights and gradients")
 @pytest.mark.parametrize("pair", [(0.0, 3.0), (3.0, 0.0), (0.0, 0.0)])
 def test_a_loss_of_exactly_zero_gives_finite_weights(pair):
     values = losses(*pair)
@@ -259,6 +260,7 @@ def test_dwa_does_not_remember_what_is_not_finite(bad):
     assert not torch.isfinite(total)
 
 
+@pytest.mark.fault("F15", "losses of exactly 0 in the history of DWA", "finite weights")
 def test_dwa_of_losses_of_zero():
     for seen in ([(0.0, 15.0)] * 2, [(0.0, 15.0), (4.0, 15.0)]):
         assert all(map(math.isfinite, weights_of(after(seen))))

@@ -94,6 +94,11 @@ def killed(monkeypatch, name, kill_at, run):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
+@pytest.mark.fault(
+    "F25",
+    "preparation killed at each of its stages",
+    "the next one gives the same bytes",
+)
 @pytest.mark.parametrize("run", [librispeech, voxceleb])
 @pytest.mark.parametrize(
     "points",
@@ -148,6 +153,9 @@ def test_another_split_decodes_nothing_but_the_bad(
     assert contents(tmp_path / "again") == contents(tmp_path / "fresh")
 
 
+@pytest.mark.fault(
+    "F25", "SIGKILL of a preparation with workers", "the next one gives the same bytes"
+)
 def test_a_killed_command_with_workers_continues(corpora, tmp_path, repository):
     script = repository / "recipes" / "VoxCeleb" / "voxceleb_prepare.py"
     slow = (

@@ -217,6 +217,11 @@ def test_a_second_subset_joins_the_first(server, tmp_path):
 # ------------------------------------------------------------------- the connection
 
 
+@pytest.mark.fault(
+    "F32",
+    "a download cut in the middle",
+    "continued where it ended, the checksum is verified",
+)
 def test_f32_a_download_cut_in_the_middle_goes_on_there(server, tmp_path, capsys):
     half = len(DEV_TAR) // 2
     server.cuts = [half]
@@ -378,6 +383,7 @@ def test_a_server_that_proves_nothing_is_not_asked_again(
 # ------------------------------------------------------------------------ checksums
 
 
+@pytest.mark.fault("F32", "a wrong checksum", "refused and downloaded again")
 def test_f32_a_wrong_checksum_is_refused_and_downloaded_again(server, tmp_path, capsys):
     damaged = bytearray(DEV_TAR)
     damaged[len(damaged) // 2] ^= 1
@@ -617,6 +623,11 @@ EVIL = {
 }
 
 
+@pytest.mark.fault(
+    "F32",
+    "an archive with paths and links that lead outside",
+    "refused, nothing is written outside",
+)
 @pytest.mark.parametrize("kind", EVIL)
 def test_f32_nothing_is_written_outside(server, tmp_path, capsys, kind):
     out = tmp_path / "deep" / "out"
