@@ -1,9 +1,9 @@
 """One line for every training and evaluation: what ran, where, and what it reached.
 
 The ledger is a file of JSON lines, ``results/ledger.jsonl`` unless the YAML's
-``ledger`` names another; ``pandas.read_json(path, lines=True)`` reads it, and ``read``
-here also one with damaged lines. A run that was interrupted and continued has a line for each of
-its parts.
+``ledger`` names another. ``pandas.read_json(path, lines=True)`` reads it, and ``read``
+here also one with damaged lines. A run that was interrupted and continued has a line
+for each of its parts.
 """
 
 import contextlib
@@ -124,10 +124,11 @@ def append(path, row):
         os.fsync(stream.fileno())
 
 
-def read(path=DEFAULT):
+def read(path=DEFAULT, report=True):
     """The lines of a ledger as dicts, in order; an absent ledger has none.
 
-    Lines that are damaged are named in the log, skipped and counted.
+    Lines that are damaged are skipped; they are named in the log and counted, unless
+    ``report`` is False because they were before.
     """
     path, rows, damaged = Path(path), [], 0
     try:
@@ -151,8 +152,9 @@ def read(path=DEFAULT):
             rows.append(row)
             continue
         damaged += 1
-        logger.warning("%s, line %d: %s; skipped", path, number, problem)
-    if damaged:
+        if report:
+            logger.warning("%s, line %d: %s; skipped", path, number, problem)
+    if damaged and report:
         logger.warning("%s: %d of its lines skipped", path, damaged)
     return rows
 

@@ -1,0 +1,146 @@
+"""Grids: what is made of files and command lines, and what is refused."""
+
+import json
+
+import pytest
+
+from lobes import ledger
+from lobes.errors import UserError
+from lobes.grids import Member, members, read_grid, same_but
+from tests import tiny
+
+FOLDERS = [f"--{n}_folder=x" for n in ("librispeech", "voxceleb1", "voxceleb2")]
+MTL_3S = tiny.MTL.with_name("mtl_3s.yaml")
+
+
+def grid(*words, only=None, **options):
+    paths = [word for word in words if not str(word).startswith("--")]
+    overrides = [word for word in words if str(word).startswith("--")]
+    return members(read_grid(paths, [*FOLDERS, *overrides], only), **options)
+
+
+def test_all_values_of_all_files():
+    found = grid(tiny.MTL, MTL_3S, "--lr=1e-5,1e-4", "--seed=1,2,3", "--precision=bf16")
+    assert len(found) == 12 and len({member.key for member in found}) == 12
+    first, last = found[0], found[-1]
+    assert first.name == "mtl, lr=1e-5, seed=1" and first.seed == 1
+    assert first.changes == {"lr": 1e-5, "precision": "bf16"} and first.lr == 1e-5
+    assert first.recipe == "LibriSpeech_VoxCeleb/MTL" and first.variant == "mtl"
+    assert first.output_folder.endswith("MTL/mtl,lr=1e-05,precision=bf16/1")
+    assert last.name == "mtl_3s, lr=1e-4, seed=3"
+    assert last.changes == {"lr": 1e-4, "precision": "bf16"}
+    python, script, yaml, *arguments = last.command("ledger.jsonl")
+    assert script.endswith("MTL/train.py") and yaml == str(MTL_3S)
+    assert {"--lr=1e-4", "--seed=3", "--precision=bf16"} <= set(arguments)
+    # Seeds share the settings, rates and files do not.
+    assert len({member.settings for member in found}) == 4
+
+
+def test_brackets_and_single_values_are_no_axes():
+    found = grid(tiny.MTL, "--librispeech_test_splits=[test-other, test-clean]")
+    assert len(found) == 1
+    assert len(grid(tiny.MTL, "--encoder_config={a: [1, 2], b: 3}")) == 1
+    found = grid(tiny.MTL, "--librispeech_train_splits=[a, b],[c]")
+    assert [m.values["librispeech_train_splits"] for m in found] == ["[a, b]", "[c]"]
+
+
+def test_a_file_names_runs_axes_and_options(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "runs:\n"
+        "    LibriSpeech_VoxCeleb/MTL:\n"
+        "        base: hparams/mtl.yaml\n"
+        "        both: hparams/pool_first_cls.yaml --base=hparams/branch_3.yaml\n"
+        "    LibriSpeech/ASR:\n"
+        "        speech: hparams/asr.yaml --freeze_steps=7\n"
+        "axes: {lr: [1.0e-5, 2.0e-5]}\n"
+        "options: --steps=50 --precision=bf16\n"
+    )
+    found = members(read_grid([path], ["--librispeech_folder=x"]), fill=True)
+    assert [m.run for m in found[::2]] == ["base", "both", "speech"]
+    assert found[2].changes["base"] == "branch_3" and found[2].steps == 50
+    assert found[4].recipe == "LibriSpeech/ASR"
+    assert found[4].changes == {
+        "freeze_steps": 7,
+        "lr": 1e-5,
+        "precision": "bf16",
+        "steps": 50,
+    }
+    # The command line replaces an axis and wins over the options.
+    found = members(read_grid([path], ["--lr=3e-5", "--steps=9"], ["base"]), fill=True)
+    assert [(m.run, m.lr, m.steps) for m in found] == [("base", 3e-5, 9)]
+    arguments = found[0].arguments
+    assert len({word.partition("=")[0] for word in arguments}) == len(arguments)
+
+
+def test_random_values_are_drawn_within_their_range_and_again_the_same():
+    words = [tiny.MTL, "--lr=log:1e-6:1e-3", "--steps=int:10:20", "--seed=1,2"]
+    found = grid(*words, draws=8)
+    assert len(found) == 16
+    rates = [member.lr for member in found[::2]]
+    assert rates == [member.lr for member in found[1::2]], "seeds have other rates"
+    assert all(1e-6 <= rate <= 1e-3 for rate in rates)
+    assert min(rates) < 3e-5 < max(rates), "not logarithmic"
+    assert all(10 <= member.steps <= 20 for member in found)
+    assert found == grid(*words, draws=8) != grid(*words, draws=8, draw_seed=1)
+
+
+WRONG = {
+    "setting": (["--lrr=1,2"], "mtl, lrr=1: --lrr is neither a key"),
+    "value": (["--lr=1e-4,fast"], "mtl, lr=fast: --lr must be a number"),
+    "twice": (["--lr=1e-5,0.00001"], "are the same training"),
+    "folder": (["--output_folder=a", "--lr=1e-5,1e-4"], "write to a"),
+    "place": (["--num_workers=1,2"], "are the same training"),
+    "range": (["--lr=log:1e-6:1e-3"], "lr is a range; say how many to draw"),
+    "no file": (["x.yaml"], "x.yaml does not exist"),
+    "the same file": ([tiny.MTL], "the run 'mtl' stands twice"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(case):
+    words, message = WRONG[case]
+    with pytest.raises(UserError) as error:
+        grid(tiny.MTL, *words)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_more_that_is_wrong(tmp_path):
+    for words, message in (
+        (["--lr=1,2"], "there are only 2 different values"),
+        (["--lr=log:0:1"], "log:0:1 is no range"),
+        ([], "--random needs an axis"),
+    ):
+        with pytest.raises(UserError, match=message):
+            grid(tiny.MTL, *words, draws=5)
+    with pytest.raises(UserError, match="needs librispeech_folder"):
+        members(read_grid([tiny.MTL]))
+    path = tmp_path / "grid.yaml"
+    for text, message in (
+        ("runs: {}\nseeds: [1]\n", "seeds is no part of a grid"),
+        ("runs: {MTL: {a: mtl.yaml}}\n", "MTL is no recipe"),
+        ("runs: [mtl.yaml]\n", "runs must be a mapping"),
+        ("runs: {\n", "correct the YAML"),
+        ("- a\n", "the file must be a mapping"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_grid([path])
+    with pytest.raises(UserError, match="no run 'x'; there are \\['mtl'\\]"):
+        read_grid([tiny.MTL], only=["x"])
+
+
+def test_what_counts_as_the_same_but_for_its_rate():
+    low, high, other = grid(tiny.MTL, "--lr=1e-5,2e-5", "--steps=7") + grid(
+        tiny.MTL, "--steps=8"
+    )
+    rows = [vars(member) for member in (low, high, other)]
+    assert len({same_but(row, {"lr"}) for row in rows}) == 2
+    assert same_but(vars(low), {"lr"}) != same_but(vars(low), {"steps"})
+
+
+def test_a_member_and_its_ledger_line_have_one_key():
+    member = grid(tiny.MTL, "--lr=5e-5", "--seed=4")[0]
+    assert isinstance(member, Member)
+    line = {n: getattr(member, n) for n in ("recipe", "variant", "changes", "seed")}
+    assert ledger.key(json.loads(json.dumps(line))) == member.key
