@@ -1,10 +1,13 @@
-# `make demo` shows the whole system; `make test` checks it. Both set up what they
-# need in .venv first. Use another interpreter with `make PYTHON=python3.12 ...`.
+# `make demo` shows the whole system; `make test` checks it; `make bench` measures it
+# (DEVICE=cuda on a GPU). All set up what they need in .venv first. Use another
+# interpreter with `make PYTHON=python3.12 ...`.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+DEVICE ?= cpu
+SIZE ?= base
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) tools/demo.py
@@ -14,6 +17,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
+
+bench: $(VENV)/.installed
+	$(RUN) tools/bench.py --device=$(DEVICE) --size=$(SIZE)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,184 @@
+"""The benchmark at tiny size: what it compares is equal, what it reports is there."""
+
+import json
+
+import pytest
+import torch
+
+from lobes.recipe import ROOT
+from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
+from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
+from tools import bench, bench_systems
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    made = bench_systems.Setup(str(folder), "tiny", seconds=4.0, crop=0.9, threads=1)
+    bench_systems.prepare(made, 64)
+    prepared = folder / "prepared"
+    prepare_librispeech(
+        folder / "LibriSpeech",
+        prepared / "LibriSpeech",
+        tr_splits=["train-clean-100"],
+        num_workers=1,
+    )
+    prepare_voxceleb(
+        folder / "VoxCeleb2",
+        None,
+        prepared / "VoxCeleb",
+        valid_fraction=0.1,
+        num_workers=1,
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def batches(setup):
+    hparams, _ = bench_systems.load(setup)
+    return list(bench_systems.train_batches(setup, hparams, 2))
+
+
+@pytest.fixture
+def compared(setup):
+    return {name: build(setup) for name, build in bench_systems.SYSTEMS.items()}
+
+
+def gradients(system, batches):
+    """Those of the transformer, as the optimizers see them at a step."""
+    found = {}
+    modules = getattr(system.modules.encoder, "model", system.modules.encoder)
+
+    def keep(*_):
+        for name, parameter in modules.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.clone()
+
+    optimizers = getattr(system, "optimizers_dict", None) or {"": system.optimizer}
+    for optimizer in optimizers.values():
+        optimizer.register_step_pre_hook(keep)
+    # Of the stock one they are clipped.
+    system.max_grad_norm = 1e9 if isinstance(system, bench_systems.Stock) else 0.0
+    loss = bench_systems.step(system, batches)
+    return float(loss), found
+
+
+def test_the_three_compute_the_same_step(compared, batches):
+    losses, found = {}, {}
+    batch = bench_systems.trimmed(batches[0])
+    assert min(map(len, batch.values())) > 1
+    for name, system in compared.items():
+        losses[name], found[name] = gradients(system, batch)
+    for name in ("stock", "paper"):
+        assert losses[name] == pytest.approx(losses["ours"], rel=1e-5)
+        assert found[name].keys() == found["ours"].keys()
+        for key, gradient in found["ours"].items():
+            scale = float(gradient.abs().max())
+            close = torch.allclose(found[name][key], gradient, 1e-3, 1e-4 * scale)
+            assert close, (name, key)
+    assert compared["paper"].seen[1] > 0
+
+
+def test_each_runs_the_cnn_as_it_is_said_to(compared, batches):
+    """Ours once and without a graph, the stock one with, the paper's twice."""
+    passes = {}
+    for name, system in compared.items():
+        seen = passes[name] = []
+        encoder = getattr(system.modules.encoder, "model", system.modules.encoder)
+        encoder.feature_extractor.conv_layers[0].conv.register_forward_hook(
+            lambda _, inputs, output, seen=seen: seen.append(output.requires_grad)
+        )
+        bench_systems.step(system, {"speech": batches[0]["speech"]})
+    assert passes["ours"] == [False]
+    assert passes["stock"] == [True]
+    assert len(passes["paper"]) == 2 and passes["paper"][-1]
+
+
+@pytest.mark.parametrize("name", ["ours", "stock"])
+def test_the_warm_up_leaves_the_encoder_alone(setup, batches, name):
+    system = bench_systems.SYSTEMS[name](setup)
+    encoder = system.modules.encoder
+
+    def state():
+        return torch.cat([p.detach().flatten() for p in encoder.parameters()])
+
+    before, head = state(), system.modules.speech.linear.weight.detach().clone()
+    bench_systems.step(system, batches[0], frozen=True)
+    assert torch.equal(state(), before)
+    assert not torch.equal(system.modules.speech.linear.weight, head)
+    piled_up = any(p.grad is not None for p in encoder.parameters())
+    assert piled_up == (name == "stock")
+    bench_systems.step(system, batches[1])
+    assert not torch.equal(state(), before)
+
+
+def test_other_losses_stop_it(compared, batches):
+    options = bench.parse(["--size=tiny", "--threads=1"])
+    with torch.no_grad():
+        compared["stock"].modules.speech.linear.bias += 1.0 * torch.arange(32)
+    with pytest.raises(RuntimeError, match="different things"):
+        bench.same_losses(compared, batches[0], options)
+
+
+def test_batches_of_a_stated_length(setup):
+    setup = setup.but(seconds=4.0, crop=0.3)
+    hparams, _ = bench_systems.load(setup)
+    whole = bench_systems.plain_batches(hparams, setup)
+    assert bench_systems.audio_seconds(whole) == pytest.approx(8.0, abs=0.3)
+    parts = [bench_systems.share(whole, rank, 2) for rank in range(2)]
+    for task, batch in bench_systems.trimmed(whole).items():
+        halves = torch.cat([part[task].wavs for part in parts])
+        assert torch.equal(halves, batch.wavs[: len(halves)])
+        assert len(batch) - len(halves) < 2
+        assert len({len(part[task]) for part in parts}) == 1
+
+
+def test_the_corpus_is_as_long_as_librispeech():
+    lengths = bench_systems.speech_lengths(
+        bench_systems.np.random.default_rng(0), 5000, 1.0, 35.0
+    )
+    assert lengths.mean() == pytest.approx(12.3, abs=0.2)
+    assert lengths.std() == pytest.approx(3.84, abs=0.2)
+    assert lengths.max() == 35.0 and lengths.min() >= 1.4
+
+
+def test_slopes():
+    rows = [{"audio": a, "peak": 5 + 3 * a} for a in (1, 2, 4)]
+    assert bench.slopes_between(rows) == [3, 3, 3]
+
+
+def test_rounds_take_turns():
+    order = []
+    options = bench.parse(["--size=tiny", "--rounds=3", "--threads=1"])
+    functions = {name: lambda r, name=name: order.append((r, name)) for name in "abc"}
+    seconds = bench.interleaved(functions, options)
+    assert [name for _, name in order] == list("abcbcacab")
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
+        "abc", 3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command(tmp_path, capsys):
+    bench.main(["--size=tiny", "--rounds=2", "--threads=1", f"--output={tmp_path}"])
+    found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    names = {"main_vs_stock", "main_vs_paper", "warmup_vs_stock", "memory_vs_stock"}
+    assert (
+        names | {"evaluation_vs_single", "efficiency_of_two"} == found["ratios"].keys()
+    )
+    for ratio in found["ratios"].values():
+        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert set(bench.SECTIONS) <= found.keys()
+    assert found["machine"]["torch"] == torch.__version__.split("+")[0]
+    assert str(ROOT) not in json.dumps(found["machine"])
+    assert [row["crop"] for row in found["steps"]["rows"]] == pytest.approx([0.3, 0.9])
+    for row in found["steps"]["rows"]:
+        losses = row["losses"]
+        assert losses["stock"] == pytest.approx(losses["ours"], rel=1e-4)
+        assert losses["paper"] == pytest.approx(losses["ours"], rel=1e-4)
+    assert found["evaluation"]["lowest_cosine"] > 1 - 1e-6
+    assert found["evaluation"]["other_transcripts"] == 0
+    assert (tmp_path / "bench.png").stat().st_size > 5000
+    printed = capsys.readouterr().out
+    assert "main_vs_stock" in printed and "steps/s" in printed

@@ -1,0 +1,830 @@
+"""Measure this project side by side with what a user would run instead.
+
+    python tools/bench.py [--size=base] [--device=cpu] [--only steps memory]
+
+In one process, one after another in every round, so that a busy machine is as busy
+for all: our training step, SpeechBrain's stock one and the paper's
+(tools/bench_systems.py). Also memory, data loading, evaluation,
+scoring, preparation, start-up, and two processes against one. Tables are printed;
+results/bench gets bench.json and bench.png.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas
+import speechbrain as sb
+import torch
+from matplotlib.figure import Figure
+from speechbrain.utils.run_opts import RunOptions
+from torch.utils.flop_counter import FlopCounterMode
+
+from lobes.audio import SAMPLE_RATE
+from lobes.distributed import join_processes
+from lobes.errors import UserError, user_errors_exit
+from lobes.files import write_atomically
+from lobes.plots import COLOURS, _dress, _save
+from lobes.recipe import ROOT
+from lobes.scoring import Trials, cosine_scores, equal_error_rate, verification_metrics
+from lobes.streams import EvaluationSet, EvaluationStream, Utterances
+from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
+from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
+from tools import bench_systems as systems
+from tools.cost import _convolution_backward
+
+#: What each kind of machine can be asked: seconds of audio per task and step, batches
+#: per round, utterances evaluated, and audio per task where memory is measured; audio
+#: per task of all processes together where two are measured against one.
+SIZES = {
+    "cuda": {
+        "seconds": 200.0,
+        "batches": 10,
+        "evaluated": 128,
+        "memory": (50.0, 100.0, 200.0),
+        "scaling": 200.0,
+    },
+    "base": {
+        "seconds": 20.0,
+        "batches": 1,
+        "evaluated": 8,
+        "memory": (10.0, 20.0, 30.0),
+        "scaling": 12.0,
+    },
+    "tiny": {
+        "seconds": 4.0,
+        "batches": 4,
+        "evaluated": 64,
+        "memory": (2.0, 4.0, 8.0),
+        "scaling": 4.0,
+    },
+}
+
+#: Audio in a batch of evaluation: the YAMLs' valid_batch_samples.
+EVALUATION_SECONDS = 200.0
+
+#: Utterances, and trials, of VoxCeleb1-O, -E and -H together (all cleaned).
+VOXCELEB1 = 145_160, {"O": 37_611, "E": 579_818, "H": 550_894}
+
+#: Ratios in bench.json: the one above the line, the one below, and which is better.
+RATIOS = {
+    "main_vs_stock": ("stock", "ours", "main"),
+    "main_vs_paper": ("paper", "ours", "main"),
+    "warmup_vs_stock": ("stock", "ours", "warmup"),
+    "compiled_vs_stock": ("stock", "compiled", "main"),
+}
+GOALS = {
+    "cpu": {
+        "main_vs_stock": 1.15,
+        "main_vs_paper": 1.5,
+        "warmup_vs_stock": 2.5,
+        "memory_vs_stock": 0.55,
+        "evaluation_vs_single": 3.0,
+    },
+    "cuda": {"main_vs_stock": 1.5, "main_vs_paper": 2.0, "compiled_vs_stock": 1.5},
+}
+
+
+@user_errors_exit
+def main(argv=None):
+    """The command; see the module's docstring."""
+    options = parse(argv)
+    started = time.perf_counter()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"machine": machine(options), "options": vars(options), "ratios": {}}
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        setup = systems.Setup(
+            work,
+            options.size,
+            options.device,
+            options.precision,
+            options.seconds,
+            options.crop[0] * (systems.TINY if options.size == "tiny" else 1),
+            threads=options.threads,
+        )
+        systems.prepare(setup, options.utterances)
+        # Before the others: these read what it writes.
+        found["preparation"] = measure_preparation(setup, options)
+        for name in options.only:
+            if name == "preparation":
+                continue
+            begun = time.perf_counter()
+            found[name] = SECTIONS[name](setup, options)
+            took = time.perf_counter() - begun
+            print(f"{name}: {took:.0f} s", file=sys.stderr, flush=True)
+            found["ratios"].update(found[name].pop("ratios", {}))
+            gc.collect()
+    found["seconds"] = time.perf_counter() - started
+    write_atomically(folder / "bench.json", json.dumps(found, indent=2) + "\n")
+    draw(found, folder / "bench.png")
+    print(report(found))
+    print(f"\n{folder / 'bench.json'}")
+
+
+def parse(argv):
+    """The options, with this machine's and size's values where none are given."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--size", choices=("tiny", "base"), default="base")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--precision", help="default: fp32, on cuda bf16")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="our step with a compiled encoder, too (default: on cuda)",
+    )
+    parser.add_argument(
+        "--crop",
+        type=float,
+        nargs="+",
+        default=[3.0, 9.0],
+        help="seconds of a speaker crop; tiny takes a tenth (default: 3 9)",
+    )
+    parser.add_argument("--seconds", type=float, help="audio per task and step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--workers", type=int, help="reading processes per task")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--output", default=str(ROOT / "results" / "bench"))
+    parser.add_argument("--work", help="folder for the made-up corpora, removed again")
+    options = parser.parse_args(argv)
+    cuda = torch.device(options.device).type == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise UserError(f"--device={options.device}: torch finds no GPU; use cpu")
+    options.kind = "cuda" if cuda and options.size == "base" else options.size
+    defaults = {
+        "precision": "bf16" if cuda else "fp32",
+        "compile": cuda,
+        "seconds": SIZES[options.kind]["seconds"],
+        "threads": torch.get_num_threads(),
+        "workers": 4 if cuda else 1,
+    }
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.utterances = max(96, round(20 * options.seconds / 12))
+    torch.set_num_threads(options.threads)
+    return options
+
+
+def machine(options):
+    """What the figures depend on: processor, memory, GPU, versions, commit."""
+    described = {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": options.threads,
+    }
+    for name, file, pattern in (
+        ("processor", "/proc/cpuinfo", r"model name\s*: (.+)"),
+        ("memory", "/proc/meminfo", r"MemTotal:\s*(.+)"),
+    ):
+        with contextlib.suppress(OSError):
+            match = re.search(pattern, Path(file).read_text(encoding="utf-8"))
+            if match:
+                described[name] = match[1]
+    if torch.device(options.device).type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(options.device)
+        described["cuda"] = torch.version.cuda
+    names = ("torch", "transformers", "speechbrain", "numpy")
+    described |= {name: importlib.metadata.version(name) for name in names}
+    if shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        described["commit"] = result.stdout.strip()
+    described["peak_tflops"] = matmul_peak(options)
+    return described
+
+
+def matmul_peak(options):
+    """TFLOP/s of a large matrix product in the steps' precision, the best of ten."""
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    n = 8192 if torch.device(options.device).type == "cuda" else 1024
+    dtype = names.get(options.precision, torch.float32)
+    a = torch.randn(n, n, device=options.device).to(dtype)
+    seconds = [clock(options.device, torch.matmul, a, a) for _ in range(11)]
+    return 2 * n**3 / min(seconds[1:]) / 1e12
+
+
+# Steps ------------------------------------------------------------------------
+
+
+def measure_steps(setup, options):
+    """Our step, the stock one and the paper's: seconds per step of every round."""
+    rows, pooled = [], {}
+    for crop in options.crop:
+        row, seconds = one_crop(setup.but(crop=crop * setup.scale), options)
+        rows.append(row)
+        for phase, values in seconds.items():
+            for name, one in values.items():
+                pooled.setdefault(phase, {}).setdefault(name, []).extend(one)
+    ratios = {
+        name: paired(pooled[phase][above], pooled[phase][below])
+        for name, (above, below, phase) in RATIOS.items()
+        if below in pooled[phase]
+    }
+    return {"rows": rows, "ratios": ratios}
+
+
+def one_crop(setup, options):
+    """A row of the table for one crop length, and the seconds by phase and system."""
+    count = SIZES[options.kind]["batches"]
+    stream = systems.train_batches(setup, systems.load(setup)[0], 4 * count)
+    batches = list(stream)
+    compared = {name: build(setup) for name, build in systems.SYSTEMS.items()}
+    row = {"crop": setup.crop, "losses": same_losses(compared, batches[0], options)}
+    audio = [systems.audio_seconds(one) for one in batches]
+    row["audio_seconds"] = statistics.mean(audio)
+    row["flops"] = count_flops(compared["ours"], batches[0]) / audio[0]
+    if options.compile:
+        compared["compiled"] = systems.Ours(setup.but(compile=True))
+        systems.step(compared["compiled"], batches[0])
+    seconds = {}
+    for phase, frozen in (("warmup", True), ("main", False)):
+        # The paper's warm-up is no claim of ours.
+        chosen = {
+            name: system
+            for name, system in compared.items()
+            if not (frozen and name in ("paper", "compiled"))
+        }
+        for system in chosen.values():
+            system.modules.zero_grad(set_to_none=True)
+            # Each shape once where a kernel is chosen, or compiled, for it.
+            first = batches if options.device != "cpu" else batches[:1]
+            for batch in first:
+                systems.step(system, batch, frozen)
+        seconds[phase] = interleaved(
+            {
+                name: lambda r, system=system, frozen=frozen: run_steps(
+                    system, batches, r, count, frozen
+                )
+                for name, system in chosen.items()
+            },
+            options,
+        )
+        seconds[phase] = {
+            name: [value / count for value in values]
+            for name, values in seconds[phase].items()
+        }
+    row["seconds"] = {
+        phase: {name: summary(values) for name, values in systems_.items()}
+        for phase, systems_ in seconds.items()
+    }
+    row["tflops"] = {
+        name: row["flops"] * row["audio_seconds"] / one["median"] / 1e12
+        for name, one in row["seconds"]["main"].items()
+        if name in ("ours", "compiled")
+    }
+    if options.compile:
+        row["compilations"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    ours = row["seconds"]
+    best = ours["main"].get("compiled", ours["main"]["ours"])["median"]
+    row["hours_of_100k"] = (10 * ours["warmup"]["ours"]["median"] + 90 * best) / 3.6
+    return row, seconds
+
+
+def run_steps(system, batches, number, count, frozen):
+    """The steps of one round; every round takes the next batches."""
+    for place in range(number * count, (number + 1) * count):
+        systems.step(system, batches[place % len(batches)], frozen)
+
+
+def same_losses(compared, batches, options):
+    """Losses of the first step on one batch without padding; they must be equal."""
+    batches = systems.trimmed(batches)
+    losses = {n: float(systems.step(s, batches)) for n, s in compared.items()}
+    tolerance = 1e-4 if options.precision == "fp32" else 2e-2
+    if not np.allclose(list(losses.values()), losses["ours"], rtol=tolerance):
+        raise RuntimeError(f"the systems compute different things: losses {losses}")
+    return losses
+
+
+def count_flops(brain, batches):
+    """Operations of our step, forward and back; attention counts on GPUs only."""
+    counts = {torch.ops.aten.convolution_backward: _convolution_backward}
+    encoder = brain.hparams.encoder
+    encoder.freeze(False)
+    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+        with brain.training_ctx:
+            given = dict(batches)
+            outputs = brain.compute_forward(given, sb.Stage.TRAIN)
+            loss = brain.compute_objectives(outputs, given, sb.Stage.TRAIN)
+        loss.backward()
+    brain.modules.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+# Memory -----------------------------------------------------------------------
+
+
+def measure_memory(setup, options):
+    """Peak memory, and step time, against the seconds of audio in a step."""
+    amounts = SIZES[options.kind]["memory"]
+    points = {}
+    for name in ("ours", "stock"):
+        # A process per point where the peak is the process's; on a GPU it starts anew.
+        groups = [amounts] if options.kind == "cuda" else [[a] for a in amounts]
+        points[name] = []
+        for group in groups:
+            points[name] += in_new_process(memory_points, setup, name, group)
+    slopes = {name: slopes_between(rows) for name, rows in points.items()}
+    ratios = [a / b for a, b in zip(slopes["ours"], slopes["stock"], strict=True)]
+    return {
+        "points": points,
+        "bytes_per_second": {n: statistics.median(s) for n, s in slopes.items()},
+        "ratios": {"memory_vs_stock": summary(ratios)},
+    }
+
+
+def memory_points(setup, name, amounts):
+    """Rows of seconds of audio (both tasks), peak bytes, and seconds of a step."""
+    rows, system = [], None
+    for amount in amounts:
+        # As long as the audio, where that is shorter than the crop.
+        one = setup.but(seconds=amount)
+        batches = systems.plain_batches(systems.load(one)[0], one)
+        system = system or systems.SYSTEMS[name](one)
+        if setup.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        systems.step(system, batches)
+        seconds = clock(setup.device, systems.step, system, batches)
+        audio = systems.audio_seconds(batches)
+        rows.append({"audio": audio, "peak": peak(setup.device), "seconds": seconds})
+    return rows
+
+
+def peak(device):
+    """Most bytes that the process held; its own, not what it was started from."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def slopes_between(rows):
+    """Bytes per added second of audio between every two points."""
+    return [
+        (b["peak"] - a["peak"]) / (b["audio"] - a["audio"])
+        for i, a in enumerate(rows)
+        for b in rows[i + 1 :]
+    ]
+
+
+def in_new_process(function, *args, ranks=1):
+    """What a function returns in a process, or a list of several processes' results."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
+        if ranks == 1:
+            return pool.submit(function, *args).result()
+        futures = [pool.submit(function, *args, rank) for rank in range(ranks)]
+        return [future.result() for future in futures]
+
+
+# The rest of a run ------------------------------------------------------------
+
+
+def measure_loading(setup, options):
+    """Audio-seconds per second that the streams give, alone."""
+    setup = setup.but(workers=options.workers)
+    count = 4 * SIZES[options.kind]["batches"]
+    hparams, _ = systems.load(setup)
+    batches = iter(systems.train_batches(setup, hparams, count + 1))
+    next(batches)  # Until here the reading processes start.
+    start = time.perf_counter()
+    audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
+    seconds = time.perf_counter() - start
+    return {"workers": options.workers, "audio_per_second": audio / seconds}
+
+
+def measure_evaluation(setup, options):
+    """Utterances per second in batches and one at a time, and that they are equal."""
+    count = SIZES[options.kind]["evaluated"]
+    lists = {}
+    for task, corpus in (("speech", "LibriSpeech"), ("speaker", "VoxCeleb")):
+        source = Path(setup.folder, "prepared", corpus, "train.csv")
+        lists[task] = source.with_name("evaluated.csv")
+        pandas.read_csv(source, dtype=str).head(count).to_csv(lists[task], index=False)
+    brain = systems.Ours(setup)
+    seconds = EVALUATION_SECONDS * setup.scale
+    budgets = {"batched": round(seconds * SAMPLE_RATE), "single": None}
+    found = {name: evaluate(brain, lists, value) for name, value in budgets.items()}
+    took = interleaved(
+        {
+            name: lambda r, value=value: evaluate(brain, lists, value)
+            for name, value in budgets.items()
+        },
+        options,
+    )
+    utterances = sum(len(one) for one in found["single"].values())
+    cosines = [
+        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        for a, b in (
+            (found[name]["speaker"][key].astype(np.float64) for name in budgets)
+            for key in found["single"]["speaker"]
+        )
+    ]
+    letters = [found[name]["speech"] for name in budgets]
+    return {
+        "utterances": utterances,
+        "batch_seconds": seconds,
+        "utterances_per_second": {
+            name: utterances / statistics.median(values)
+            for name, values in took.items()
+        },
+        "lowest_cosine": min(cosines),
+        "other_transcripts": sum(
+            letters[0][key][1] != letters[1][key][1] for key in letters[1]
+        ),
+        "ratios": {"evaluation_vs_single": paired(took["single"], took["batched"])},
+    }
+
+
+def evaluate(brain, lists, budget):
+    """What the tasks collected of every utterance, read from disk."""
+    labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
+    sets = [
+        (task, EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        for task, csv in lists.items()
+    ]
+    for _, one in sets:
+        one.open()
+    found = {}
+    for task, one in sets:
+        brain.evaluate(EvaluationStream([(task, one)]), progressbar=False)
+        found[task] = dict(brain.tasks[task].collected)
+    return found
+
+
+def measure_scoring(setup, options):
+    """Scores and metrics of VoxCeleb1's three lists, and the EER against trials."""
+    random = np.random.default_rng(2)
+    utterances, lists = VOXCELEB1
+    width = 768 if setup.size == "base" else 32
+    if setup.size == "tiny":
+        utterances, lists = 2000, {"O": 5000, "E": 10_000, "H": 10_000}
+    ids = [f"id{number:06d}" for number in range(utterances)]
+    speakers = random.integers(1251, size=utterances)
+    centres = random.normal(size=(1251, width)).astype(np.float32)
+    embeddings = random.normal(size=(utterances, width)).astype(np.float32)
+    embeddings += centres[speakers] / 4
+    seconds = {}
+    for name, count in lists.items():
+        sides = random.integers(utterances, size=(2, count))
+        sides[1, ::100] = sides[0, ::100]
+        trials = Trials(
+            speakers[sides[0]] == speakers[sides[1]],
+            *([ids[i] for i in side] for side in sides),
+        )
+        start = time.perf_counter()
+        scores = cosine_scores(trials, (ids, embeddings))
+        middle = time.perf_counter()
+        verification_metrics(scores, trials.labels)
+        seconds[name] = [middle - start, time.perf_counter() - middle]
+    total = sum(map(sum, seconds.values()))
+    trials = sum(lists.values())
+    growth = []
+    for count in (trials // 100, trials // 10, trials):
+        labels = random.random(count) < 0.5
+        values = random.normal(size=count) + labels
+        took = clock("cpu", equal_error_rate, values, labels)
+        growth.append({"trials": count, "seconds": took})
+    return {
+        "utterances": utterances,
+        "trials": trials,
+        "seconds_scores_and_metrics": seconds,
+        "seconds": total,
+        "trials_per_second": trials / total,
+        "eer_growth": growth,
+    }
+
+
+def measure_preparation(setup, options):
+    """Utterances per second prepared whole and by header; CSV load against rows."""
+    folder = Path(setup.folder)
+    prepare = {
+        "LibriSpeech": lambda to, **how: prepare_librispeech(
+            folder / "LibriSpeech", to, tr_splits=["train-clean-100"], **how
+        ),
+        "VoxCeleb": lambda to, **how: prepare_voxceleb(
+            folder / "VoxCeleb2", None, to, valid_fraction=0.1, **how
+        ),
+    }
+    rows = []
+    for corpus, function in prepare.items():
+        row = {"corpus": corpus, "utterances": options.utterances}
+        for name, place in (("full", "prepared"), ("header_only", "headers")):
+            to = folder / place / corpus
+            with _quiet():
+                took = clock("cpu", function, to, header_only=name == "header_only")
+            row[name] = options.utterances / took
+        rows.append(row)
+    growth = []
+    source = folder / "prepared" / "LibriSpeech" / "train.csv"
+    table = pandas.read_csv(source, dtype=str)
+    labels = {"letters": systems.load(setup)[0]["letters"]}
+    counts = (1_000, 10_000, 100_000) if setup.size == "base" else (100, 1_000)
+    for count in counts:
+        repeated = table.iloc[np.arange(count) % len(table)].copy()
+        repeated["ID"] = [f"{number}" for number in range(count)]
+        path = source.with_name(f"{count}.csv")
+        repeated.to_csv(path, index=False)
+        took = clock("cpu", Utterances, path, labels)
+        growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
+    return {"rows": rows, "growth": growth}
+
+
+def _headers(setup, count):
+    """Seconds that the preparation of a VoxCeleb2 tree of links takes, by header."""
+    tree = Path(setup.folder, f"tree-{count}")
+    random = np.random.default_rng(3)
+    systems.write_voxceleb(tree, random, count, setup.scale, sources=8)
+    with _quiet():
+        took = clock(
+            "cpu",
+            prepare_voxceleb,
+            tree,
+            None,
+            tree / "csv",
+            valid_fraction=0.1,
+            header_only=True,
+        )
+    shutil.rmtree(tree)
+    return {"header_only": took}
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Nothing of the preparation's own reports on the terminal."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+
+
+STARTUP = """
+import sys, time
+times = [time.perf_counter()]
+from lobes.brain import SpeechSpeakerBrain
+from lobes.recipe import parse_arguments
+times.append(time.perf_counter())
+hparams, run_opts, _ = parse_arguments(sys.argv[1:])
+times.append(time.perf_counter())
+SpeechSpeakerBrain(hparams, run_opts)
+times.append(time.perf_counter())
+print(*[after - before for before, after in zip(times, times[1:])])
+"""
+
+
+def measure_startup(setup, options):
+    """Seconds until a Brain stands: import, YAML with its encoder, Brain; in all."""
+    command = [sys.executable, "-c", STARTUP, *systems.arguments(setup)]
+    rows = []
+    for _ in range(min(options.rounds, 3)):
+        start = time.perf_counter()
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        total = time.perf_counter() - start
+        rows.append([*map(float, result.stdout.split()[-3:]), total])
+    names = ("import", "yaml", "brain", "total")
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: statistics.median(values) for name, values in columns}
+
+
+def measure_scaling(setup, options):
+    """Two processes against one with the same global batch.
+
+    On CPU over gloo with a thread each; on GPUs over nccl, where there are two.
+    """
+    cuda = torch.device(options.device).type == "cuda"
+    if cuda and torch.cuda.device_count() < 2:
+        return {"skipped": "two GPUs are needed"}
+    setup = setup.but(
+        seconds=SIZES[options.kind]["scaling"],
+        device="cuda" if cuda else "cpu",
+        threads=1,
+    )
+    seconds = {1: [], 2: []}
+    for _ in range(min(options.rounds, 2)):
+        for ranks, values in seconds.items():
+            args = setup, ranks, _free_port(), options.rounds
+            found = in_new_process(scaling_steps, *args, ranks=ranks)
+            # A step has ended when it has on every rank.
+            found = [found] if ranks == 1 else found
+            steps = [max(one) for one in zip(*found, strict=True)]
+            values.append(statistics.median(steps))
+    one, two = seconds.values()
+    return {
+        "seconds": {str(n): summary(values) for n, values in seconds.items()},
+        "ratios": {"efficiency_of_two": paired(one, [2 * value for value in two])},
+    }
+
+
+def scaling_steps(setup, ranks, port, rounds, rank=0):
+    """Seconds of some steps on one rank after a first one."""
+    if ranks > 1:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+        }
+        backend = "nccl" if setup.device == "cuda" else "gloo"
+        options = RunOptions(device=setup.device, distributed_backend=backend)
+        join_processes(options)
+    hparams, _ = systems.load(setup)
+    batches = systems.share(systems.plain_batches(hparams, setup), rank, ranks)
+    brain = systems.Ours(setup)
+    systems.step(brain, batches)
+    steps = 1 if setup.size == "base" and setup.device == "cpu" else rounds
+    return [clock(setup.device, systems.step, brain, batches) for _ in range(steps)]
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# Measuring and showing --------------------------------------------------------
+
+
+def clock(device, function, *args, **options):
+    """Seconds that a call takes until the device is done."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function(*args, **options)
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(functions, options):
+    """Seconds of every function, called with the round's number, in every round.
+
+    The first of a round is another one each time.
+    """
+    names = list(functions)
+    seconds = {name: [] for name in names}
+    for number in range(options.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            took = clock(options.device, functions[name], number)
+            seconds[name].append(took)
+    return seconds
+
+
+def paired(above, below):
+    """``summary`` of the quotients round by round."""
+    return summary([a / b for a, b in zip(above, below, strict=True)])
+
+
+def summary(values):
+    """Least, middle and greatest."""
+    return {
+        "min": min(values),
+        "median": statistics.median(values),
+        "max": max(values),
+    }
+
+
+SECTIONS = {
+    "preparation": measure_preparation,
+    "steps": measure_steps,
+    "memory": measure_memory,
+    "loading": measure_loading,
+    "evaluation": measure_evaluation,
+    "scoring": measure_scoring,
+    "startup": measure_startup,
+    "scaling": measure_scaling,
+}
+
+
+def table(names, rows):
+    """A table in Markdown; numbers with three digits."""
+    shown = [
+        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in rows
+    ]
+    lines = [names, ["---"] * len(names), *shown]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(found):
+    """All tables as text."""
+    options, parts = found["options"], []
+    goals = GOALS["cuda" if options["kind"] == "cuda" else "cpu"]
+    parts.append(", ".join(f"{k} {v}" for k, v in found["machine"].items()))
+    if found["ratios"]:
+        rows = [
+            [name, *values.values(), goals.get(name, "-")]
+            for name, values in found["ratios"].items()
+        ]
+        parts.append(table(["ratio", "min", "median", "max", "goal"], rows))
+    if "steps" in found:
+        rows = [
+            [row["crop"], row["audio_seconds"], phase, name, 1 / one["median"]]
+            + [one["median"], row["tflops"].get(name, "-") if phase == "main" else "-"]
+            for row in found["steps"]["rows"]
+            for phase, values in row["seconds"].items()
+            for name, one in values.items()
+        ]
+        names = ["crop s", "audio s", "phase", "step", "steps/s", "s/step", "TFLOP/s"]
+        parts.append(table(names, rows))
+        parts += [
+            f"crop {row['crop']:g} s: 100 k steps in {row['hours_of_100k']:.3g} h, "
+            f"{row.get('compilations', 0)} compilations"
+            for row in found["steps"]["rows"]
+        ]
+    if "memory" in found:
+        rows = [
+            [name, row["audio"], row["peak"] / 1e9, row["seconds"]]
+            for name, points in found["memory"]["points"].items()
+            for row in points
+        ]
+        parts.append(table(["step", "audio s", "peak GB", "s/step"], rows))
+    if "loading" in found:
+        given = found["loading"]["audio_per_second"]
+        line = f"loading alone: {given:.4g} s of audio per second"
+        for row in found.get("steps", {}).get("rows", []):
+            times = row["seconds"]["main"]
+            best = times.get("compiled", times["ours"])["median"]
+            line += f"; crop {row['crop']:g} s needs {row['audio_seconds'] / best:.4g}"
+        parts.append(line)
+    if "evaluation" in found:
+        one = found["evaluation"]
+        rates = one["utterances_per_second"]
+        parts.append(
+            f"evaluation: {rates['batched']:.3g} utterances/s in batches of "
+            f"{one['batch_seconds']:g} s, {rates['single']:.3g} one at a time; lowest "
+            f"cosine {one['lowest_cosine']:.9f}, {one['other_transcripts']} other "
+            "transcripts"
+        )
+    if "scoring" in found:
+        one = found["scoring"]
+        parts.append(
+            f"scoring: {one['trials']:,} trials of {one['utterances']:,} utterances in "
+            f"{one['seconds']:.3g} s"
+        )
+        rows = [list(row.values()) for row in one["eer_growth"]]
+        parts.append(table(["trials", "EER s"], rows))
+    rows = [list(row.values()) for row in found["preparation"]["rows"]]
+    names = ["corpus", "utterances", "full utt/s", "by header utt/s"]
+    parts.append(table(names, rows))
+    rows = [list(row.values()) for row in found["preparation"]["growth"]]
+    parts.append(table(["utterances", "CSV load s", "by header s"], rows))
+    for name in ("startup", "scaling"):
+        if name in found:
+            parts.append(f"{name}: {json.dumps(found[name])}")
+    parts.append(f"measured in {found['seconds']:.0f} s")
+    return "\n\n".join(parts)
+
+
+def draw(found, path):
+    """The ratios with their goals, and memory against audio."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    goals = GOALS["cuda" if found["options"]["kind"] == "cuda" else "cpu"]
+    for place, (name, one) in enumerate(found["ratios"].items()):
+        left.plot([one["min"], one["max"]], [place] * 2, color=COLOURS[0], lw=2)
+        left.plot(one["median"], place, "o", color=COLOURS[0])
+        if name in goals:
+            left.plot(goals[name], place, "|", color=COLOURS[1], ms=16, mew=2)
+    left.set_yticks(range(len(found["ratios"])), list(found["ratios"]))
+    left.set_xlabel("ratio: least, median, greatest; goal in orange")
+    left.invert_yaxis()
+    points = found.get("memory", {}).get("points", {})
+    for colour, (name, rows) in zip(COLOURS, points.items(), strict=False):
+        amounts = [row["audio"] for row in rows]
+        right.plot(amounts, [r["peak"] / 1e9 for r in rows], "o-", color=colour)
+        right.annotate(
+            name, (amounts[-1], rows[-1]["peak"] / 1e9), (-4, 6),
+            textcoords="offset points", ha="right", color=colour,
+        )  # fmt: skip
+    right.set_xlabel("audio in a step, both tasks (s)")
+    right.set_ylabel("peak memory (GB)")
+    for axes in (left, right):
+        _dress(axes)
+    _save(figure, path)
+
+
+if __name__ == "__main__":
+    main()

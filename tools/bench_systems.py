@@ -1,0 +1,421 @@
+"""What tools/bench.py measures: three training steps, and made-up corpora for them.
+
+The three train the same weights with the same heads, losses and weighting on the same
+batches. ``Ours`` is the project's Brain; ``Stock`` is what one would write with
+SpeechBrain's own wav2vec2 wrapper; ``Paper`` does what the paper's code does in a step.
+"""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import speechbrain as sb
+import torch
+from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+from speechbrain.utils.edit_distance import wer_details_for_batch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from lobes.audio import SAMPLE_RATE
+from lobes.brain import SpeechSpeakerBrain
+from lobes.encoder import Frames
+from lobes.recipe import ROOT, parse_arguments
+from lobes.streams import Batch, TrainStream
+
+MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
+
+#: Fields of a ``Wav2Vec2Config``. Nothing is dropped or masked, as in the paper.
+REGULARISATION = {
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
+ENCODERS = {
+    "base": {},
+    # wav2vec2-base's structure, hardly any weight.
+    "tiny": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "conv_dim": [16] * 7,
+    },
+}
+
+#: LibriSpeech's utterances in seconds: mean, deviation, shortest, longest.
+SPEECH_SECONDS = (12.3, 3.84, 1.4, 35.0)
+
+#: VoxCeleb2's: none is shorter, and the mean of what they have beyond that.
+SPEAKER_SECONDS = (4.0, 3.8)
+
+#: At tiny size utterances, and crops, are so much shorter.
+TINY = 0.1
+
+LETTERS_PER_SECOND = 14.5  # with word boundaries; LibriSpeech's mean
+WORDS = "THE OF AND HIS THAT WAS WITH HAD FOR NOT UPON SHOULD LITTLE BEFORE BETWEEN"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a system is built from; processes of their own get it handed over.
+
+    ``seconds`` is the audio per task and step, ``crop`` the speaker crop's length.
+    """
+
+    folder: str
+    size: str = "base"
+    device: str = "cpu"
+    precision: str = "fp32"
+    seconds: float = 20.0
+    crop: float = 3.0
+    workers: int = 0
+    threads: int | None = None
+    compile: bool = False
+
+    @property
+    def scale(self):
+        """What this size multiplies all lengths with."""
+        return TINY if self.size == "tiny" else 1.0
+
+    @property
+    def encoder(self):
+        """Folder of the encoder's weights."""
+        return f"{self.folder}/encoder-{self.size}"
+
+    def but(self, **changes):
+        """Another setup that differs in these."""
+        return Setup(**{**asdict(self), **changes})
+
+
+def prepare(setup, utterances):
+    """Write the encoder's weights and both corpora's trees into the setup's folder."""
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(**ENCODERS[setup.size], **REGULARISATION)
+    Wav2Vec2Model(config).save_pretrained(setup.encoder)
+    # The streams normalise already; the wrapper would do it again, over padding.
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(setup.encoder)
+    random = np.random.default_rng(0)
+    longest = min(SPEECH_SECONDS[3] * setup.scale, setup.seconds)
+    lengths = speech_lengths(random, utterances, setup.scale, longest)
+    write_librispeech(Path(setup.folder, "LibriSpeech"), random, lengths)
+    write_voxceleb(Path(setup.folder, "VoxCeleb2"), random, utterances, setup.scale)
+
+
+def speech_lengths(random, count, scale, longest):
+    """Seconds [count] distributed as LibriSpeech's, none above ``longest``.
+
+    One has ``longest``, which a corpus of this size may not draw by chance.
+    """
+    mean, deviation, shortest, _ = (scale * value for value in SPEECH_SECONDS)
+    drawn = random.normal(mean, deviation, 20 * count + 100)
+    drawn = drawn[(drawn >= shortest) & (drawn <= longest)][:count]
+    drawn[0] = longest
+    return drawn
+
+
+def write_librispeech(folder, random, lengths):
+    """``train-clean-100`` with utterances of so many seconds, 8 to a chapter."""
+    for number, seconds in enumerate(lengths):
+        chapter, place = divmod(number, 8)
+        path = folder / "train-clean-100" / f"{100 + chapter // 2}" / f"{chapter}"
+        path.mkdir(parents=True, exist_ok=True)
+        name = f"{100 + chapter // 2}-{chapter}-{place:04d}"
+        _write_audio(path / f"{name}.flac", random, seconds)
+        with open(
+            path / f"{100 + chapter // 2}-{chapter}.trans.txt", "a", encoding="utf-8"
+        ) as stream:
+            stream.write(f"{name} {text(random, seconds)}\n")
+
+
+def write_voxceleb(folder, random, utterances, scale, sources=64):
+    """``dev/wav``, two utterances a video, six a speaker; ``sources`` are distinct."""
+    shortest, beyond = (scale * value for value in SPEAKER_SECONDS)
+    for number in range(utterances):
+        video, place = divmod(number, 2)
+        path = folder / "dev" / "wav" / f"id{video // 3:05d}" / f"{video:06d}"
+        path.mkdir(parents=True, exist_ok=True)
+        source = folder / "sources" / f"{number % sources}.wav"
+        if number < sources:
+            source.parent.mkdir(exist_ok=True)
+            _write_audio(source, random, shortest + random.exponential(beyond))
+        os.link(source, path / f"{place:05d}.wav")
+
+
+def text(random, seconds):
+    """Words as long as a reader's of so many seconds."""
+    words = WORDS.split()
+    chosen = [words[random.integers(len(words))]]
+    while len(" ".join(chosen)) < LETTERS_PER_SECOND * seconds - 5:
+        chosen.append(words[random.integers(len(words))])
+    return " ".join(chosen)
+
+
+def _write_audio(path, random, seconds):
+    """16-bit noise that swells as syllables do."""
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    noise = random.normal(0, 3000, len(time)) * (0.2 + np.sin(9 * time) ** 2)
+    wave = noise.clip(-32768, 32767).astype(np.int16)
+    soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
+
+
+def arguments(setup):
+    """The command line of the base run for a setup."""
+    settings = {
+        "librispeech_folder": f"{setup.folder}/LibriSpeech",
+        "voxceleb2_folder": f"{setup.folder}/VoxCeleb2",
+        "voxceleb1_folder": "unused",
+        "prepared_folder": f"{setup.folder}/prepared",
+        "output_folder": f"{setup.folder}/run",
+        "source": setup.encoder,
+        "max_batch_samples": round(setup.seconds * SAMPLE_RATE),
+        "crop_seconds": setup.crop,
+        "num_workers": setup.workers,
+        "precision": setup.precision,
+        "freeze_steps": 0,
+        "threads": "null" if setup.threads is None else setup.threads,
+        # From random weights: a step must not lead to infinity.
+        "lr": 1e-6,
+    }
+    argv = [str(MTL), *(f"--{key}={value}" for key, value in settings.items())]
+    argv += [f"--device={setup.device}", "--noprogressbar"]
+    return argv + ["--compile"] * setup.compile
+
+
+def load(setup):
+    """The base run's hparams and run options for a setup."""
+    Path(setup.folder, "run").mkdir(parents=True, exist_ok=True)
+    hparams, run_opts, _ = parse_arguments(arguments(setup))
+    return hparams, run_opts
+
+
+def train_batches(setup, hparams, count):
+    """An opened ``TrainStream`` over both corpora of so many steps.
+
+    The tasks are not asked whether it fits: the head has the paper's 5,994 speakers.
+    """
+    for stream in hparams["train_streams"].values():
+        stream.open()
+    pinned = torch.device(setup.device).type == "cuda"
+    return TrainStream(hparams["train_streams"], count, count, pinned)
+
+
+class Ours(SpeechSpeakerBrain):
+    """The project's Brain, ready for its first step."""
+
+    def __init__(self, setup):
+        hparams, run_opts = load(setup)
+        super().__init__(hparams, run_opts)
+        self.on_fit_start()
+        self.modules.train()
+
+
+class Stock(sb.Brain):
+    """A Brain around SpeechBrain's wrapper, with the stock recipes' two optimizers.
+
+    As there, gradients are clipped to SpeechBrain's default norm of 5, and in the
+    warm-up the encoder's optimizer is left out of the step.
+    """
+
+    def __init__(self, setup):
+        hparams, run_opts = load(setup)
+        modules = {
+            "encoder": self.build_encoder(setup.encoder),
+            "weighting": hparams["weighting"],
+            **hparams["tasks"],
+        }
+        self.frame_lengths = hparams["encoder"].frame_lengths
+        # Its weights would stay in memory.
+        hparams["encoder"].model.feature_extractor.conv_layers = torch.nn.ModuleList()
+        hparams["encoder"].model.encoder.layers = torch.nn.ModuleList()
+        self.tasks = list(hparams["tasks"])
+        needed = {name: hparams[name] for name in ("freeze_steps", "lr")}
+        options = {
+            "device": run_opts["device"],
+            "precision": setup.precision,
+            "noprogressbar": True,
+        }
+        super().__init__(modules, hparams=needed, run_opts=options)
+        self.on_fit_start()
+        self.modules.train()
+
+    def build_encoder(self, folder):
+        """The encoder with the weights in a folder."""
+        return Wav2Vec2(folder, folder, freeze_feature_extractor=True)
+
+    def encode(self, batch):
+        """Frames [batch, time, channel]."""
+        shares = (batch.lengths / batch.wavs.shape[1]).to(self.device)
+        return self.modules.encoder(batch.wavs, shares)
+
+    def init_optimizers(self):
+        """Adam for the encoder, and one for what stands on it."""
+        lr = self.hparams.lr
+        heads = [self.modules[task] for task in self.tasks]
+        self.optimizers_dict = {
+            "encoder": torch.optim.Adam(self.modules.encoder.parameters(), lr=lr),
+            "heads": torch.optim.Adam(torch.nn.ModuleList(heads).parameters(), lr=lr),
+        }
+
+    def freeze_optimizers(self, optimizers):
+        """As the stock recipes' warm-up does it."""
+        if self.optimizer_step < self.hparams.freeze_steps:
+            return {"heads": optimizers["heads"]}
+        return optimizers
+
+    def compute_forward(self, batches, stage):
+        """Outputs of the heads by task; these compute in float32, as ours do."""
+        outputs = {}
+        for task, batch in batches.items():
+            batch = batches[task] = batch.to(self.device)
+            hidden = self.encode(batch)
+            lengths = self.frame_lengths(batch.lengths)
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            mask = places < lengths.to(hidden.device)[:, None]
+            with torch.autocast(hidden.device.type, enabled=False):
+                frames = Frames(hidden, hidden, lengths, mask)
+                outputs[task] = self.modules[task](frames)
+        return outputs
+
+    def compute_objectives(self, outputs, batches, stage):
+        """The weighted sum of the losses."""
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            losses = {
+                task: self.modules[task].loss(output, batches[task])
+                for task, output in outputs.items()
+            }
+            return self.modules.weighting(losses, self.optimizer_step)[0]
+
+
+class Paper(Stock):
+    """A step with what the paper's code spends beyond it (its model and batches alike).
+
+    Autograd goes through the frozen CNN; CNN and layers are computed again on the way
+    back; the loss, the batch's letters and their WER come to the host in every step;
+    Adam takes one parameter after another. No clipping.
+    """
+
+    def build_encoder(self, folder):
+        """HuggingFace's model with gradient checkpointing and a frozen CNN."""
+        model = Wav2Vec2Model.from_pretrained(folder, apply_spec_augment=False)
+        model.feature_extractor.requires_grad_(False)
+        model.gradient_checkpointing_enable()
+        return model
+
+    def encode(self, batch):
+        """Frames [batch, time, channel]."""
+        places = torch.arange(batch.wavs.shape[1], device=batch.wavs.device)
+        mask = places < batch.lengths.to(places.device)[:, None]
+        return self.modules.encoder(batch.wavs, mask.long()).last_hidden_state
+
+    def init_optimizers(self):
+        """One Adam, in a loop."""
+        trained = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=self.hparams.lr, foreach=False)
+
+    def fit_batch(self, batches):
+        """Forward, backward, step, and a look at what came out."""
+        with self.training_ctx:
+            outputs = self.compute_forward(batches, sb.Stage.TRAIN)
+            loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.optimizer_step += 1
+        self.seen = loss.item(), self.word_errors(outputs["speech"], batches["speech"])
+        return loss.detach()
+
+    def word_errors(self, output, batch):
+        """Word errors of the batch, decoded greedily."""
+        vocabulary = self.modules.speech.vocabulary
+        best = output[0].detach().argmax(-1).cpu()
+        lengths = output[1].tolist()
+        rows = [row[:n].tolist() for row, n in zip(best, lengths, strict=True)]
+        found = [vocabulary.decode(row).split() for row in rows]
+        wanted = [row.split() for row in batch.columns["wrd"]]
+        details = wer_details_for_batch(batch.ids, wanted, found)
+        return sum(row["num_edits"] for row in details)
+
+
+def step(system, batches, frozen=False):
+    """One optimizer step of any system, as ``Brain.fit`` takes it; returns the loss."""
+    system.step += 1
+    system.hparams.freeze_steps = math.inf if frozen else 0
+    return system.fit_batch(dict(batches))
+
+
+def trimmed(batches):
+    """The batches without padding: every waveform as long as the shortest.
+
+    Only there does the stock wrapper's group norm see what it sees of one utterance.
+    """
+    return {task: _trim(batch) for task, batch in batches.items()}
+
+
+def _trim(batch):
+    shortest = int(batch.lengths.min())
+    lengths = torch.full_like(batch.lengths, shortest)
+    labels, columns = batch.labels, batch.columns
+    return Batch(batch.ids, batch.wavs[:, :shortest], lengths, labels, columns)
+
+
+def plain_batches(hparams, setup):
+    """Noise under both tasks, ``setup.seconds`` each: what a step's memory grows with.
+
+    Speech in utterances of 5 s, every second one 5 % shorter; speakers in crops.
+    """
+    random = np.random.default_rng(1)
+    utterance = round(5.0 * setup.scale * SAMPLE_RATE)
+    crop = round(setup.crop * SAMPLE_RATE)
+    samples = round(setup.seconds * SAMPLE_RATE)
+    lengths = {
+        "speech": [
+            utterance - (row % 2) * utterance // 20
+            for row in range(samples // utterance)
+        ],
+        "speaker": [crop] * (samples // crop),
+    }
+    batches = {}
+    for task, values in lengths.items():
+        waves = [torch.from_numpy(random.normal(size=n)).float() for n in values]
+        ids = [f"{task}-{row}" for row in range(len(values))]
+        wavs = pad_sequence(waves, batch_first=True)
+        batches[task] = Batch(ids, wavs, torch.tensor(values))
+    texts = [text(random, n / SAMPLE_RATE) for n in lengths["speech"]]
+    batches["speech"].labels["letters"] = hparams["letters"].encode(texts)
+    batches["speech"].columns["wrd"] = texts
+    speakers = torch.arange(len(lengths["speaker"]))
+    batches["speaker"].labels["speaker"] = speakers
+    return batches
+
+
+def share(batches, rank, ranks):
+    """One rank's part of the batches without padding, as many utterances on each."""
+    parts = {}
+    for task, batch in trimmed(batches).items():
+        count = len(batch) // ranks
+        rows = slice(rank * count, (rank + 1) * count)
+        labels = {
+            name: tuple(t[rows] for t in label)
+            if isinstance(label, tuple)
+            else label[rows]
+            for name, label in batch.labels.items()
+        }
+        parts[task] = Batch(
+            batch.ids[rows], batch.wavs[rows], batch.lengths[rows], labels
+        )
+    return parts
+
+
+def audio_seconds(batches):
+    """Seconds that a step computes on, padding included."""
+    return sum(batch.wavs.numel() for batch in batches.values()) / SAMPLE_RATE
+
+
+SYSTEMS = {"ours": Ours, "stock": Stock, "paper": Paper}
