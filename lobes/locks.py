@@ -1,30 +1,37 @@
 """One process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
+import sys
 from pathlib import Path
 
 from lobes.errors import UserError
 
 
 @contextlib.contextmanager
-def one_writer(lock):
+def one_writer(lock, wait=False):
     """Be the only process that holds the file ``lock``, which is made if absent.
 
-    Raises ``UserError`` naming the holder when there is one. The file stays: the
-    lock on it ends with its process, even with a killed one.
+    When there is another one, ``wait`` for it to finish, saying so, or raise
+    ``UserError``; both name it. The file stays: the lock on it ends with its process,
+    even with a killed one.
     """
     lock = Path(lock)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a+", encoding="utf-8") as stream:
         if not take(stream):
             stream.seek(0)
-            raise UserError(
+            told = (
                 f"{lock.parent}: another process ({stream.read().strip()}) is writing "
-                f"there; wait for it, or choose another folder"
+                f"there"
             )
+            if not wait:
+                raise UserError(f"{told}; wait for it, or choose another folder")
+            print(f"{told}; waiting for it", file=sys.stderr, flush=True)
+            fcntl.lockf(stream, fcntl.LOCK_EX)
         stream.truncate(0)
         stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
         stream.flush()
@@ -38,4 +45,8 @@ def take(stream):
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        # Some file systems of clusters have no locks: then everybody may write.
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     return True

@@ -389,7 +389,7 @@ def existing_folder(folder, argument):
     return path
 
 
-def writable_folder(folder):
+def writable_folder(folder, argument="save_folder"):
     """``folder`` as an absolute path, made and tried; ``UserError`` if it fails."""
     path = Path(os.path.abspath(folder))
     try:
@@ -397,7 +397,7 @@ def writable_folder(folder):
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(
-            f"save_folder: {path} cannot be written to ({error.strerror}); choose "
+            f"{argument}: {path} cannot be written to ({error.strerror}); choose "
             f"another folder or correct its permissions"
         ) from error
     return path

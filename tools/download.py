@@ -177,7 +177,7 @@ def main(argv=None):
 
 def _run(options):
     """Do what the command line says; returns a summary."""
-    out = writable_folder(options.out)
+    out = writable_folder(options.out, "OUT")
     archives = out / "archives"
     if options.corpus == "librispeech":
         sources = [

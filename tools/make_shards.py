@@ -121,7 +121,7 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
     that another program wrote, and a full disk.
     """
     began = time.monotonic()
-    out = writable_folder(out)
+    out = writable_folder(out, "OUT")
     names = [Path(path).stem for path in csvs]
     for name in names:
         if names.count(name) > 1:

@@ -21,6 +21,7 @@ import numpy as np
 from lobes.audio import SAMPLE_RATE, encoder_frames
 from lobes.errors import UserError, user_errors_exit
 from lobes.journal import Journal
+from lobes.locks import one_writer
 from lobes.preparation import (
     Inputs,
     Part,
@@ -177,24 +178,26 @@ def prepare_librispeech(
     if tr_splits and merge_name:
         check_owner(save_folder, Path(merge_name).stem, CORPUS)
     counts = {}
-    for split, folder in folders.items():
-        counts[f"{split}.csv"] = _prepare_split(
-            split, folder, save_folder, skip_budget, header_only, num_workers
-        )
-    if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
-        counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
-    if speaker_valid_fraction is not None:
-        splitting = {"fraction": speaker_valid_fraction, **drawing}
-        counts |= _prepare_speakers(
-            save_folder, tr_splits, speakers_file, splitting, counts
-        )
-    for split in trial_splits:
-        counts |= _prepare_trials(save_folder, split, speakers_file, drawing)
-    official = {(f"{split}.csv",): (f"{CORPUS}/{split}",) for split in splits}
-    if tr_splits and merge_name:
-        official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
-    skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
-    write_report(save_folder, CORPUS, counts, skipped, official)
+    # Two trainings that start together share one folder.
+    with one_writer(save_folder / ".prepare.lock", wait=True):
+        for split, folder in folders.items():
+            counts[f"{split}.csv"] = _prepare_split(
+                split, folder, save_folder, skip_budget, header_only, num_workers
+            )
+        if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
+            counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
+        if speaker_valid_fraction is not None:
+            splitting = {"fraction": speaker_valid_fraction, **drawing}
+            counts |= _prepare_speakers(
+                save_folder, tr_splits, speakers_file, splitting, counts
+            )
+        for split in trial_splits:
+            counts |= _prepare_trials(save_folder, split, speakers_file, drawing)
+        official = {(f"{split}.csv",): (f"{CORPUS}/{split}",) for split in splits}
+        if tr_splits and merge_name:
+            official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
+        skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
+        write_report(save_folder, CORPUS, counts, skipped, official)
     return with_paths(save_folder, counts)
 
 

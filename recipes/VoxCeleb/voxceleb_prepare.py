@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lobes.audio import SAMPLE_RATE
+from lobes import conversion
+from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.journal import Journal
+from lobes.locks import one_writer
 from lobes.preparation import (
     Inputs,
     Part,
@@ -61,7 +63,7 @@ HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
 #: Beside VoxCeleb2's folders; one line for each speaker.
 META = "vox2_meta.csv"
 
-TRIAL_LISTS = ("veri_test2.txt", "list_test_hard2.txt")
+TRIAL_LISTS = ("veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt")
 
 CORPUS = "VoxCeleb"
 
@@ -98,6 +100,7 @@ def prepare_voxceleb(
     valid_negative_trials=5000,
     valid_different_video=False,
     valid_same_sex=False,
+    convert=None,
     seed=42133724,
     skip_budget=0,
     strict=False,
@@ -150,6 +153,11 @@ def prepare_voxceleb(
     valid_same_sex : bool
         Take negative trials of two speakers of one sex only (two sexes are easy to
         tell apart), which VoxCeleb's ``vox2_meta.csv`` in ``data_folder`` tells.
+    convert : str
+        ``flac`` or ``wav``: what m4a files of the training data are converted to
+        first, once and beside them (see ``lobes.conversion``); the originals stay,
+        and those that cannot be converted are bad files. None: they are decoded
+        whole for every crop.
     seed : int
     skip_budget : int
         How many files that ``lobes.audio`` refuses may be left out, of the
@@ -200,6 +208,8 @@ def prepare_voxceleb(
         },
         seed,
     )
+    if convert not in (None, "flac", "wav"):
+        raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
     # Both listings come first: a leak must not show up after hours of decoding.
     train = test = sexes = None
     if data_folder is not None:
@@ -220,34 +230,39 @@ def prepare_voxceleb(
     if train is not None and test is not None:
         _check_leak(train, test)
     counts = {}
-    if train is not None:
-        options = {
-            "folder": os.fspath(data_folder),
-            "header_only": header_only,
-            "sexes": sexes and file_hash(data_folder / META),
-            **splitting,
-        }
-        part = Part(save_folder, "train", CORPUS, options, train_inputs)
-        splitting["sexes"] = sexes
-        scanning = (data_folder, skip_budget, header_only, num_workers)
-        counts |= part.reusable(skip_budget) or _prepare_train(
-            part, train, splitting, scanning
-        )
-    if transcripts is not None:
-        paths = transcript_files(transcripts)
-        counts |= _prepare_transcribed(save_folder, paths)
-    if test is not None:
-        options = {
-            "folder": os.fspath(test_folder),
-            "header_only": header_only,
-            "lists": list(map(str, lists)),
-        }
-        part = Part(save_folder, "test", CORPUS, options, test_inputs)
-        scanning = (test_folder, skip_budget, header_only, num_workers)
-        counts |= part.reusable(skip_budget) or _prepare_test(
-            part, test, trials, scanning
-        )
-    _report(save_folder, counts)
+    # Two trainings that start together share one folder.
+    with one_writer(save_folder / ".prepare.lock", wait=True):
+        if train is not None:
+            train, train_inputs = _converted(
+                train, train_inputs, data_folder, convert, num_workers
+            )
+            options = {
+                "folder": os.fspath(data_folder),
+                "header_only": header_only,
+                "sexes": sexes and file_hash(data_folder / META),
+                **splitting,
+            }
+            part = Part(save_folder, "train", CORPUS, options, train_inputs)
+            splitting["sexes"] = sexes
+            scanning = (data_folder, skip_budget, header_only, num_workers)
+            counts |= part.reusable(skip_budget) or _prepare_train(
+                part, train, splitting, scanning
+            )
+        if transcripts is not None:
+            paths = transcript_files(transcripts)
+            counts |= _prepare_transcribed(save_folder, paths)
+        if test is not None:
+            options = {
+                "folder": os.fspath(test_folder),
+                "header_only": header_only,
+                "lists": list(map(str, lists)),
+            }
+            part = Part(save_folder, "test", CORPUS, options, test_inputs)
+            scanning = (test_folder, skip_budget, header_only, num_workers)
+            counts |= part.reusable(skip_budget) or _prepare_test(
+                part, test, trials, scanning
+            )
+        _report(save_folder, counts)
     return with_paths(save_folder, counts)
 
 
@@ -269,6 +284,24 @@ def check_voxceleb(data_folder, test_folder, transcripts=None, skip_prep=False, 
                 "transcripts are given but no data_folder (voxceleb2_folder), whose "
                 "utterances they are for; give both or none"
             )
+
+
+def _converted(train, inputs, data_folder, to, num_workers):
+    """The training utterances and their hash, m4a files converted where asked."""
+    sources = [path for path in train.paths if path.lower().endswith(AAC_SUFFIXES)]
+    if not sources:
+        return train, inputs
+    if to is None:
+        say(
+            f"train: {len(sources):,} of {len(train.paths):,} files are m4a, which are "
+            f"decoded whole for every crop; --convert flac (of train.py: "
+            f"--voxceleb_convert=flac) converts them once"
+        )
+        return train, inputs
+    writable_folder(data_folder, f"convert={to}: data_folder (voxceleb2_folder)")
+    counts = conversion.convert(data_folder, data_folder, to, num_workers, only=sources)
+    say(f"train: {conversion.summary(counts, data_folder)}")
+    return _list_utterances(data_folder)
 
 
 def _report(save_folder, counts):
@@ -819,6 +852,11 @@ def main(arguments=None):
         ),
     ):
         parser.add_argument(f"--{flag}", action="store_true", help=use)
+    parser.add_argument(
+        "--convert",
+        choices=("flac", "wav"),
+        help="convert VoxCeleb2's m4a files first, beside them (read as they are)",
+    )
     parser.add_argument(
         "--num_workers", type=int, help="decoding processes (default: all cores)"
     )

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -561,6 +562,7 @@ def test_an_empty_list_is_refused(corpora):
         ({"valid_positive_trials": 0}, "valid_positive_trials=0"),
         ({"valid_negative_trials": -1}, "valid_negative_trials=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"convert": "mp3"}, "convert=mp3: only flac, wav"),
     ],
 )
 def test_wrong_arguments_are_refused(corpora, changes, problem):
@@ -871,9 +873,9 @@ def test_only_changed_transcripts_are_chosen_again(corpora, everything, decoded)
     path = write_transcripts(corpora, everything)
     first = prepare(corpora, transcripts=path)
     folder = corpora / "csv"
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
     assert prepare(corpora, transcripts=str(path)) == first
-    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("[!.]*")} == before
     write_transcripts(corpora, everything[1:])
     again = prepare(corpora, transcripts=path)
     left = sum(again[f"{n}_transcribed.csv"]["skipped"] for n in ("train", "valid"))
@@ -910,6 +912,85 @@ def test_transcripts_that_cannot_be_used_are_refused(corpora, everything, monkey
     with pytest.raises(UserError, match="transcripts: the file .* does not exist"):
         prepare(corpora, transcripts=corpora / "absent.jsonl")
     assert prepare(corpora, transcripts="absent.jsonl", skip_prep=True) == {}
+
+
+# m4a files.
+
+
+@pytest.fixture
+def published(corpora, mini_corpora):
+    """Real m4a files as VoxCeleb2 has them: 6 speakers, the first with a bad file."""
+    pytest.importorskip("av")
+    source = mini_corpora / "VoxCeleb2" / "dev" / "aac"
+    shutil.rmtree(corpora / "vox2")
+    for name in sorted(os.listdir(source))[:6]:
+        target = corpora / "vox2" / "dev" / "aac" / name
+        shutil.copytree(source / name, target)
+    bad = sorted((corpora / "vox2").rglob("*.m4a"))[0]
+    bad.write_bytes(bad.read_bytes()[:500])
+    return corpora
+
+
+@pytest.mark.parametrize("to", ["flac", "wav"])
+def test_m4a_files_are_converted_once(published, capsys, monkeypatch, to):
+    originals = sorted((published / "vox2").rglob("*.m4a"))
+    with pytest.raises(UserError, match="train: 1 bad utterance"):
+        prepare(published, convert=to)
+    told = capsys.readouterr().err
+    converted = f"{len(originals) - 1} converted, 0 there before, 1 failed"
+    assert f"train: {len(originals)} files: {converted}" in told
+    with open(published / "vox2" / "convert.failed.csv", newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == [str(originals[0])]
+    # The rest is not decoded again, neither as m4a nor as what it became.
+    monkeypatch.setattr(voxceleb_prepare.conversion, "encode_audio", None)
+    counts = prepare(published, convert=to, skip_budget=1)
+    assert counts["train.csv"]["skipped"] == 1
+    found = rows(published / "csv" / "train.csv") + rows(
+        published / "csv" / "valid.csv"
+    )
+    assert len(found) == len(originals) - 1
+    for row in found:
+        assert row["wav"].endswith(f".{to}") and "/dev/wav/" in row["wav"]
+    check_row(found[0], *audio_statistics(found[0]["wav"]))
+    assert sorted((published / "vox2").rglob("*.m4a")) == originals
+    # Nothing is left to convert or to say.
+    originals[0].unlink()
+    capsys.readouterr()
+    prepare(published, convert=to, skip_budget=1)
+    assert "m4a" not in capsys.readouterr().err
+
+
+def test_m4a_files_that_stay_are_told(published, capsys):
+    prepare(published, skip_budget=1)
+    count = len(list((published / "vox2").rglob("*.m4a")))
+    told = f"train: {count} of {count} files are m4a, which are decoded whole"
+    assert told in capsys.readouterr().err
+    assert not (published / "vox2" / "dev" / "wav").exists()
+
+
+def test_another_preparation_of_the_folder_is_waited_for(corpora, repository):
+    first = prepare(corpora)
+    hold = (
+        "import sys; from lobes.locks import one_writer\n"
+        "with one_writer(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    lock = corpora / "csv" / ".prepare.lock"
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    script = repository / "recipes" / "VoxCeleb" / "voxceleb_prepare.py"
+    options = ["--test_folder", corpora / "vox1", "--trial_lists", "veri_test2.txt"]
+    command = [sys.executable, script, corpora / "vox2", corpora / "csv", *options]
+    with subprocess.Popen([sys.executable, "-c", hold, lock], **pipe) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with subprocess.Popen(
+            [*command, "--valid_fraction=0.2"], stderr=subprocess.PIPE, text=True
+        ) as second:
+            told = f"another process ({socket.gethostname()}, pid {holder.pid}) is"
+            assert any(told in line for line in iter(second.stderr.readline, ""))
+            assert second.poll() is None
+            holder.stdin.close()
+            assert "nothing changed; kept" in second.stderr.read()
+    assert second.returncode == 0
+    assert prepare(corpora) == first
 
 
 # The command, and real speech.
