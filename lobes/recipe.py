@@ -88,8 +88,8 @@ def parse_arguments(argv=None, changes=None):
     be a variant: its ``base`` names another file (relative to it), whose whole
     top-level nodes it replaces, tags included, before anything is instantiated;
     ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. ``--base=FILE``
-    puts another variant of the same file below it: a combination of the two.
-    Overrides on the command line replace scalars and win. ``init_from`` names the
+    puts another variant of the same file below it: a combination of the two;
+    ``--base=FILE+FILE`` puts two. Overrides on the command line replace scalars and win. ``init_from`` names the
     results folder of a run with whose weights this one starts; the encoder is built
     as that one's was. With ``--debug`` everything goes into the
     folder ``debug`` below the output folder, so that a run there is left alone.
@@ -202,7 +202,8 @@ def resolve(argv, changes=None, load=None):
     if tree.get("init_from"):
         _build_like(tree, values)
     if other_base is not None:
-        values["base"] = changed["base"] = Path(other_base).stem
+        stems = [Path(name).stem for name in other_base.split("+")]
+        values["base"] = changed["base"] = "+".join(stems)
     if tree["output_folder"] is None:
         tree["output_folder"] = str(_output_folder(path, base, tree, values))
     if tree.get("prepared_folder", "") is None:
@@ -373,7 +374,7 @@ def load_variant(path, other_base=None, above=()):
     path : str or Path
     other_base : str or Path or None
         A variant that takes the place of the file at the end of the chain of bases,
-        of which it must be a variant itself.
+        of which it must be a variant itself; several are joined by ``+``.
     above : sequence of Path
         The files that name this one as their base.
 
@@ -426,7 +427,8 @@ def _other_base(path, other_base, above):
     """Load ``other_base`` where ``path``, the end of the chain, would stand."""
     if not above:
         raise UserError(f"--base: {path} has no base; name a variant of it instead")
-    merged, base = load_variant(other_base)
+    first, _, others = str(other_base).partition("+")
+    merged, base = load_variant(first, others or None)
     if base.resolve() != path.resolve():
         raise UserError(
             f"--base: {other_base} is no variant of {path}, on which {above[0]} "

@@ -172,6 +172,18 @@ def test_all_placeholders_are_listed_with_the_options(write):
     assert "--data_folder=... --other_folder=..." in message and str(path) in message
 
 
+def test_corpora_need_no_folder_where_nothing_is_prepared(write):
+    needed = "other: !PLACEHOLDER\nmy_transcripts: !PLACEHOLDER\n"
+    path = str(write(x=f"{BASE}{needed}skip_prep: False\n"))
+    with pytest.raises(UserError, match="needs data_folder, other, my_transcripts; "):
+        parse_arguments([path])
+    with pytest.raises(UserError, match="needs other; give --other=...$"):
+        parse_arguments([path, "--skip_prep=True"])
+    hparams = parse_arguments([path, "--skip_prep=True", "--other=x"])[0]
+    assert hparams["data_folder"] is hparams["my_transcripts"] is None
+    assert load(path, "--skip_prep=True", "--other=x")["data_folder"] == "d"
+
+
 def test_a_class_may_lie_beside_the_yaml(write):
     path = write(x=BASE + "mine: !new:my_unusual_module.Thing\n")
     module = path.parent / "my_unusual_module.py"
@@ -317,6 +329,15 @@ def test_another_base_may_be_a_chain_and_go_below_one(base, write):
     expected = ("top", 7.0, 6, False, 1, {"x": 1, "y": 2})
     keys = ("name", "lr", "steps", "shuffle", "threads", "sizes")
     assert tuple(found[key] for key in keys) == expected
+
+
+def test_two_other_bases_lie_one_below_the_other(base, write):
+    last = write(last="base: base.yaml\nlr: 9.0\nsteps: 7\nshuffle: False\n")
+    other, top = write(other=OTHER), write(top=TOP)
+    found = load(top, f"--base={other}+{last}")
+    keys = ("lr", "steps", "shuffle", "sizes")
+    assert tuple(found[k] for k in keys) == (2.0, 5, False, {"x": 1, "y": 2})
+    assert folder(top, f"--base={other}+{last}") == Path("rec/top,base=other+last/7")
 
 
 def test_another_base_is_relative_to_the_working_directory(
