@@ -318,12 +318,10 @@ def _absolute(folder, words):
     """The YAML and its ``--base``, named relative to the recipe's folder."""
     first, *rest = words
     prefix = "--base="
-    rest = [
-        f"{prefix}{folder / word.removeprefix(prefix)}"
-        if word.startswith(prefix)
-        else word
-        for word in rest
-    ]
+    for place, word in enumerate(rest):
+        if word.startswith(prefix):
+            names = word.removeprefix(prefix).split("+")
+            rest[place] = prefix + "+".join(str(folder / name) for name in names)
     return [str(folder / first), *rest]
 
 
