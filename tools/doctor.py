@@ -371,10 +371,13 @@ def voxceleb(settings):
         official = official_count("VoxCeleb1/dev", "VoxCeleb1/test")
         yield listed("VoxCeleb1", settings, one, "voxceleb1_folder", [_ROOTS], official)
     for name in settings["trial_lists"]:
-        if test.is_file():
-            yield trials(save_folder / Path(name).name)
-        elif one not in (None, "unused"):
-            yield trials(Path(one) / name)
+        place = save_folder / Path(name).name
+        given = one not in (None, "unused")
+        if given and not (settings["skip_prep"] or place.is_file()):
+            # train.py takes it from there.
+            place = Path(one) / name
+        if given or test.is_file():
+            yield trials(place)
 
 
 def prepared(topic, csvs, official):

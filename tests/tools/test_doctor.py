@@ -248,6 +248,12 @@ def test_voxceleb(tmp_path, monkeypatch):
     finding = list(doctor.voxceleb(settings))[2]
     assert finding.status == "WARN"
     assert "1 of 1 positive and 1 of 2 negative" in finding.found
+    # One that is not prepared yet comes from the corpus, if that is to be prepared.
+    settings["trial_lists"].append("more.txt")
+    (one / "more.txt").write_text("1 a b\n0 a c\n")
+    assert str(list(doctor.voxceleb(settings))[3]).endswith(f"trials in {one}/more.txt")
+    settings["skip_prep"] = True
+    assert f"{save}/more.txt does not" in list(doctor.voxceleb(settings))[3].found
 
 
 def test_the_classifier_has_its_speakers(tmp_path):
