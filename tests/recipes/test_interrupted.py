@@ -1,5 +1,6 @@
 """Preparations that are killed continue, and write what they would have written."""
 
+import functools
 import itertools
 import os
 import signal
@@ -135,6 +136,47 @@ def test_a_killed_preparation_continues(
     assert len(decoded) == (0 if complete else TOTAL - remembered)
     said = f": {remembered} of {TOTAL} files were decoded before"
     assert (said in capfd.readouterr().err) == (remembered > 0 and not complete)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def mini_librispeech(mini_corpora, save_folder):
+    splits = ["train-clean-100"], ["dev-other"], ["test-other"]
+    prepare_librispeech(
+        mini_corpora / "LibriSpeech", save_folder, *splits, num_workers=1
+    )
+
+
+def mini_voxceleb(mini_corpora, save_folder):
+    pytest.importorskip("av")
+    folders = mini_corpora / "VoxCeleb2", mini_corpora / "VoxCeleb1"
+    prepare_voxceleb(*folders, save_folder, num_workers=1)
+
+
+@pytest.mark.fault(
+    "F25",
+    "six SIGKILLs one after the other, mini corpora",
+    "the seventh attempt writes the same bytes as an uninterrupted one",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("prepare", [mini_librispeech, mini_voxceleb])
+def test_the_mini_corpora_killed_again_and_again(
+    mini_corpora, tmp_path, monkeypatch, prepare
+):
+    prepare(mini_corpora, tmp_path / "whole")
+    for name, kill_at in (
+        ("audio_statistics", 40),
+        ("audio_statistics", 300),
+        # The first CSV, then what follows it.
+        ("write_atomically", 0),
+        ("write_atomically", 1),
+        # The next part.
+        ("audio_statistics", 20),
+        ("write_atomically", 2),
+    ):
+        run = functools.partial(prepare, mini_corpora, tmp_path / "killed")
+        killed(monkeypatch, name, kill_at, run)
+        assert contents(tmp_path / "killed") != contents(tmp_path / "whole")
+    prepare(mini_corpora, tmp_path / "killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
