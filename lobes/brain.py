@@ -168,6 +168,11 @@ class SpeechSpeakerBrain(sb.Brain):
                     f"{error.strerror or error}; the same command continues from the "
                     "last checkpoint"
                 ) from error
+            finally:
+                # Not left to the interpreter's end, which would wait for them.
+                for stream in (train_set, valid_set):
+                    if stream is not None:
+                        stream.close()
 
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""
@@ -525,7 +530,8 @@ class SpeechSpeakerBrain(sb.Brain):
                 stream = self._evaluation_stream(
                     [(task, evaluation_set)], f"{name}: testing"
                 )
-                self.evaluate(stream, progressbar=False)
+                with contextlib.closing(stream):
+                    self.evaluate(stream, progressbar=False)
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import multiprocessing
+import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -188,8 +189,7 @@ class Utterances(torch.utils.data.Dataset):
                 return
             except RuntimeError as error:
                 # What torch knows of it: a signal, or its own time limit.
-                for process in multiprocessing.active_children():
-                    process.kill()
+                _kill_children()
                 raise UserError(
                     f"{' and '.join(map(str, self.csvs))}: loading failed "
                     f"({str(error).strip().splitlines()[0]}) while reading "
@@ -510,6 +510,12 @@ class TrainStream(LoopedLoader):
         except UserError as error:
             raise UserError(f"{task}: {error}") from error
 
+    def close(self):
+        """End the loading processes; the positions stay."""
+        for batches in (self.iterator or {}).values():
+            batches.close()
+        self.iterator = None
+
     def __next__(self):
         if self.step >= self.epoch_length or self.total_steps >= self.steps:
             self.ended = True
@@ -699,11 +705,18 @@ class EvaluationStream(LoopedLoader):
         self.sets = sets
         self.pin_memory = pin_memory
         self.title = title
+        self._batches = None
+
+    def close(self):
+        """End the loading processes."""
+        if self._batches is not None:
+            self._batches.close()
 
     def __iter__(self):
         for task, evaluation_set in self.sets:
+            self._batches = evaluation_set.batches(self.pin_memory)
             bar = tqdm(
-                evaluation_set.batches(self.pin_memory),
+                self._batches,
                 desc=f"{self.title} {task}",
                 total=len(evaluation_set),
                 unit="batch",
@@ -731,6 +744,16 @@ def pack(order, lengths, budget):
     if batch:
         batches.append(batch)
     return batches
+
+
+def _kill_children():
+    """End the loading processes, hanging ones too, when loading has failed."""
+    # torch's handler would raise an error for each of them.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _unchanged(batch):
