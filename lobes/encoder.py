@@ -367,14 +367,16 @@ def _masked_group_norm(norm, hidden, valid):
 
     For one channel a group, as wav2vec2's is. Padded places come out arbitrary.
     """
+    # The largest tensor of a step: few passes over it, and few copies of it.
     hidden = hidden.float()
     valid = valid[:, None]
     count = valid.sum(-1, keepdim=True)
     mean = (hidden * valid).sum(-1, keepdim=True) / count
-    centred = hidden - mean
-    variance = (centred.square() * valid).sum(-1, keepdim=True) / count
-    scaled = centred * torch.rsqrt(variance + norm.eps)
-    return scaled * norm.weight[:, None] + norm.bias[:, None]
+    centred = hidden - mean if hidden.requires_grad else hidden.sub_(mean)
+    root = torch.linalg.vector_norm(centred * valid, dim=-1, keepdim=True)
+    variance = root.square() / count
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight[:, None]
+    return torch.addcmul(norm.bias[:, None], centred, scale)
 
 
 def _load_pretrained(model_class, source, settings):
