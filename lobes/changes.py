@@ -15,7 +15,7 @@ DO_NOT_COUNT = re.compile(
     r"(.*_)?(folder|csv|transcripts|workers|timeout)|source|encoder_config|init_from"
     r"|threads|device|log_interval|tensorboard|train_logger|checkpointer"
     r"|checkpoints_to_keep|ckpt_interval_.*|test_.*|.*_test_splits|headline_sets"
-    r"|skip_prep|skip_budget|strict|header_only|convert|librispeech|voxceleb|ledger"
+    r"|skip_prep|skip_budget|strict|header_only|voxceleb_convert|librispeech|voxceleb|ledger"
 )
 
 
