@@ -136,7 +136,13 @@ class Checkpointer(stock.Checkpointer):
         """See SpeechBrain."""
         try:
             super().load_checkpoint(checkpoint)
-        except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except pickle.UnpicklingError as error:
+            # torch's own words tell how to run what is in it.
+            raise UserError(
+                f"{checkpoint.path}: a file there holds more than tensors, maybe code, "
+                "and was not loaded; restore the folder from where you trust it"
+            ) from error
+        except (RuntimeError, KeyError, ValueError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
                 f"{checkpoint.path} is of another model, or no checkpoint of ours "

@@ -30,17 +30,14 @@ import sys
 import traceback
 from pathlib import Path
 
-# Before torch and NumPy are imported: a fork must leave no threads behind.
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-import lobes  # noqa: E402
-from lobes import brain as brain_module  # noqa: E402
-from lobes.progress import ProgressLog  # noqa: E402
-from recipes.LibriSpeech_VoxCeleb.MTL import train  # noqa: E402
-from tests import tiny  # noqa: E402
+import lobes
+from lobes import brain as brain_module
+from lobes.progress import ProgressLog
+from recipes.LibriSpeech_VoxCeleb.MTL import train
+from tests import tiny
 
 #: A weighting with a history, random generators in use, passes that end in mid-batch.
 SETTINGS = {
@@ -53,6 +50,9 @@ SETTINGS = {
     "layerdrop": 0.2,
 }
 OPTIONS = ["--device=cpu", "--noprogressbar", "--ckpt_interval_steps=2"]
+
+#: Everything that a training imports when its YAML names it.
+MODULES = [module.name for module in pkgutil.iter_modules(lobes.__path__, "lobes.")]
 
 #: What each kind of event is called, in the order in which kill points are dealt out.
 KINDS = (
@@ -78,10 +78,13 @@ class Events:
         Gets ``events.jsonl`` and ``trace.jsonl``; the run itself is in ``run``.
     kill_at : int or None
         Number of the event that is not survived, counted from 1.
+    signals : sequence of int
+        What the process sends to itself there.
     """
 
-    def __init__(self, folder, kill_at):
+    def __init__(self, folder, kill_at, signals=(signal.SIGKILL,)):
         self.kill_at = kill_at
+        self.signals = signals
         self.number = 0
         self.pid = os.getpid()
         self.saves = str(folder / "run" / "save")
@@ -96,7 +99,8 @@ class Events:
         self.write(self.log, {"name": name, "step": step})
         if self.number == self.kill_at:
             last_act()
-            os.kill(self.pid, signal.SIGKILL)
+            for number in self.signals:
+                os.kill(self.pid, number)
 
     @staticmethod
     def write(file, row):
@@ -148,7 +152,7 @@ class Events:
         train.SpeechSpeakerBrain = Watched
         torch.save = watched_save
         # What else takes time and decides nothing.
-        train.evaluate = brain_module.plot_curves = lambda *_: None
+        train.evaluate = brain_module.plot_curves = lambda *_: {}
         sys.addaudithook(self._audit)
 
     def _audit(self, name, args):
@@ -209,10 +213,11 @@ def _end(system):
     }
 
 
-def run(folder, corpus, workers, kill_at=None):
+def run(folder, corpus, workers, kill_at=None, signals=(signal.SIGKILL,)):
     """One attempt of the training command, in this process."""
     folder = Path(folder)
-    Events(folder, kill_at).watch()
+    folder.mkdir(parents=True, exist_ok=True)
+    Events(folder, kill_at, signals).watch()
     arguments = tiny.arguments(
         Path(corpus), folder / "run", num_workers=workers, **SETTINGS
     )
@@ -249,7 +254,6 @@ def attempt(folder, corpus, workers, kill_at):
 
 def left_alone(folder, corpus, workers):
     """The reference run, in a program of its own with other hash values of strings."""
-    folder.mkdir(parents=True)
     program = "import sys; from tests import kill_resume as k; k.run(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", program, folder, corpus, str(workers)],
@@ -375,7 +379,7 @@ def measure(points, folder, workers, seed):
         dealt = deal(kinds, points, random.Random(f"{seed} {number}"))
         for index, (kind, kills) in enumerate(dealt):
             place = folder / f"killed_{number}_{index:02}"
-            place.mkdir()
+            place.mkdir()  # for the output of its attempts
             killed_at, statuses = [], []
             for kill_at in [*kills, None]:
                 statuses.append(attempt(place, corpus, number, kill_at))
@@ -414,10 +418,8 @@ def main():
     parser.add_argument("--workers", default="0,2", help="num_workers of the training")
     parser.add_argument("--seed", type=int, default=1, help="which points")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    # Everything that a training imports when its YAML names it.
-    for module in pkgutil.iter_modules(lobes.__path__, "lobes."):
-        importlib.import_module(module.name)
+    for name in MODULES:
+        importlib.import_module(name)
     workers = [int(number) for number in options.workers.split(",")]
     print(f"{'':3}{'killed':30}{'at':40}resumed run")
     found = measure(options.points, options.folder.resolve(), workers, options.seed)
