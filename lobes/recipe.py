@@ -259,6 +259,8 @@ def start_experiment(hparams, run_opts, settings):
     log_config = run_opts["log_config"] or sb.core.DEFAULT_LOG_CONFIG
     handlers = {"file_handler": {"filename": str(folder / "log.txt")}}
     setup_logging(log_config, {"handlers": handlers})
+    # On a full disk its errors would bury the one line that says so.
+    logging.raiseExceptions = False
     logger.info("Output folder: %s", folder)
 
 
