@@ -192,17 +192,17 @@ def settings_hash(tree):
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    plain = {k: _plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
-    text = json.dumps(plain, sort_keys=True, default=str).replace(str(ROOT), "")
+    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _plain(node):
+def plain(node):
     """A YAML node as plain values, with its tag where it has one."""
     if isinstance(node, CommentedMap | dict):
-        value = {str(k): _plain(v) for k, v in node.items()}
+        value = {str(k): plain(v) for k, v in node.items()}
     elif isinstance(node, CommentedSeq | list):
-        value = [_plain(v) for v in node]
+        value = [plain(v) for v in node]
     else:
         value = getattr(node, "value", node)
     tag = getattr(node, "tag", None)

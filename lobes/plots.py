@@ -65,6 +65,123 @@ def plot_curves(path, training, validation):
     _save(curves_figure(training, validation), path)
 
 
+def plot_learning_rates(path, table, clip=None):
+    """Write ``learning_rates_figure(table, clip)`` as PNG to ``path``."""
+    _save(learning_rates_figure(table, clip), path)
+
+
+def learning_rates_figure(table, clip=None):
+    """Learning rate against validation WER and EER (paper, Figures 3 and 4).
+
+    One panel for each metric that has values; diverged runs are drawn as triangles at
+    the upper edge. Where the paper's values are known, they are pale and dashed.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN where
+        absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
+    clip : dict
+        Metric to the percentage above which values are clipped. By default values
+        of at least 45 are, when there are others.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises ``UserError`` when there are no values.
+    """
+    metrics = [
+        m
+        for m in ("wer", "eer")
+        if any(c in table and table[c].notna().any() for c in (m, f"paper_{m}"))
+    ]
+    if not metrics:
+        raise UserError("there are no runs to plot learning rates of; run some first")
+    systems = list(dict.fromkeys(table["system"]))
+    height = 4.2 + 0.25 * math.ceil(len(systems) / 3)
+    figure = Figure(figsize=(5.2 * len(metrics) + 0.6, height), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        columns = [c for c in (metric, f"paper_{metric}") if c in table]
+        values = table[columns].to_numpy(np.float64).ravel()
+        limit = (clip or {}).get(metric) or _clip(values)
+        for index, system in enumerate(systems):
+            rows = table[table["system"] == system].sort_values("lr")
+            style = {
+                "color": COLOURS[index % len(COLOURS)],
+                "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
+            }
+            for column in columns:
+                paper = column != metric
+                _draw_rates(axes, rows, column, limit, style, paper, system)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel(f"validation {_METRIC_NAMES[metric]}")
+        if limit is not None:
+            axes.set_ylim(top=limit * 1.03)
+        _dress(axes)
+    # Of each system one line, whatever panels it is in.
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(3, len(handles)),
+        fontsize=9.5,
+        frameon=False,
+    )
+    return figure
+
+
+def _clip(values):
+    """Where to clip: a little above the values that are better than chance."""
+    values = values[np.isfinite(values)]
+    learnt = values[values < 45]
+    if not len(learnt) or len(learnt) == len(values):
+        return None
+    return 1.15 * learnt.max()
+
+
+def _draw_rates(axes, rows, column, limit, style, paper, system):
+    """One system's metric over the learning rate, clipped at ``limit``."""
+    rows = rows[rows[column].notna()]
+    if not len(rows):
+        return
+    rates = rows["lr"].to_numpy(np.float64)
+    values = rows[column].to_numpy(np.float64)
+    drawn = values if limit is None else np.minimum(values, limit)
+    spread = rows.get(f"{column}_std")
+    look = {"linewidth": 1.8, "markersize": 5.5, "label": system, **style}
+    if paper:
+        look.update(linewidth=1.1, linestyle="--", alpha=0.5, markersize=4)
+        look["label"] = f"{system}, paper"
+    line = axes.plot(rates, drawn, marker="o", **look)[0]
+    clipped = values > drawn
+    if spread is not None and spread.notna().any():
+        axes.errorbar(
+            rates[~clipped],
+            drawn[~clipped],
+            yerr=spread.fillna(0.0)[~clipped],
+            fmt="none",
+            ecolor=line.get_color(),
+            capsize=3,
+            linewidth=1,
+        )
+    axes.plot(
+        rates[clipped],
+        drawn[clipped],
+        linestyle="none",
+        marker="^",
+        markersize=9,
+        color=line.get_color(),
+        alpha=line.get_alpha(),
+    )
+
+
 def det_figure(curves):
     """Detection error trade-off of one or more systems or trial lists.
 

@@ -13,6 +13,7 @@ from lobes.plots import (
     COLOURS,
     curves_figure,
     det_figure,
+    learning_rates_figure,
     plot_curves,
     plot_det,
     plot_score_histogram,
@@ -285,3 +286,50 @@ def test_nothing_to_plot_is_an_error():
         curves_figure(pandas.DataFrame(), pandas.DataFrame())
     with pytest.raises(UserError, match="no column `step`"):
         curves_figure(pandas.DataFrame({"lr": [1.0]}), pandas.DataFrame())
+
+
+# Learning rates ---------------------------------------------------------------
+
+
+RATES = pandas.DataFrame(
+    {
+        "system": ["a", "a", "a", "b", "b"],
+        "lr": [1e-4, 1e-5, 1e-3, 1e-5, 1e-4],
+        "wer": [10.0, 12.0, 100.0, 20.0, 18.0],
+        "wer_std": [1.0, np.nan, 0.0, 2.0, np.nan],
+        "paper_wer": [11.0, 11.5, 100.0, np.nan, np.nan],
+    }
+)
+
+
+def test_learning_rates_are_drawn_in_order_and_clipped():
+    """Diverged runs as triangles at the edge, better ones as they are."""
+    figure = learning_rates_figure(RATES)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_ylabel() == "validation WER (%)"
+    lines = {line.get_label(): line for line in axes.lines}
+    assert np.allclose(lines["a"].get_xdata(), [1e-5, 1e-4, 1e-3])
+    limit = 1.15 * 20
+    assert np.allclose(lines["a"].get_ydata(), [12, 10, limit])
+    assert np.allclose(lines["b"].get_ydata(), [20, 18])
+    assert np.allclose(lines["a, paper"].get_ydata(), [11.5, 11, limit])
+    triangles = [x for x in axes.lines if x.get_marker() == "^" and len(x.get_xdata())]
+    assert [x.get_ydata().tolist() for x in triangles] == [[pytest.approx(limit)]] * 2
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["a", "a, paper", "b"]
+    found = learning_rates_figure(RATES, {"wer": 15.5}).axes[0]
+    assert max(max(x.get_ydata()) for x in found.lines if len(x.get_ydata())) == 15.5
+
+
+def test_learning_rates_of_two_metrics_without_what_is_absent(tmp_path):
+    table = RATES.assign(eer=[1.0, 2.0, 3.0, np.nan, np.nan]).drop(columns="paper_wer")
+    figure = learning_rates_figure(table)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "validation WER (%)",
+        "validation EER (%)",
+    ]
+    # No value is at chance: nothing is clipped, and b has no EER.
+    lines = [x for x in figure.axes[1].lines if len(x.get_xdata())]
+    assert [x.get_label() for x in lines] == ["a"]
+    with pytest.raises(UserError, match="no runs to plot"):
+        learning_rates_figure(table.assign(wer=np.nan, eer=np.nan))

@@ -1,0 +1,660 @@
+"""Tables and figures from a ledger, with the paper's figures beside ours.
+
+    python tools/tables.py paper [--ledger=FILE] [--steps=5000 ...]
+    python tools/tables.py grid grids/demo.yaml [options of the grid]
+    python tools/tables.py compare A B
+    python tools/tables.py readme
+
+Of several learning rates the one with the lowest validation score, WER / 4 + EER, is
+taken; its test results count, as in the paper (section 4.2). Several seeds give means
+and standard deviations. "-" stands for what has not been run.
+"""
+
+import argparse
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas
+import ruamel.yaml
+from torch import nn
+
+from lobes import ledger, plots
+from lobes.errors import UserError, user_errors_exit
+from lobes.files import write_atomically
+from lobes.grids import Grid, latest, members, read_grid
+from lobes.progress import ProgressLog
+from lobes.recipe import NOT_IN_NAME, ROOT
+from lobes.significance import compare_eer, compare_wer
+from tools import cost
+
+PAPER = ROOT / "docs" / "paper"
+
+#: Runs whose results the documents show.
+PUBLISHED = ROOT / "docs" / "ledger.jsonl"
+
+TITLES = {
+    "table1": "Table 1: single tasks, and both with mean pooling (test)",
+    "table2": "Table 2: embedding strategies, 9 s, dynamic weights (test)",
+    "table3": "Table 3: layers that both tasks share (test)",
+    "table4": "Table 4: learning rates with mean pooling (validation)",
+    "table5": "Table 5: learning rates of the embedding strategies (validation)",
+    "table6": "Table 6: learning rates of the branched encoder (validation)",
+}
+TEST_TABLES = ("table1", "table2", "table3")
+
+#: Figures 3 and 4: the grid, and where the paper clips diverged values (percent).
+FIGURES = {"figure3": {"wer": 15.5}, "figure4": {"eer": 8.0}}
+
+#: Settings that do not make another system of a run: the rate that is searched, and
+#: how it is computed.
+IGNORED = ("lr", "precision", "gradient_checkpointing")
+
+#: Rows of the table in README.md: name, recipe, variant.
+README_ROWS = (
+    ("speech alone", "LibriSpeech/ASR", "asr"),
+    ("speakers alone, 3 s", "VoxCeleb/SpeakerRec", "speaker"),
+    ("both, 9 s, dynamic weights", "LibriSpeech_VoxCeleb/MTL", "mtl"),
+    ("both, 3 s, dynamic weights", "LibriSpeech_VoxCeleb/MTL", "mtl_3s"),
+    ("both, first+cls", "LibriSpeech_VoxCeleb/MTL", "pool_first_cls"),
+    ("both, 9 shared layers", "LibriSpeech_VoxCeleb/MTL", "branch_9"),
+)
+
+_METRICS = ("wer", "eer")
+_WHOLE = ("steps", "parameters")
+
+
+@user_errors_exit
+def main(argv=None):
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description="Write tables and figures of the runs in a ledger.",
+        epilog="paper and grid take further --key=value, as given to the runs.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("paper", "the paper's Tables 1 to 6, Figures 3 and 4"),
+        ("grid", "a grid's selected systems, all its rates, and curves of its runs"),
+        ("compare", "two runs: settings, metrics, significance"),
+        ("readme", "the tables within README.md and docs"),
+    ):
+        sub = commands.add_parser(name, help=text, allow_abbrev=False)
+        if name == "grid":
+            sub.add_argument("files", nargs="+", help="grids, or YAMLs of recipes")
+        if name == "compare":
+            for side in ("first", "second"):
+                sub.add_argument(side, help="results folder, or the end of its path")
+        if name == "readme":
+            sub.add_argument("--check", action="store_true", help="only look")
+            continue
+        sub.add_argument("--ledger", default=str(ledger.DEFAULT))
+        sub.add_argument("--output", default=str(ROOT / "results" / "tables"))
+    options, overrides = parser.parse_known_args(argv)
+    if overrides and options.command not in ("paper", "grid"):
+        raise UserError(f"{overrides[0]} is no option of {options.command}")
+    if options.command == "readme":
+        return readme(options.check)
+    runs = latest(options.ledger)
+    output = Path(options.output)
+    if options.command == "paper":
+        texts = paper(runs, overrides, output)
+    elif options.command == "grid":
+        texts = grid(runs, read_grid(options.files, overrides), output)
+    else:
+        texts = [compare(runs, options.first, options.second)]
+    text = "\n".join(texts)
+    write_atomically(output / f"{options.command}.md", text)
+    print(text)
+    print(f"Written to {output}")
+
+
+# Tables -----------------------------------------------------------------------
+
+
+def paper(runs, overrides, output):
+    """Write the paper's tables and figures; returns the tables as Markdown."""
+    texts = []
+    for name, title in TITLES.items():
+        table = paper_table(name, runs, overrides)
+        write_atomically(output / f"{name}.csv", table.to_csv(index=False))
+        texts.append(f"## {title}\n\n{markdown(table)}")
+        write_atomically(output / f"{name}.md", texts[-1])
+        if name not in TEST_TABLES:
+            _plot(output / f"{name}.png", _rates_of(table))
+    for name, clip in FIGURES.items():
+        found = read_grid([ROOT / "grids" / f"{name}.yaml"], overrides)
+        _plot(output / f"{name}.png", all_rates(systems(runs, found)), clip)
+    return texts
+
+
+def paper_table(name, runs, overrides=()):
+    """One of the paper's tables with ours beside it, as a DataFrame."""
+    given = pandas.read_csv(PAPER / f"{name}.csv", dtype=str, keep_default_na=False)
+    rows = []
+    for line in given.to_dict("records"):
+        recipe, variant = line.pop("recipe"), line.pop("variant")
+        paper_values = {
+            m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
+        }
+        words = list(overrides)
+        steps = line.pop("steps", "")
+        if steps == "320000":
+            words.append(f"--steps={steps}")
+        found = _runs_of(runs, recipe, variant, tuple(words))
+        if name in TEST_TABLES:
+            chosen = selected(found)
+            kind = "test"
+        else:
+            rate = float(line.pop("lr"))
+            line["lr"] = rate
+            chosen = by_rate(found).get(_rate(rate))
+            kind = "valid"
+        ours = summary(chosen or [], kind)
+        row = dict(line)
+        for metric, value in paper_values.items():
+            row[f"paper_{metric}"] = value
+            row[f"our_{metric}"] = ours[metric]
+            row[f"our_{metric}_std"] = ours[f"{metric}_std"]
+            row[f"difference_{metric}"] = ours[metric] - value
+        if name in TEST_TABLES:
+            row["lr"] = ours["lr"]
+        row["steps"] = ours["steps"] if chosen else _number(steps)
+        row["seeds"], row["diverged"] = ours["seeds"], ours["diverged"]
+        if name in TEST_TABLES:
+            row["parameters"] = parameters(recipe, variant, tuple(overrides))
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def grid(runs, found, output):
+    """Write a grid's tables, figure and curves; returns the tables as Markdown."""
+    named = systems(runs, found)
+    texts = []
+    for name, table in grid_tables(named).items():
+        write_atomically(output / f"grid_{name}.csv", table.to_csv(index=False))
+        texts.append(f"## {name.capitalize()}\n\n{markdown(table)}")
+    table = all_rates(named)
+    if table["lr"].nunique() > 1:
+        _plot(output / "learning_rates.png", table)
+    for name, rows in named.items():
+        for row in rows:
+            slug = re.sub(r"[^\w.+=]+", "_", f"{name}_lr={row['lr']:g}_{row['seed']}")
+            _plot_run(output / "curves" / f"{slug}.png", ROOT / row["output_folder"])
+    return texts
+
+
+def grid_tables(named):
+    """``selected`` systems with their test results, and ``validation`` of all rates."""
+    rows = []
+    for name, found in named.items():
+        best = summary(selected(found) or [], "test")
+        valid = summary(selected(found) or [], "valid")
+        rows.append(
+            {
+                "system": name,
+                "lr": best["lr"],
+                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _METRICS for s in _ENDS},
+                "score": valid["score"],
+                **{c: best[c] for c in ("steps", "seeds", "diverged", "parameters")},
+                "minutes": best["seconds"] / 60,
+            }
+        )
+    tables = {"selected": pandas.DataFrame(rows)}
+    table = all_rates(named)
+    if len(table):
+        names = {f"{m}{s}": f"our_{m}{s}" for m in _METRICS for s in _ENDS}
+        tables["validation"] = table.rename(columns=names)
+    return tables
+
+
+_ENDS = ("", "_std")
+
+
+def all_rates(named):
+    """Validation results of every learning rate of every system, as a DataFrame."""
+    kept = [f"{m}{s}" for m in _METRICS for s in _ENDS]
+    kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
+    rows = [
+        {"system": name, **{c: found[c] for c in kept}}
+        for name, rows in named.items()
+        for found in (summary(group, "valid") for group in by_rate(rows).values())
+    ]
+    return pandas.DataFrame(rows, columns=["system", *kept])
+
+
+def systems(runs, found):
+    """``{name: runs}`` of a grid; a system is a run with all values but the rate.
+
+    Every seed in the ledger counts, whatever the grid's are.
+    """
+    done = {}
+    for row in runs.values():
+        if row["state"] in ledger.DONE:
+            done.setdefault(_without_seed(row), []).append(row)
+    named = {}
+    for member in members(found, fill=True):
+        values = {k: v for k, v in member.values.items() if k not in ("lr", "seed")}
+        name = ", ".join([member.run, *(f"{k}={v}" for k, v in values.items())])
+        named.setdefault(name, []).extend(done.pop(_without_seed(vars(member)), ()))
+    return named
+
+
+def _without_seed(row):
+    return ledger.key({**row, "seed": None})
+
+
+def by_rate(rows):
+    """``{learning rate: runs}``, the lowest rate first."""
+    groups = {}
+    for row in sorted(rows, key=lambda row: row["lr"]):
+        groups.setdefault(_rate(row["lr"]), []).append(row)
+    return groups
+
+
+def selected(rows):
+    """The runs, one for each seed, of the rate with the best mean validation score.
+
+    None when there are none.
+    """
+    groups = [
+        [row for row in group if row.get("score") is not None]
+        for group in by_rate(rows).values()
+    ]
+    groups = [group for group in groups if group]
+    if not groups:
+        return None
+    return min(groups, key=lambda group: sum(r["score"] for r in group) / len(group))
+
+
+def summary(rows, kind):
+    """Means and standard deviations over runs, ``test`` or ``valid`` results."""
+    frame = pandas.DataFrame(
+        [
+            {
+                **{
+                    m: (row if kind == "test" else row.get("validation", {})).get(m)
+                    for m in _METRICS
+                },
+                "score": row.get("score"),
+                **{c: row.get(c) for c in ("lr", "steps", "parameters")},
+                "seconds": row.get("total_seconds"),
+            }
+            for row in rows
+        ],
+        columns=[*_METRICS, "score", "lr", "steps", "parameters", "seconds"],
+        dtype=float,
+    )
+    means, stds = frame.mean(), frame.std()
+    return {
+        **means.to_dict(),
+        **{f"{name}_std": stds[name] for name in (*_METRICS, "score")},
+        "seeds": len(rows),
+        "diverged": sum(row["state"] == "diverged" for row in rows),
+    }
+
+
+def _runs_of(runs, recipe, variant, words):
+    """All done runs of a variant with these settings, whatever their rate."""
+    wanted = _changes(recipe, variant, words)
+    return [
+        row
+        for row in runs.values()
+        if (row["recipe"], row["variant"]) == (recipe, variant)
+        and row["state"] in ledger.DONE
+        and _kept(row["changes"]) == wanted
+    ]
+
+
+@functools.cache
+def _changes(recipe, variant, words):
+    """What these words change in a variant, as a ledger has it."""
+    yaml = str(ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml")
+    known = Grid({variant: [yaml]}, {}, [w for w in words if _fits(recipe, w)])
+    changes = members(known, fill=True)[0].changes
+    return _kept(json.loads(json.dumps(changes, default=str)))
+
+
+def _fits(recipe, word):
+    """Whether a folder's option belongs to a recipe: each has its own corpora."""
+    others = {"LibriSpeech/ASR": "voxceleb", "VoxCeleb/SpeakerRec": "librispeech"}
+    return not word.startswith(f"--{others.get(recipe)}")
+
+
+def _kept(changes):
+    return {k: v for k, v in changes.items() if k not in IGNORED}
+
+
+@functools.cache
+def parameters(recipe, variant, words=()):
+    """Parameters of a variant's model, counted on torch's meta device."""
+    yaml = ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml"
+    hparams = cost.load(yaml, [word for word in words if _fits(recipe, word)])
+    modules = nn.ModuleList([hparams["encoder"], *hparams["tasks"].values()])
+    return sum(p.numel() for p in modules.parameters())
+
+
+def _rate(value):
+    """A learning rate as text of three digits, by which equal ones are known.
+
+    >>> _rate(0.0000562), _rate(1e-4)
+    ('5.62e-5', '1e-4')
+    """
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def _number(text):
+    return float(text) if text else float("nan")
+
+
+# Markdown ---------------------------------------------------------------------
+
+
+def markdown(table):
+    """A table of this module as Markdown."""
+    hidden = {c for c in table if c.endswith("_std") or c == "diverged"}
+    shown = [column for column in table if column not in hidden]
+    lines = [f"| {' | '.join(map(_heading, shown))} |", "|---" * len(shown) + "|"]
+    for row in table.to_dict("records"):
+        lines.append(f"| {' | '.join(_cell(name, row) for name in shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _heading(name):
+    for metric in _METRICS:
+        name = re.sub(rf"^difference_{metric}$", "difference", name)
+        name = re.sub(rf"_{metric}$", f" {metric.upper()}", name)
+    return name.replace("difference_score", "difference").replace("_", " ")
+
+
+def _cell(name, row):
+    """One value; "-" for a run that has not been made."""
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    if name == "seeds":
+        note = f" ({row['diverged']} diverged)" if row["diverged"] else ""
+        return f"{value}{note}" if value else "-"
+    if pandas.isna(value):
+        metric = name.rpartition("_")[2]
+        # What a system of one task cannot have is not missing.
+        told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
+        absent = row.get("seeds") and metric in _METRICS
+        return "-" if told and not absent and not name.startswith("paper") else ""
+    if name in _WHOLE:
+        return f"{value:,.0f}"
+    if name == "lr":
+        return _rate(value)
+    if name == "minutes":
+        return f"{value:.1f}"
+    if name.startswith("difference"):
+        return f"{value:+.2f}"
+    spread = row.get(f"{name}_std")
+    return f"{value:.2f}" + ("" if pandas.isna(spread) else f" ± {spread:.2f}")
+
+
+# Figures ----------------------------------------------------------------------
+
+
+def _rates_of(table):
+    """A table of learning rates, as ``plots.learning_rates_figure`` wants it."""
+    names = table.columns[: list(table.columns).index("lr")]
+    units = {"speaker_seconds": " s", "shared_layers": " shared layers"}
+    columns = {"lr": table["lr"]}
+    columns["system"] = [
+        ", ".join(row[n] + units.get(n, "") for n in names if row[n] not in ("", "-"))
+        for row in table.to_dict("records")
+    ]
+    for metric in _METRICS:
+        columns[metric] = table[f"our_{metric}"]
+        columns[f"{metric}_std"] = table[f"our_{metric}_std"]
+        columns[f"paper_{metric}"] = table[f"paper_{metric}"]
+    return pandas.DataFrame(columns)
+
+
+def _plot(path, table, clip=None):
+    """Figure of the learning rates, where there are any of ours."""
+    if table[list(_METRICS)].notna().any(axis=None):
+        plots.plot_learning_rates(path, table, clip)
+
+
+def _plot_run(path, folder):
+    """A run's curves, where its folder is still there."""
+    training, validation = ProgressLog(folder).tables()
+    if not len(training):
+        return
+    names = {"step", *_METRICS, "score"}
+    kept = [c for c in validation if c in names or c.endswith("_loss")]
+    plots.plot_curves(path, training, validation[kept])
+
+
+# Two runs ---------------------------------------------------------------------
+
+
+def compare(runs, first, second):
+    """Differences of two runs in settings and metrics, as Markdown.
+
+    A name may fit several seeds: their means are compared, and those of the same seed
+    (else the first of each) are tested.
+    """
+    pair = [_find(runs, name) for name in (first, second)]
+    text = [f"# {first} and {second}\n", "## Settings\n", _settings(pair)]
+    text += ["\n## Metrics\n", _metrics(pair)]
+    text += ["\n## Significance\n", _significance(pair)]
+    return "\n".join(text)
+
+
+def _find(runs, name):
+    """The done runs whose folder's path ends in ``name``, with or without the seed."""
+    wanted = Path(name).parts
+    if Path(name).is_dir():
+        wanted = Path(name).resolve().parts[-4:]
+    found = []
+    for row in runs.values():
+        parts = Path(row["output_folder"]).parts
+        if row["state"] in ledger.DONE and wanted in (
+            parts[-len(wanted) :],
+            parts[:-1][-len(wanted) :],
+        ):
+            found.append(row)
+    if not found:
+        names = sorted({Path(r["output_folder"]).parent.name for r in runs.values()})
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise UserError(f"no run in the ledger is {name}; there are {shown}")
+    if len(set(map(_without_seed, found))) > 1:
+        raise UserError(f"{name} fits several systems; give more of the folder's path")
+    return sorted(found, key=lambda row: row["seed"])
+
+
+def _settings(pair):
+    """Table of the settings that differ."""
+    trees = []
+    for rows in pair:
+        yaml = ROOT / rows[0]["output_folder"] / "hyperparams.yaml"
+        if not yaml.is_file():
+            trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
+            break
+        tree = ruamel.yaml.YAML().load(yaml.read_text(encoding="utf-8"))
+        names = [n for n in tree if not NOT_IN_NAME.fullmatch(n)]
+        trees.append({n: ledger.plain(tree[n]) for n in names})
+    names = [
+        n
+        for n in dict.fromkeys([*trees[0], *trees[1]])
+        if trees[0].get(n) != trees[1].get(n)
+    ]
+    if not names:
+        return "None differ."
+    lines = ["| setting | first | second |", "|---|---|---|"]
+    for name in names:
+        values = [json.dumps(tree[name]) if name in tree else "-" for tree in trees]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def _metrics(pair):
+    """Table of the metrics that both have, means over seeds."""
+    frames = [
+        pandas.DataFrame(
+            [
+                {
+                    (name, metric): value
+                    for sets in row["sets"].values()
+                    for name, metrics in sets.items()
+                    for metric, value in metrics.items()
+                    if metric in _METRICS or metric.startswith("min_dcf")
+                }
+                for row in rows
+            ]
+        )
+        for rows in pair
+    ]
+    lines = ["| set | metric | first | second | difference |", "|---|---|---|---|---|"]
+    for column in frames[0].columns.intersection(frames[1].columns, sort=False):
+        name, metric = column
+        digits = 2 if metric in _METRICS else 3
+        means = [frame[column].mean() for frame in frames]
+        cells = []
+        for frame, mean in zip(frames, means, strict=True):
+            spread = frame[column].std()
+            note = "" if pandas.isna(spread) else f" ± {spread:.{digits}f}"
+            cells.append(f"{mean:.{digits}f}{note}")
+        cells.append(f"{means[1] - means[0]:+.{digits}f}")
+        lines.append(f"| {name} | {metric} | {' | '.join(cells)} |")
+    seeds = [", ".join(str(row["seed"]) for row in rows) for rows in pair]
+    return "\n".join(lines) + f"\n\nSeeds: {seeds[0]} and {seeds[1]}."
+
+
+def _significance(pair):
+    """Table of paired bootstraps of the sets that both folders have."""
+    seeds = [{row["seed"]: row for row in rows} for rows in pair]
+    common = sorted(seeds[0].keys() & seeds[1].keys())
+    one, other = [s[common[0]] for s in seeds] if common else [rows[0] for rows in pair]
+    folders = [ROOT / row["output_folder"] for row in (one, other)]
+    lines = [
+        f"Seeds {one['seed']} and {other['seed']}; percent points, second minus first; "
+        "a paired bootstrap over utterances or trials.\n",
+        "| set | metric | difference | 95 % | p | of |",
+        "|---|---|---|---|---|---|",
+    ]
+    for pattern, metric, test in (
+        ("transcripts_*.csv", "WER", compare_wer),
+        ("scores_*.txt", "EER", compare_eer),
+    ):
+        for path in sorted(folders[0].glob(pattern)):
+            twin = folders[1] / path.name
+            if not twin.is_file():
+                continue
+            found = test(path, twin)
+            name = path.stem.partition("_")[2]
+            lines.append(
+                f"| {name} | {metric} | {found.difference:+.2f} | {found.low:+.2f} to "
+                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} |"
+            )
+    if len(lines) == 3:
+        return "Their folders hold no evaluation of the same set."
+    return "\n".join(lines)
+
+
+# Documents --------------------------------------------------------------------
+
+
+def readme(check=False):
+    """Write the tables within the documents; with ``check`` only name the stale ones.
+
+    Returns the exit status: 1 when ``check`` finds a stale one.
+    """
+    stale = [path for path, text in documents().items() if path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'stale' if check else 'written'}")
+        if not check:
+            write_atomically(path, documents()[path])
+    return int(check and bool(stale))
+
+
+def documents():
+    """``{path: text}`` of the documents with today's tables."""
+    runs = latest(PUBLISHED)
+    texts = {ROOT / "README.md": {"results": _readme_table(runs)}}
+    found = systems(runs, read_grid([ROOT / "grids" / "demo.yaml"]))
+    tables = {f"demo {n}": markdown(t) for n, t in grid_tables(found).items()}
+    texts[ROOT / "docs" / "grid.md"] = tables
+    done = {}
+    for path, blocks in texts.items():
+        text = path.read_text(encoding="utf-8")
+        for name, content in blocks.items():
+            pattern = rf"(<!-- tables: {name} -->\n).*?(<!-- end -->)"
+            text, count = re.subn(
+                pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL
+            )
+            if count != 1:
+                raise UserError(f"{path}: there must be one <!-- tables: {name} -->")
+        done[path] = text
+    for recipe in sorted({row[1] for row in README_ROWS}):
+        path = ROOT / "recipes" / recipe / "README.md"
+        done[path] = _with_ours(path.read_text(encoding="utf-8"), recipe, runs)
+    return done
+
+
+def _readme_table(runs):
+    """The table of README.md."""
+    lines = [
+        "| system | command | paper WER | our WER | paper EER | our EER |",
+        "|---" * 6 + "|",
+    ]
+    for name, recipe, variant in README_ROWS:
+        paper_values = paper_results()[recipe, variant, 100_000]
+        ours = _ours(runs, recipe, variant)
+        cells = []
+        for metric in _METRICS:
+            known = not pandas.isna(paper_values[metric])
+            cells.append(f"{paper_values[metric]:.2f}" if known else "")
+            cells.append(ours[metric] if known else "")
+        command = f"`{recipe.rpartition('/')[2]}: train.py hparams/{variant}.yaml`"
+        lines.append(f"| {name} | {command} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _with_ours(text, recipe, runs):
+    """A recipe's README, the last cells of its table, ours, as the ledger has them."""
+
+    def fill(match):
+        steps = int(match["steps"] or 100_000)
+        ours = _ours(runs, recipe, match["variant"], steps)
+        values = [ours[m] for m in _METRICS if ours[m] != "-"]
+        return f"{match['row']}{' / '.join(values) or '-'} |"
+
+    row = (
+        r"^(?P<row>\| `(?P<variant>[\w.]+)\.yaml(?: --steps=(?P<steps>\d+))?` \|.*\| )"
+        r"(?:-|[\d. ±/]+) \|$"
+    )
+    return re.sub(row, fill, text, flags=re.MULTILINE)
+
+
+def _ours(runs, recipe, variant, steps=100_000):
+    """Our test results as text by metric, "-" where there are none."""
+    words = () if steps == 100_000 else (f"--steps={steps}",)
+    best = summary(selected(_runs_of(runs, recipe, variant, words)) or [], "test")
+    row = {**best, "our_wer": best["wer"], "our_eer": best["eer"]}
+    row.update({f"our_{m}_std": best[f"{m}_std"] for m in _METRICS})
+    return {
+        m: "-" if pandas.isna(best[m]) else _cell(f"our_{m}", row) for m in _METRICS
+    }
+
+
+@functools.cache
+def paper_results():
+    """``{(recipe, variant, steps): {"wer": percent, "eer": percent}}`` of its tests."""
+    found = {}
+    for name in TEST_TABLES:
+        table = pandas.read_csv(PAPER / f"{name}.csv")
+        for row in table.to_dict("records"):
+            key = row["recipe"], row["variant"], row["steps"]
+            found[key] = {metric: row[metric] for metric in _METRICS}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
