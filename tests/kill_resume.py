@@ -116,9 +116,13 @@ class Events:
                 step = self.optimizer_step + 1
                 events.happen("before step", step)
                 loss = super().fit_batch(batches)
-                events.write(events.trace, {"step": step, **_row(self, batches)})
                 events.happen("after step", step)
                 return loss
+
+            def on_fit_batch_end(self, batches, *args):
+                super().on_fit_batch_end(batches, *args)
+                row = _row(self, batches)
+                events.write(events.trace, {"step": self.optimizer_step, **row})
 
             def optimizers_step(self):
                 events.happen("before update", self.optimizer_step + 1)
@@ -218,10 +222,15 @@ def run(folder, corpus, workers, kill_at=None, signals=(signal.SIGKILL,)):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     Events(folder, kill_at, signals).watch()
+    train.main(argv(folder, corpus, workers))
+
+
+def argv(folder, corpus, workers):
+    """The command line of the training in ``folder/run``."""
     arguments = tiny.arguments(
-        Path(corpus), folder / "run", num_workers=workers, **SETTINGS
+        Path(corpus), Path(folder) / "run", num_workers=workers, **SETTINGS
     )
-    train.main([*arguments, *OPTIONS])
+    return [*arguments, *OPTIONS]
 
 
 def attempt(folder, corpus, workers, kill_at):
