@@ -162,6 +162,11 @@ class SpeechSpeakerBrain(sb.Brain):
                 super().fit(
                     epoch_counter, train_set, valid_set, progressbar=False, **kwargs
                 )
+            except RuntimeError:
+                # Another process stopped in the validation while this one waited.
+                if self.world_size > 1 and self._train_stream.ended:
+                    self._preempt_between_steps()
+                raise
             except OSError as error:
                 raise UserError(
                     f"{error.filename or self.hparams.output_folder}: "
@@ -173,6 +178,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 for stream in (train_set, valid_set):
                     if stream is not None:
                         stream.close()
+            if preemption.requested():
+                # It came with the last checkpoint: all that is left is the test.
+                raise preemption.Preempted
 
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""
@@ -297,6 +305,12 @@ class SpeechSpeakerBrain(sb.Brain):
             self.optimizer_step,
         )
         raise preemption.Preempted
+
+    def _preempt_between_steps(self):
+        """After a signal, stop in a validation, which the resumed run begins anew."""
+        if preemption.requested():
+            # The training stream stands at its epoch's end.
+            self._preempt(preemption.requested())
 
     def on_fit_batch_start(self, batches, should_step):
         """Freeze or thaw the encoder as the optimizer step asks for."""
@@ -442,9 +456,8 @@ class SpeechSpeakerBrain(sb.Brain):
     @torch.no_grad()
     def evaluate_batch(self, batches, stage):
         """Let the tasks present collect one batch."""
-        if stage == sb.Stage.VALID and preemption.requested():
-            # The training stream stands at its epoch's end: back to validation.
-            self._preempt(preemption.requested())
+        if stage == sb.Stage.VALID:
+            self._preempt_between_steps()
         with self._enough_memory(batches), self.evaluation_ctx:
             outputs = self.compute_forward(batches, stage)
         for task, output in outputs.items():
@@ -457,6 +470,8 @@ class SpeechSpeakerBrain(sb.Brain):
             self._write_progress()
         if stage != sb.Stage.VALID or self.debug:
             return
+        # Before the processes wait for one another.
+        self._preempt_between_steps()
         metrics = {}
         for task, evaluation_set in self.hparams.valid_sets.items():
             results = self.tasks[task].results("valid", evaluation_set)

@@ -90,21 +90,22 @@ def test_a_signal_before_training(tiny_corpus, tmp_path):
     assert "Traceback" not in said
 
 
-#: What each rank runs: at one event every process gets the signal, as from a cluster.
+#: What each rank runs: at an event of the first all get the signals, as from a cluster.
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
-from lobes import brain as brain_module
 from tests import kill_resume
 corpus, output, event, step = sys.argv[1:]
 rank = int(os.environ["RANK"])
 kill_resume.OPTIONS.append("--distributed_backend=gloo")
 class Events(kill_resume.Events):
     def happen(self, name, at=None, last_act=None):
-        if (name, at) == (event, int(step)):
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGUSR1)
+        if rank == 0 and (name, at) == (event, int(step)):
+            for pid in Path(output).glob("pid*"):
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+                os.kill(int(pid.read_text()), signal.SIGUSR1)
 kill_resume.Events = Events
+Path(output, f"pid{rank}").write_text(str(os.getpid()))
 try:
     kill_resume.run(Path(output), Path(corpus), 0)
     status = 0
