@@ -35,7 +35,7 @@ from lobes import ledger
 from lobes.errors import UserError
 from lobes.locks import take
 from lobes.preemption import EXIT_CODE
-from lobes.recipe import NOT_IN_NAME, ROOT, load_variant, resolve
+from lobes.recipe import ROOT, load_variant, resolve
 
 #: More runs than this are taken for a mistake.
 MANY = 1000
@@ -98,8 +98,9 @@ def read_grid(paths, overrides=(), only=None):
     paths : sequence of str
         Grids, and YAML files of recipes, each of which is a run of its name.
     overrides : sequence of str
-        ``--key=value`` for all runs; several values, ``--key=a,b`` or a range, are an
-        axis and replace that of a file. Flags are run options of train.py.
+        ``--key=value`` for all runs, those about a corpus for the runs that have it;
+        several values, ``--key=a,b`` or a range, are an axis and replace that of a
+        file. Flags are run options of train.py.
     only : sequence of str
         Names of the runs that are wanted; None for all.
 
@@ -117,13 +118,14 @@ def read_grid(paths, overrides=(), only=None):
                 f"{path}: {', '.join(sorted(map(str, unknown)))} is no part of a grid; "
                 "it has runs, axes and options"
             )
-        options += shlex.split(tree.get("options") or "")
+        shared = shlex.split(tree.get("options") or "")
         for recipe, named in _mapping(path, "runs", tree["runs"]).items():
             folder = ROOT / "recipes" / recipe
             if not (folder / "train.py").is_file():
                 raise UserError(f"{path}: runs: {recipe} is no recipe with a train.py")
             for name, words in _mapping(path, recipe, named).items():
-                _add(runs, path, name, _absolute(folder, shlex.split(words)))
+                words = _absolute(folder, shlex.split(words))
+                _add(runs, path, name, [*words, *shared])
         for name, values in _mapping(path, "axes", tree.get("axes") or {}).items():
             values = values if isinstance(values, list) else [values]
             axes[name] = [str(value) for value in values]
@@ -170,6 +172,12 @@ def members(grid, draws=None, draw_seed=0, fill=False, many=False):
     load = functools.cache(load_variant)
     found, keys, folders = [], {}, {}
     points = _points(grid.axes, draws, draw_seed)
+    for word in filter(_other_corpus, grid.options):
+        # Left out where a recipe has not that corpus, it must be known to one.
+        if not any(
+            _name(word) in load(words[0], None)[0] for words in grid.runs.values()
+        ):
+            raise UserError(f"{word} is a setting of none of the runs")
     count = len(grid.runs) * len(points)
     if count > MANY and not many:
         raise UserError(f"the grid has {count:,} runs; give --many if that is meant")
@@ -194,18 +202,19 @@ def members(grid, draws=None, draw_seed=0, fill=False, many=False):
 def _member(run, values, words, load, fill):
     """One training; what its command line asks for is resolved."""
     path, *overrides = words
-    base = dict(w[2:].split("=", 1) for w in overrides if "=" in w).get("base")
+    bases = [w.partition("=")[2] for w in overrides if _name(w) == "base"]
+    base = bases[-1] if bases else None
     tree = load(path, base)[0]
+    overrides = [w for w in overrides if not _other_corpus(w) or _name(w) in tree]
     empty = {
         key: "unused"
         for key, node in tree.items()
         if isinstance(node, TaggedScalar) and node.tag.value == "!PLACEHOLDER"
     }
     # The last of several words about one setting counts, as in train.py.
-    latest = {word.partition("=")[0]: word for word in overrides}
+    latest = {_name(word): word for word in overrides}
     arguments = [path, *latest.values()]
-    given = {word[2:].partition("=")[0] for word in latest.values()}
-    changes = {k: v for k, v in empty.items() if fill and k not in given}
+    changes = {k: v for k, v in empty.items() if fill and k not in latest}
     try:
         _, end, tree, origin, _ = resolve(
             arguments, changes, lambda *names: copy.deepcopy(load(*names))
@@ -227,6 +236,16 @@ def _member(run, values, words, load, fill):
         settings=ledger.settings_hash(tree),
         output_folder=str(tree["output_folder"]),
     )
+
+
+def _name(word):
+    """The setting that a word is about."""
+    return word[2:].partition("=")[0]
+
+
+def _other_corpus(word):
+    """Whether a word is about one of the corpora, which not every recipe has."""
+    return _name(word).startswith(("librispeech_", "voxceleb"))
 
 
 def _points(axes, draws, draw_seed):
@@ -430,6 +449,5 @@ def latest(ledger_path, report=True):
 
 def same_but(row, ignored):
     """Recipe, variant and changes as text, without the changes of some settings."""
-    changes = {k: v for k, v in row["changes"].items() if k not in ignored}
-    kept = {k: v for k, v in changes.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: v for k, v in row["changes"].items() if k not in ignored}
     return ledger.key({**row, "changes": kept, "seed": None})

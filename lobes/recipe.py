@@ -89,10 +89,11 @@ def parse_arguments(argv=None, changes=None):
     top-level nodes it replaces, tags included, before anything is instantiated;
     ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. ``--base=FILE``
     puts another variant of the same file below it: a combination of the two;
-    ``--base=FILE+FILE`` puts two. Overrides on the command line replace scalars and win. ``init_from`` names the
-    results folder of a run with whose weights this one starts; the encoder is built
-    as that one's was. With ``--debug`` everything goes into the
-    folder ``debug`` below the output folder, so that a run there is left alone.
+    ``--base=FILE+FILE`` puts two. Overrides on the command line replace scalars and
+    win. ``init_from`` names the results folder of a run with whose weights this one
+    starts; the encoder is built as that one's was. With ``--debug`` everything goes
+    into the folder ``debug`` below the output folder, so that a run there is left
+    alone.
     ``--allow_changes`` is explained at ``start_experiment``.
 
     Arguments

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
-from lobes import preemption  # noqa: E402
+from lobes import ledger, preemption  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.faults import (  # noqa: E402, F401
     pytest_addoption,
@@ -33,6 +33,12 @@ def _fresh_logging():
     root = logging.getLogger()
     for handler in [h for h in root.handlers if "pytest" not in type(h).__module__]:
         root.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_ledger(tmp_path_factory):
+    """Keep the trainings of tests out of the checkout's ledger."""
+    ledger.DEFAULT = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
 
 
 @pytest.fixture(scope="session")

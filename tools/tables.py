@@ -139,11 +139,10 @@ def paper_table(name, runs, overrides=()):
         paper_values = {
             m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
         }
-        words = list(overrides)
+        given = [w for w in overrides if not NOT_IN_NAME.fullmatch(_setting(w))]
         steps = line.pop("steps", "")
-        if steps == "320000":
-            words.append(f"--steps={steps}")
-        found = _runs_of(runs, recipe, variant, tuple(words))
+        long = [f"--steps={steps}"] if steps == "320000" else []
+        found = _runs_of(runs, recipe, variant, (*given, *long))
         if name in TEST_TABLES:
             chosen = selected(found)
             kind = "test"
@@ -164,7 +163,7 @@ def paper_table(name, runs, overrides=()):
         row["steps"] = ours["steps"] if chosen else _number(steps)
         row["seeds"], row["diverged"] = ours["seeds"], ours["diverged"]
         if name in TEST_TABLES:
-            row["parameters"] = parameters(recipe, variant, tuple(overrides))
+            row["parameters"] = parameters(recipe, variant, tuple(given))
         rows.append(row)
     return pandas.DataFrame(rows)
 
@@ -312,15 +311,13 @@ def _runs_of(runs, recipe, variant, words):
 def _changes(recipe, variant, words):
     """What these words change in a variant, as a ledger has it."""
     yaml = str(ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml")
-    known = Grid({variant: [yaml]}, {}, [w for w in words if _fits(recipe, w)])
+    known = Grid({variant: [yaml]}, {}, list(words))
     changes = members(known, fill=True)[0].changes
     return _kept(json.loads(json.dumps(changes, default=str)))
 
 
-def _fits(recipe, word):
-    """Whether a folder's option belongs to a recipe: each has its own corpora."""
-    others = {"LibriSpeech/ASR": "voxceleb", "VoxCeleb/SpeakerRec": "librispeech"}
-    return not word.startswith(f"--{others.get(recipe)}")
+def _setting(word):
+    return word[2:].partition("=")[0]
 
 
 def _kept(changes):
@@ -331,7 +328,7 @@ def _kept(changes):
 def parameters(recipe, variant, words=()):
     """Parameters of a variant's model, counted on torch's meta device."""
     yaml = ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml"
-    hparams = cost.load(yaml, [word for word in words if _fits(recipe, word)])
+    hparams = cost.load(yaml, words)
     modules = nn.ModuleList([hparams["encoder"], *hparams["tasks"].values()])
     return sum(p.numel() for p in modules.parameters())
 

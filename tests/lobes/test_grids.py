@@ -1,12 +1,17 @@
 """Grids: what is made of files and command lines, and what is refused."""
 
+import dataclasses
+import itertools
 import json
+import math
 
+import pandas
 import pytest
 
 from lobes import ledger
 from lobes.errors import UserError
 from lobes.grids import Member, members, read_grid, same_but
+from lobes.recipe import ROOT
 from tests import tiny
 
 FOLDERS = [f"--{n}_folder=x" for n in ("librispeech", "voxceleb1", "voxceleb2")]
@@ -56,7 +61,13 @@ def test_a_file_names_runs_axes_and_options(tmp_path):
         "axes: {lr: [1.0e-5, 2.0e-5]}\n"
         "options: --steps=50 --precision=bf16\n"
     )
-    found = members(read_grid([path], ["--librispeech_folder=x"]), fill=True)
+    # What is about a corpus goes to the recipes that have it.
+    given = ["--librispeech_folder=x", "--voxceleb2_folder=y"]
+    found = members(read_grid([path], given), fill=True)
+    assert given[1] in found[0].arguments and given[1] not in found[4].arguments
+    assert given[0] in found[4].arguments
+    with pytest.raises(UserError, match="--librispeech_foldre=x is a setting of none"):
+        members(read_grid([path], ["--librispeech_foldre=x"]), fill=True)
     assert [m.run for m in found[::2]] == ["base", "both", "speech"]
     assert found[2].changes["base"] == "branch_3" and found[2].steps == 50
     assert found[4].recipe == "LibriSpeech/ASR"
@@ -137,6 +148,39 @@ def test_what_counts_as_the_same_but_for_its_rate():
     rows = [vars(member) for member in (low, high, other)]
     assert len({same_but(row, {"lr"}) for row in rows}) == 2
     assert same_but(vars(low), {"lr"}) != same_but(vars(low), {"steps"})
+
+
+#: Runs of every grid of the repository.
+GRIDS = {
+    "demo": 24,
+    "demo_transcripts": 2,
+    "demo_variants": 46,
+    "figure3": 26,
+    "figure4": 52,
+    "notes": 132,
+    "table1_long": 12,
+    "table4": 36,
+    "table5": 36,
+    "table6": 18,
+}
+
+
+def test_the_grids_of_the_repository():
+    """Their settings exist, and the paper's rates are those of its tables."""
+    folder = ROOT / "grids"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(GRIDS)
+    for name, count in GRIDS.items():
+        found = read_grid([folder / f"{name}.yaml"])
+        assert len(found.runs) * math.prod(map(len, found.axes.values())) == count
+        # One value of each axis is enough to see that all settings exist.
+        axes = {axis: values[:1] for axis, values in found.axes.items()}
+        first = members(dataclasses.replace(found, axes=axes), fill=True)
+        if name in ("table4", "table5", "table6"):
+            table = pandas.read_csv(ROOT / "docs" / "paper" / f"{name}.csv")
+            pairs = zip(table["variant"], table["lr"], strict=True)
+            rates = map(float, found.axes["lr"])
+            variants = [member.variant for member in first]
+            assert set(itertools.product(variants, rates)) == set(pairs)
 
 
 def test_a_member_and_its_ledger_line_have_one_key():
