@@ -29,7 +29,7 @@ from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
-from lobes.scoring import read_trials
+from lobes.scoring import CHANCE, read_trials
 from lobes.streams import EvaluationSet
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,6 @@ DEFAULT = ROOT / "results" / "ledger.jsonl"
 #: How a line's run ended. The first three need not be run again.
 STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
 DONE = STATES[:3]
-
-#: A model whose last validation is not better than this has learnt nothing, as 8 of
-#: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
-CHANCE = {"wer": 99.0, "eer": 45.0}
 
 #: Keeps in a run's folder what its training was, for the evaluations to come.
 IDENTITY = "run.json"

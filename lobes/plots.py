@@ -22,7 +22,7 @@ from scipy.special import ndtri
 
 from lobes.errors import UserError
 from lobes.files import write_atomically
-from lobes.scoring import detection_errors, equal_error_rate
+from lobes.scoring import CHANCE, detection_errors, equal_error_rate
 
 #: Okabe and Ito's palette (2008): distinct with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -82,8 +82,8 @@ def learning_rates_figure(table, clip=None):
         Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN where
         absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
     clip : dict
-        Metric to the percentage above which values are clipped. By default values
-        of at least 45 are, when there are others.
+        Metric to the percentage above which values are clipped. By default those are
+        that are not better than chance, when there are others.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def learning_rates_figure(table, clip=None):
     for axes, metric in zip(panels, metrics, strict=True):
         columns = [c for c in (metric, f"paper_{metric}") if c in table]
         values = table[columns].to_numpy(np.float64).ravel()
-        limit = (clip or {}).get(metric) or _clip(values)
+        limit = (clip or {}).get(metric) or _clip(values, CHANCE[metric])
         for index, system in enumerate(systems):
             rows = table[table["system"] == system].sort_values("lr")
             style = {
@@ -137,10 +137,10 @@ def learning_rates_figure(table, clip=None):
     return figure
 
 
-def _clip(values):
+def _clip(values, chance):
     """Where to clip: a little above the values that are better than chance."""
     values = values[np.isfinite(values)]
-    learnt = values[values < 45]
+    learnt = values[values < chance]
     if not len(learnt) or len(learnt) == len(values):
         return None
     return 1.15 * learnt.max()
