@@ -71,7 +71,7 @@ SIZES = {
         "seconds": 4.0,
         "batches": 4,
         "evaluated": 64,
-        "memory": (2.0, 4.0, 8.0),
+        "memory": (2.0, 6.0),
         "scaling": 4.0,
     },
 }

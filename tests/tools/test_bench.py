@@ -161,7 +161,7 @@ def test_rounds_take_turns():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command(tmp_path, capsys):
-    bench.main(["--size=tiny", "--rounds=2", "--threads=1", f"--output={tmp_path}"])
+    bench.main(["--size=tiny", "--rounds=1", "--threads=1", f"--output={tmp_path}"])
     found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     names = {"main_vs_stock", "main_vs_paper", "warmup_vs_stock", "memory_vs_stock"}
     assert (
