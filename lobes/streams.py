@@ -23,11 +23,12 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
-from lobes.changes import differences
+from lobes.changes import differences, record_changes
 from lobes.errors import UserError
 from lobes.preemption import protect_worker
 from lobes.scoring import check_trials, read_trials
@@ -182,23 +183,28 @@ class Utterances(torch.utils.data.Dataset):
             generator=torch.Generator(),
         )
         batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                # What torch knows of it: a signal, or its own time limit.
-                _kill_children()
-                raise UserError(
-                    f"{' and '.join(map(str, self.csvs))}: loading failed "
-                    f"({str(error).strip().splitlines()[0]}) while reading "
-                    f"{self.in_hand()}; check these files, the memory (--num_workers) "
-                    "and --loader_timeout; the same command continues"
-                ) from error
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    # What torch knows of it: a signal, or its own time limit.
+                    _kill_children()
+                    raise UserError(
+                        f"{' and '.join(map(str, self.csvs))}: loading failed "
+                        f"({str(error).strip().splitlines()[0]}) while reading "
+                        f"{self.in_hand()}; check these files, the memory "
+                        "(--num_workers) and --loader_timeout; the same command "
+                        "continues"
+                    ) from error
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            # The loading processes end with it, though a traceback keep this frame.
+            del batches
 
     def read(self, requests, position=None):
         """The batch of the requested pieces, in their order."""
@@ -586,6 +592,9 @@ class TrainStream(LoopedLoader):
                     "another output folder, or go on all the same with --allow_changes"
                 )
             logger.warning("Going on with other data: %s", report)
+            if if_main_process():
+                # <output folder>/save/<checkpoint>/<this file>
+                record_changes(Path(path).parents[2], changes)
         self.total_steps = state["total_steps"]
         self.step = 0 if end_of_epoch else state["step"]
         self.ended = False

@@ -40,6 +40,8 @@ def attempt(output, function, *arguments):
 
 
 def _redirected(output, function, arguments):
+    # Reading processes as in a training that was started from a shell.
+    multiprocessing.set_start_method("fork", force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
