@@ -7,6 +7,7 @@ for each of its parts.
 """
 
 import contextlib
+import copy
 import fcntl
 import hashlib
 import importlib.metadata
@@ -28,6 +29,7 @@ from speechbrain.utils.distributed import if_main_process
 from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
+from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
 from lobes.streams import EvaluationSet
@@ -220,16 +222,13 @@ def _check(path):
 
 def _outcome(hparams, results, error, training):
     """How it ended and what was reached."""
-    steps = hparams["stopping"].last[0] if hparams["stopping"].last else 0
-    progress = Path(hparams["output_folder"]) / "progress.jsonl"
-    if training and progress.is_file():
-        found = re.findall(r'"step": (\d+)', progress.read_text(encoding="utf-8"))
-        steps = max([steps, *map(int, found)])
+    rows = ProgressLog(hparams["output_folder"]).rows()
+    steps = max((row["step"] for row in rows), default=0)
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
     elif training:
-        state, reason = _ended(hparams, steps)
+        state, reason = _ended(hparams, rows, steps)
     outcome = {"state": state, "reason": reason, "steps": steps if training else None}
     if results:
         validation = results["validation"]
@@ -260,9 +259,14 @@ def _ended_by(error):
     return state, text if isinstance(error, UserError) else f"{name}: {text}"
 
 
-def _ended(hparams, steps):
+def _ended(hparams, rows, steps):
     """State and reason of a training that came to its end."""
-    stopping = hparams["stopping"]
+    # The evaluation has put the stopping back to where the best checkpoint was made.
+    stopping = copy.copy(hparams["stopping"])
+    stopping.best, stopping.last, stopping.reason = {}, None, None
+    for row in rows:
+        if row["stage"] == "valid":
+            stopping.update(row["step"], row)
     reason = stopping.reason
     known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
     if reason is not None and reason.startswith("diverged"):

@@ -1,5 +1,6 @@
 """The ledger: what a line holds, how runs end, several writers, damaged lines."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -8,8 +9,9 @@ import pandas
 import pytest
 import torch
 
-from lobes import evaluation, ledger
+from lobes import brain, evaluation, ledger
 from lobes.errors import DivergedError, UserError
+from lobes.progress import ProgressLog
 from lobes.recipe import ExperimentOptions, load_variant, resolve
 from lobes.stopping import EarlyStopping
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
@@ -107,11 +109,18 @@ ENDS = {
 def test_how_a_training_ends(state, hparams):
     validations, error, reason = ENDS[state]
     for step, wer, eer in validations:
-        hparams["stopping"].update(step, {"wer": wer, "eer": eer, "speech_loss": 1})
+        validated(hparams, step, wer=wer, eer=eer, speech_loss=1)
     found = end(hparams, error)
     assert found["state"] == state
     assert (reason is None and found["reason"] is None) or reason in found["reason"]
     assert found["steps"] == validations[-1][0]
+
+
+def validated(hparams, step, **metrics):
+    """As the Brain notes a validation."""
+    log = ProgressLog(hparams["output_folder"])
+    log.rewind(step - 1)
+    log.add("valid", step, metrics)
 
 
 def end(hparams, error=None, options=OPTIONS):
@@ -125,21 +134,37 @@ def end(hparams, error=None, options=OPTIONS):
     return ledger.read(hparams["ledger"])[-1]
 
 
+def test_an_early_stop_is_known_after_the_evaluation(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    """Which goes back to the best checkpoint, of before there was a reason to stop."""
+    monkeypatch.setattr(ledger, "CHANCE", {})
+    scores = itertools.count()
+    monkeypatch.setattr(brain, "selection_score", lambda *_: float(next(scores)))
+    changes = {"steps": 6, "valid_interval": 1, "freeze_steps": 6, "lr": 1e-12}
+    arguments = tiny.arguments(tiny_corpus, tmp_path, **changes)
+    arguments += ["--initial_lr=1e-12", "--patience_steps=2"]
+    mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
+    (row,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert row["state"] == "early-stopped" and row["steps"] == 3
+    assert row["checkpoint_step"] == 1
+    assert row["reason"].endswith("has not improved for 2 steps")
+
+
 def test_further_ways_to_diverge_and_to_be_stopped(hparams):
     assert end(hparams, DivergedError("nan"))["state"] == "diverged"
     assert end(hparams, KeyboardInterrupt())["state"] == "pre-empted"
     assert end(hparams, UserError("no such file"))["reason"] == "no such file"
     assert end(hparams)["state"] == "pre-empted", "no step was taken"
     # A single task is judged by its own metric; a bad one is better than chance.
-    stopping = hparams["stopping"]
-    stopping.update(100, {"eer": 48.0})
-    assert end(hparams)["state"] == "diverged"
-    stopping.update(100, {"eer": 44.0})
-    assert end(hparams)["state"] == "finished"
-    stopping.update(100, {"wer": 100.0, "eer": 30.0})
-    assert end(hparams)["state"] == "finished"
-    stopping.update(100, {"eer": 30.0, "speech_loss": float("nan")})
-    assert end(hparams)["state"] == "diverged"
+    for state, metrics in (
+        ("diverged", {"eer": 48.0}),
+        ("finished", {"eer": 44.0}),
+        ("finished", {"wer": 100.0, "eer": 30.0}),
+        ("diverged", {"eer": 30.0, "speech_loss": float("nan")}),
+    ):
+        validated(hparams, 100, **metrics)
+        assert end(hparams)["state"] == state, metrics
     assert end(hparams, options=None)["state"] == "finished", "an evaluation"
 
 
