@@ -152,7 +152,7 @@ def test_what_counts_as_the_same_but_for_its_rate():
 
 #: Runs of every grid of the repository.
 GRIDS = {
-    "demo": 24,
+    "demo": 12,
     "demo_transcripts": 2,
     "demo_variants": 46,
     "figure3": 26,
