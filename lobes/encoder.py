@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lobes.errors import UserError
+from lobes.feed_forward import LeanFeedForward
 
 
 @dataclass
@@ -147,6 +148,7 @@ class Wav2Vec2Encoder(nn.Module):
             )
         else:
             self.model = _load_pretrained(self.model_class, source, settings)
+        LeanFeedForward.replace(self.model)
         self.model.config.mask_time_prob = mask_time_prob
         self.model.config.mask_feature_prob = mask_feature_prob
         if gradient_checkpointing:
