@@ -337,6 +337,35 @@ def test_a_compiled_encoder_trains_alike(make):
     assert resumed.optimizer_step == 2, "its checkpoint is an ordinary one"
 
 
+@pytest.mark.slow
+def test_new_lengths_compile_nothing_new(make, monkeypatch):
+    """After a few shapes the graphs are for any; of each phase there are a handful."""
+    compile_ = torch.compile
+
+    def with_eager_backend(module, mode=None, **settings):
+        return compile_(module, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", with_eager_backend)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = {"steps": 36, "valid_interval": 36, "freeze_steps": 12}
+    system = make("--compile", max_batch_samples=24_000, **settings)
+    graphs, shapes = [], set()
+    fit_batch = system.fit_batch
+
+    def count(batch):
+        loss = fit_batch(batch)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        shapes.add(batch["speech"].wavs.shape)
+        return loss
+
+    system.fit_batch = count
+    tiny.fit(system)
+    assert graphs[0] > 0 and len(shapes) > 5
+    assert graphs[8] == graphs[11] < 30, "a frozen encoder still compiles"
+    assert graphs[24] == graphs[35] < 60, "a trained encoder still compiles"
+
+
 def test_profile_training_writes_a_trace_and_ends(tiny_corpus, tmp_path):
     options = ("--profile_training", "--profile_warmup=1", "--profile_steps=2")
     with pytest.raises(SystemExit):
