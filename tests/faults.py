@@ -20,6 +20,8 @@ CASES = [f"F{number:02}" for number in range(1, 36)]
 
 #: (case, injected, outcome, test) of every collected test, and the results so far.
 FAULTS = pytest.StashKey[dict]()
+#: Paths of all test files that were collected.
+FILES = pytest.StashKey[set]()
 
 
 def pytest_addoption(parser):
@@ -35,6 +37,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Take down every marked test, before any is deselected."""
     found = config.stash.setdefault(FAULTS, {})
+    config.stash.setdefault(FILES, set()).update(item.path for item in items)
     for item in items:
         for row in faults_of(item):
             found.setdefault(row, [])

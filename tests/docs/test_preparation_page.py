@@ -165,6 +165,11 @@ def lines():
     }
 
 
+def quoted(line):
+    """As the page of the fault cases shows it."""
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
 def printed(run, folder, capsys):
     """The line, with paths from the injected folder on."""
 
@@ -187,7 +192,7 @@ def printed(run, folder, capsys):
     [
         pytest.param(
             case,
-            marks=pytest.mark.fault(*case, f"`{lines().get(case, 'no line')}`"),
+            marks=pytest.mark.fault(*case, quoted(lines().get(case, "no line"))),
             id=" ".join(case),
         )
         for case in CASES

@@ -78,11 +78,6 @@ def test_one_process_needs_no_group():
 @pytest.mark.fault(
     "F35",
     "torchrun with two processes",
-    "equal weights on both after the unfreeze and at the end; no shared utterances",
-)
-@pytest.mark.fault(
-    "F35",
-    "torchrun with two processes",
     "equal weights on both, before and after the unfreeze and at the end, equal to "
     "those of one process with the same batches; no shared utterances",
 )

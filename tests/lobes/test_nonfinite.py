@@ -91,7 +91,7 @@ def test_skipped_steps_are_counted_over_the_whole_run(where, clip, make, tmp_pat
     ],
 )
 def test_a_validation_that_is_not_finite(what, make, monkeypatch):
-    """The run ends or stops, and no checkpoint of it is the best one."""
+    """An error in one line; no checkpoint of it is the best one."""
     system = make(valid_interval=3, options=["--ckpt_interval_steps=2"])
     spoilt_at = 6
     if what == "embedding":
