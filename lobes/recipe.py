@@ -262,6 +262,8 @@ def start_experiment(hparams, run_opts, settings):
     setup_logging(log_config, {"handlers": handlers})
     # On a full disk its errors would bury the one line that says so.
     logging.raiseExceptions = False
+    # At the level DEBUG it describes every font of the machine.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     logger.info("Output folder: %s", folder)
 
 
