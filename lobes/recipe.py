@@ -270,7 +270,7 @@ def start_experiment(hparams, run_opts, settings):
 def _hold(folder):
     """Be the only process that trains into a folder, until this one ends."""
     lock = (folder / "lock").resolve()
-    if _held.get(lock, (None, None))[0] != os.getpid():
+    if _held.get(lock, (None, None))[0] != os.getpid() or not lock.exists():
         context = one_writer(lock)
         context.__enter__()
         _held[lock] = os.getpid(), context

@@ -14,6 +14,7 @@ from pathlib import Path
 from lobes.baseline import mfcc_baseline
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.locks import one_writer
 from lobes.recipe import ROOT
 from lobes.report import publish
 from recipes.LibriSpeech_VoxCeleb.MTL import train
@@ -86,7 +87,8 @@ def _start_afresh(output):
         if not (output / MARKER).is_file():
             raise UserError(f"{output} is not a demo's folder; give --output_folder")
         print(f"     Removing the last run in {output}", flush=True)
-        shutil.rmtree(output)
+        with one_writer(output / "lock"):  # unless it is still running
+            shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
 

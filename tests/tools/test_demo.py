@@ -1,6 +1,8 @@
 """The demo end to end, on a tiny corpus and with a few steps."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -47,6 +49,27 @@ def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys):
         assert "WER" in printed and f"{results['eer']:.2f}" in printed
         assert f"{results['baseline_eer']:.2f}" in printed
     assert "Removing the last run" in printed
+
+
+def test_a_demo_that_still_runs_is_not_removed(arguments, tmp_path, capsys):
+    _, command = arguments
+    (tmp_path / ".demo").touch()
+    program = (
+        "import sys; from lobes.locks import one_writer\n"
+        "with one_writer(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=demo.ROOT,
+    )
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(SystemExit):
+            demo.main([*command, f"--output_folder={tmp_path}"])
+    assert f"pid {holder.pid}" in capsys.readouterr().err
+    assert (tmp_path / ".demo").exists()
 
 
 def test_another_run_s_folder_is_not_removed(arguments, tmp_path, capsys):
