@@ -8,11 +8,11 @@ for each of its parts.
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -29,6 +29,7 @@ from speechbrain.utils.distributed import if_main_process
 from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
+from lobes.locks import take
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
@@ -41,6 +42,9 @@ DEFAULT = ROOT / "results" / "ledger.jsonl"
 #: How a line's run ended. The first three need not be run again.
 STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
 DONE = STATES[:3]
+
+#: What a diverged run has reached where no validation tells, in percent.
+WORST = {"wer": 100.0, "eer": 50.0}
 
 #: Keeps in a run's folder what its training was, for the evaluations to come.
 IDENTITY = "run.json"
@@ -88,10 +92,10 @@ def entry(hparams, run_opts=None):
             row = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
                 "kind": "training" if run_opts else "evaluation",
-                **_outcome(hparams, results, error, bool(run_opts)),
                 "seconds": round(time.perf_counter() - started, 1),
             }
             try:
+                row.update(_outcome(hparams, results, error, bool(run_opts)))
                 append(path, {**row, **_circumstances(hparams)})
             except Exception:
                 # What the run has reached lies in its folder all the same.
@@ -114,7 +118,7 @@ def append(path, row):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)
+        take(stream, wait=True)
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
             line = line if stream.read(1) == b"\n" else b"\n" + line
@@ -230,20 +234,33 @@ def _outcome(hparams, results, error, training):
     elif training:
         state, reason = _ended(hparams, rows, steps)
     outcome = {"state": state, "reason": reason, "steps": steps if training else None}
-    if results:
-        validation = results["validation"]
+    validation = results.get("validation")
+    if state == "diverged" and not results:
+        # It is a row of the tables all the same.
+        validation = _last_validation(hparams, rows)
+    if validation is not None:
         weights = hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
+        score = sum(known) if known else None
+        outcome.update(validation=validation, score=score)
+    if results:
         outcome.update(
             {name: results[name] for name in ("wer", "eer") if name in results},
-            score=sum(known) if known else None,
-            validation=validation,
             sets=results["sets"],
             checkpoint=Path(results["checkpoint"]).name,
             checkpoint_step=results["step"],
             parameters=results["parameters"],
         )
     return outcome
+
+
+def _last_validation(hparams, rows):
+    """The metrics of the last validation, ``WORST`` for those that it has not."""
+    last = [row for row in rows if row["stage"] == "valid"][-1:]
+    found = {name: WORST[name] for name in hparams["headline_sets"]}
+    for row in last:
+        found.update({n: row[n] for n in found if math.isfinite(row.get(n, math.nan))})
+    return found
 
 
 def _ended_by(error):

@@ -31,18 +31,21 @@ def one_writer(lock, wait=False):
             if not wait:
                 raise UserError(f"{told}; wait for it, or choose another folder")
             print(f"{told}; waiting for it", file=sys.stderr, flush=True)
-            fcntl.lockf(stream, fcntl.LOCK_EX)
+            take(stream, wait=True)
         stream.truncate(0)
         stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
         stream.flush()
         yield
 
 
-def take(stream):
-    """Lock an open file until it is closed; False if another process holds it."""
+def take(stream, wait=False):
+    """Lock an open file until it is closed; False if another process holds it.
+
+    With ``wait`` that process is waited for.
+    """
     try:
         # Unlike flock, no worker process inherits it and outlives this one.
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:

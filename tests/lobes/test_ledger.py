@@ -1,5 +1,6 @@
 """The ledger: what a line holds, how runs end, several writers, damaged lines."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -9,7 +10,7 @@ import pandas
 import pytest
 import torch
 
-from lobes import brain, evaluation, ledger
+from lobes import brain, evaluation, ledger, locks
 from lobes.errors import DivergedError, UserError
 from lobes.progress import ProgressLog
 from lobes.recipe import ExperimentOptions, load_variant, resolve
@@ -38,6 +39,7 @@ def hparams(tmp_path):
         "stopping": EarlyStopping(patience_steps=40, limits={"speech_loss": 10}),
         "encoder": torch.nn.Linear(1, 1),
         "selection": {"wer": 0.25, "eer": 1.0},
+        "headline_sets": {"wer": "test-other", "eer": "veri_test2"},
         "seed": 1,
         "lr": 0.1,
         "steps": 100,
@@ -166,6 +168,38 @@ def test_further_ways_to_diverge_and_to_be_stopped(hparams):
         validated(hparams, 100, **metrics)
         assert end(hparams)["state"] == state, metrics
     assert end(hparams, options=None)["state"] == "finished", "an evaluation"
+
+
+def test_what_diverges_before_its_test_has_its_last_validation(hparams):
+    """Of what that has not, chance: it is a row of the tables."""
+    row = end(hparams, DivergedError("nan"))
+    assert row["validation"] == {"wer": 100, "eer": 50} and row["score"] == 75
+    assert "wer" not in row, "nothing was tested"
+    validated(hparams, 10, wer=8.0, eer=2.0, speech_loss=1.0)
+    assert end(hparams, DivergedError("nan"))["score"] == 4
+    validated(hparams, 20, wer=80.0, eer=float("nan"), speech_loss=9.0)
+    row = end(hparams, DivergedError("nan"))
+    assert row["validation"] == {"wer": 80, "eer": 50} and row["score"] == 70
+    hparams["headline_sets"] = {"wer": "test-other"}
+    assert end(hparams, DivergedError("nan"))["validation"] == {"wer": 80}
+    assert "score" not in end(hparams, KeyError("x"))
+
+
+def test_what_cannot_be_noted_hides_no_error(hparams, tmp_path, caplog):
+    (tmp_path / "progress.jsonl").write_text('{"stage": "valid"}\n')
+    with pytest.raises(ValueError, match="the run's own"):
+        with ledger.entry(hparams, OPTIONS):
+            raise ValueError("the run's own")
+    assert "the run could not be noted" in caplog.text
+
+
+def test_a_file_system_without_locks(hparams, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    validated(hparams, 100, wer=9, eer=2)
+    assert end(hparams)["state"] == "finished"
 
 
 def test_the_debug_mode_is_not_noted(hparams):

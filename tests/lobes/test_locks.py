@@ -1,5 +1,6 @@
 """One process at a time, and none for ever."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from lobes.errors import UserError
-from lobes.locks import one_writer
+from lobes.locks import fcntl, one_writer, take
 
 HOLD = """
 import sys
@@ -33,3 +34,19 @@ def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path):
         assert lock.read_text().endswith(f"pid {os.getpid()}\n")
     with one_writer(lock):
         pass
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_where_there_are_no_locks_everybody_may_write(tmp_path, monkeypatch, wait):
+    numbers = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO]
+
+    def refuse(*_):
+        raise OSError(numbers[0], "no")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with open(tmp_path / "lock", "a", encoding="utf-8") as stream:
+        while numbers[1:]:
+            assert take(stream, wait)
+            del numbers[0]
+        with pytest.raises(OSError, match="no"):
+            take(stream, wait)
