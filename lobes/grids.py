@@ -373,21 +373,24 @@ class Job:
         """Begin or continue it; False when another grid is running it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.log.parent / ".grid.lock", "a", encoding="utf-8")
-        if not take(self.lock):
-            self.lock.close()
-            return False
-        self.started = time.monotonic()
-        with open(self.log, "ab") as stream:
-            self.process = subprocess.Popen(
-                self.member.command(self.ledger_path),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
-                # Ctrl-C is for the grid, which then asks its trainings to stop.
-                start_new_session=True,
-            )
-        return True
+        try:
+            if not take(self.lock):
+                return False
+            self.started = time.monotonic()
+            with open(self.log, "ab") as stream:
+                self.process = subprocess.Popen(
+                    self.member.command(self.ledger_path),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.environment},
+                    # Ctrl-C is for the grid, which then asks its trainings to stop.
+                    start_new_session=True,
+                )
+            return True
+        finally:
+            if self.process is None:
+                self.lock.close()
 
     def ended(self):
         """Whether it has, without waiting."""

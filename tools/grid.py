@@ -12,7 +12,9 @@ continues what was interrupted and tries again what failed.
 
 import argparse
 import collections
+import contextlib
 import itertools
+import os
 import re
 import signal
 import sys
@@ -73,11 +75,8 @@ def main(argv=None):
         raise UserError(f"--jobs must be at least 1, not {options.jobs}")
     parameters = _parameters(options.slurm or ())
     grid = read_grid(options.files, overrides, options.only)
-    found = members(grid, options.random, options.random_seed, fill=options.dry_run)
-    if len(found) > MANY and not options.many:
-        raise UserError(
-            f"the grid has {len(found):,} runs; give --many if that is meant"
-        )
+    draws = options.random, options.random_seed
+    found = members(grid, *draws, fill=options.dry_run, many=options.many)
     known = latest(options.ledger)
     _warn_of_other_settings(found, known)
     if options.dry_run:
@@ -95,10 +94,15 @@ def run(jobs, at_a_time):
     """Run ``lobes.grids.Job`` objects here; returns the exit status.
 
     0: all are done; 1: some failed; ``lobes.preemption.EXIT_CODE``: some were
-    interrupted. Ctrl-C and SIGTERM ask all running ones to stop and wait for them; a
-    second one kills them.
+    interrupted. Ctrl-C, SIGTERM and SIGHUP ask all running ones to stop and wait for
+    them; a second one kills them. So does what nobody has foreseen, which is raised
+    again.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # What nohup has had ignored remains so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.default_int_handler)
     progress = Progress(len(jobs))
     waiting, running = collections.deque(jobs), {}
     slots = _slots(at_a_time)
@@ -109,10 +113,14 @@ def run(jobs, at_a_time):
                     job = waiting.popleft()
                     slot = next(s for s in range(at_a_time) if s not in running)
                     job.environment = slots[slot]
-                    if job.start():
-                        running[slot] = job
-                    else:
-                        progress.ended(job, "elsewhere", {"reason": "another grid's"})
+                    try:
+                        if job.start():
+                            running[slot] = job
+                            continue
+                        ended = "elsewhere", {"reason": "another grid's"}
+                    except (OSError, UserError) as error:
+                        ended = "failed", {"reason": str(error)}
+                    progress.ended(job, *ended)
                 time.sleep(INTERVAL)
                 _collect(running, progress)
                 progress.show(running.values(), len(waiting))
@@ -123,8 +131,12 @@ def run(jobs, at_a_time):
             f"Stopped; {len(waiting)} were not begun. The same command goes on."
         )
         return EXIT_CODE
+    except BaseException:
+        _stop(running, progress)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     progress.say(progress.summary())
     if progress.counts["failed"]:
         return 1
@@ -194,7 +206,9 @@ class Progress:
 
     def say(self, text):
         """A line of its own."""
-        print(text, flush=True)
+        # The terminal may be gone, the trainings are not.
+        with contextlib.suppress(OSError):
+            print(text, flush=True)
 
     def ended(self, job, state, row):
         """Take note of a run's end."""
@@ -228,7 +242,11 @@ def _collect(running, progress):
     for slot, job in list(running.items()):
         if job.ended():
             del running[slot]
-            progress.ended(job, *job.result())
+            try:
+                ended = job.result()
+            except (OSError, UserError) as error:
+                ended = "failed", {"reason": str(error)}
+            progress.ended(job, *ended)
 
 
 def _stop(running, progress):
@@ -249,9 +267,11 @@ def _slots(count):
     gpus = torch.cuda.device_count()
     if gpus < 2 or count < 2:
         return [{}] * count
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",")[:gpus] if given else map(str, range(gpus))
     return [
-        {"CUDA_VISIBLE_DEVICES": gpu}
-        for gpu, _ in zip(itertools.cycle(map(str, range(gpus))), range(count))
+        {"CUDA_VISIBLE_DEVICES": name.strip()}
+        for name, _ in zip(itertools.cycle(names), range(count))
     ]
 
 
@@ -296,12 +316,14 @@ def _list(found, known, tflops, at_a_time):
     for row in known.values():
         if row["state"] == "finished":
             seconds[same_but(row, {"lr"})].append(row["total_seconds"])
+    rate = tflops or cost.MACHINES["RTX 3090"]
     costs, total = {}, 0.0
     table = Table(box=None)
     for heading in ("", "run", "state", "estimate", "from"):
         table.add_column(heading, justify="right" if heading == "estimate" else "left")
     for number, member in enumerate(found, start=1):
-        state = known.get(member.key, {}).get("state", "to be run")
+        row = known.get(member.key, {})
+        state = row.get("state", "to be run")
         same, estimate, source = same_but(vars(member), {"lr"}), 0.0, ""
         if state not in ledger.DONE:
             if seconds[same]:
@@ -313,9 +335,10 @@ def _list(found, known, tflops, at_a_time):
                         member.arguments[0],
                         [w for w in member.arguments[1:] if "=" in w],
                     )["run_flops"]
-                rate = tflops or cost.MACHINES["RTX 3090"]
                 estimate = costs[same] / (rate * 1e12)
                 source = f"{rate:g} TFLOP/s"
+            # It goes on where it was interrupted.
+            estimate *= max(0.0, 1 - (row.get("steps") or 0) / member.steps)
         total += estimate
         time_left = _duration(estimate) if estimate else ""
         table.add_row(str(number), member.name, state, time_left, source)
@@ -327,6 +350,12 @@ def _list(found, known, tflops, at_a_time):
         + (
             f", or {_duration(total / at_a_time)} with {at_a_time} at a time"
             if at_a_time > 1
+            else ""
+        )
+        + (
+            f"; where no run is like it: training alone, on a GPU of {rate:g} TFLOP/s"
+            + ("" if tflops else " (RTX 3090)")
+            if costs
             else ""
         )
     )

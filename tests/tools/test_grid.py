@@ -123,7 +123,42 @@ def test_what_was_interrupted_goes_on_and_what_is_done_is_left_out(jobs, tmp_pat
     assert starts(tmp_path, 5) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_member_that_cannot_be_begun_or_read_stops_no_other(
+    jobs, tmp_path, capsys, monkeypatch
+):
+    """A folder that cannot be made; a ledger that cannot be read at the end."""
+    (tmp_path / "1").write_text("not a folder")
+    result = Job.result
+
+    def unreadable(job):
+        if job.member.lr == 2:
+            raise UserError("ledger.jsonl: Stale file handle; name another ledger")
+        return result(job)
+
+    monkeypatch.setattr(Job, "result", unreadable)
+    assert grid.run(jobs(1, 2, 5), 2) == 1
+    printed = capsys.readouterr().out
+    assert "failed: v, lr=1: " in printed and "File exists" in printed
+    assert "failed: v, lr=2: ledger.jsonl: Stale file handle" in printed
+    assert "pre-empted: v, lr=5" in printed
+
+
+def test_what_nobody_has_foreseen_leaves_no_training_behind(
+    jobs, tmp_path, monkeypatch
+):
+    def show(*_):
+        if (tmp_path / "4" / "starts").exists():
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(grid.Progress, "show", show)
+    made = jobs(4, 1)
+    with pytest.raises(ZeroDivisionError):
+        grid.run(made, 1)
+    assert (tmp_path / "4" / "saved").exists() and made[0].process.poll() is not None
+    assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_it_cleanly(number, jobs, tmp_path, capsys):
     """The running one saves, the waiting one is not begun; then both finish."""
     path = tmp_path / "4" / "starts"
@@ -166,6 +201,10 @@ def test_two_grids_on_one_ledger(jobs, tmp_path, capsys):
 
 def test_several_gpus_take_turns(monkeypatch):
     monkeypatch.setattr(grid.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-5")
+    taken = [s["CUDA_VISIBLE_DEVICES"] for s in grid._slots(3)]
+    assert taken == ["4", "GPU-5", "4"], "those of another user"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert [s["CUDA_VISIBLE_DEVICES"] for s in grid._slots(3)] == ["0", "1", "0"]
     assert grid._slots(1) == [{}]
 
@@ -197,10 +236,39 @@ def test_a_dry_run_lists_states_and_times(arguments, tmp_path, capsys, monkeypat
     assert "mtl, lr=1e-5, shared_layers=6" in lines[1] and "finished" in lines[1]
     assert "2.0 hours" in lines[3] and "runs like it" in lines[3]
     assert "60.0 minutes" in lines[2] and "100 TFLOP/s" in lines[2]
-    assert "4 runs, 3 to be run: about 4.0 hours, or 2.0 hours with 2" in lines[-1]
+    assert lines[-1] == (
+        "4 runs, 3 to be run: about 4.0 hours, or 2.0 hours with 2 at a time; where no "
+        "run is like it: training alone, on a GPU of 100 TFLOP/s"
+    )
     assert len(calls) == 1, "a rate changes no cost"
     assert "1 runs of the ledger had other settings" in captured.err
     assert not list(tmp_path.glob("*/")), "a dry run has written something"
+
+
+def test_a_dry_run_counts_the_steps_that_are_left(arguments, tmp_path, capsys):
+    """Of what was interrupted; and many runs are listed where that is meant."""
+    options = ["--lr=1e-5,2e-5", "--steps=1000"]
+    first, other = grids.members(grids.read_grid([tiny.MTL], options), fill=True)
+    for member, state, steps in ((first, "finished", 1000), (other, "pre-empted", 750)):
+        names = ("recipe", "variant", "changes", "seed", "settings")
+        line = {name: getattr(member, name) for name in names}
+        line.update(kind="training", state=state, steps=steps, seconds=7200.0)
+        ledger.append(tmp_path / "ledger.jsonl", line)
+    assert grid.main([*arguments, *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "2 runs, 1 to be run: about 30.0 minutes"
+    )
+
+
+def test_many_runs_where_that_is_meant(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(grids, "MANY", 2)
+    monkeypatch.setattr(grid.cost, "estimate", lambda *_: {"run_flops": 1.0})
+    with pytest.raises(SystemExit):
+        grid.main([*arguments, "--seed=1,2,3"])
+    assert "the grid has 3 runs; give --many" in capsys.readouterr().err
+    assert grid.main([*arguments, "--seed=1,2,3", "--many"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("3 runs, 3 to be run") and last.endswith("(RTX 3090)")
 
 
 def test_what_is_refused(arguments, capsys):
