@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pandas
 import pytest
+import ruamel.yaml
 
 from lobes import ledger
 from lobes.errors import UserError
@@ -141,6 +143,22 @@ def test_more_that_is_wrong(tmp_path):
         read_grid([tiny.MTL], only=["x"])
 
 
+def test_the_notes_have_every_system_with_and_without_regularisation():
+    """With the same settings in every recipe."""
+    runs = read_grid([ROOT / "grids" / "notes.yaml"]).runs
+    plain = [n for n in runs if not n.endswith(("regularised", "of speech"))]
+    assert len(plain) == 10
+    variant = tiny.MTL.with_name("regularised_notes.yaml")
+    settings = ruamel.yaml.YAML().load(variant)
+    assert settings.pop("base") == "mtl.yaml"
+    for name in plain:
+        yaml, *rest = runs[name]
+        expected = [str(variant), f"--base={yaml}", *rest]
+        if tiny.MTL.parent != Path(yaml).parent:
+            expected = [*runs[name], *(f"--{k}={v}" for k, v in settings.items())]
+        assert runs[f"{name}, regularised"] == expected
+
+
 def test_what_counts_as_the_same_but_for_its_rate():
     low, high, other = grid(tiny.MTL, "--lr=1e-5,2e-5", "--steps=7") + grid(
         tiny.MTL, "--steps=8"
@@ -157,7 +175,7 @@ GRIDS = {
     "demo_variants": 46,
     "figure3": 26,
     "figure4": 52,
-    "notes": 132,
+    "notes": 144,
     "table1_long": 12,
     "table4": 36,
     "table5": 36,
