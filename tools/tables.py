@@ -13,6 +13,7 @@ and standard deviations. "-" stands for what has not been run.
 import argparse
 import functools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from lobes import ledger, plots
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
-from lobes.grids import Grid, latest, members, read_grid
+from lobes.grids import Grid, latest, members, read_grid, same_but
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT
 from lobes.significance import compare_eer, compare_wer
@@ -176,7 +177,7 @@ def grid(runs, found, output):
         write_atomically(output / f"grid_{name}.csv", table.to_csv(index=False))
         texts.append(f"## {name.capitalize()}\n\n{markdown(table)}")
     table = all_rates(named)
-    if table["lr"].nunique() > 1:
+    if table["lr"].nunique() != 1:
         _plot(output / "learning_rates.png", table)
     for name, rows in named.items():
         for row in rows:
@@ -227,22 +228,25 @@ def all_rates(named):
 def systems(runs, found):
     """``{name: runs}`` of a grid; a system is a run with all values but the rate.
 
-    Every seed in the ledger counts, whatever the grid's are.
+    Every seed in the ledger counts, whatever the grid's are, and so does every way to
+    compute (``IGNORED``) that the grid itself does not go through.
     """
+    wanted = members(found, fill=True, many=True)
+    ignored = {
+        name
+        for name in IGNORED
+        if name != "lr" and len({str(m.changes.get(name)) for m in wanted}) == 1
+    }
     done = {}
     for row in runs.values():
         if row["state"] in ledger.DONE:
-            done.setdefault(_without_seed(row), []).append(row)
+            done.setdefault(same_but(row, ignored), []).append(row)
     named = {}
-    for member in members(found, fill=True):
+    for member in wanted:
         values = {k: v for k, v in member.values.items() if k not in ("lr", "seed")}
         name = ", ".join([member.run, *(f"{k}={v}" for k, v in values.items())])
-        named.setdefault(name, []).extend(done.pop(_without_seed(vars(member)), ()))
+        named.setdefault(name, []).extend(done.pop(same_but(vars(member), ignored), ()))
     return named
-
-
-def _without_seed(row):
-    return ledger.key({**row, "seed": None})
 
 
 def by_rate(rows):
@@ -256,16 +260,18 @@ def by_rate(rows):
 def selected(rows):
     """The runs, one for each seed, of the rate with the best mean validation score.
 
-    None when there are none.
+    A diverged run's score is infinite, whatever an earlier checkpoint of it had; where
+    every rate has such runs, the one with the smallest part of them is taken. None when
+    there are no runs.
     """
-    groups = [
-        [row for row in group if row.get("score") is not None]
-        for group in by_rate(rows).values()
-    ]
-    groups = [group for group in groups if group]
-    if not groups:
-        return None
-    return min(groups, key=lambda group: sum(r["score"] for r in group) / len(group))
+
+    def rank(group):
+        known = [row for row in group if row["state"] != "diverged"]
+        scores = [row["score"] for row in known if row.get("score") is not None]
+        mean = sum(scores) / len(scores) if scores else math.inf
+        return 1 - len(scores) / len(group), mean
+
+    return min(by_rate(rows).values(), key=rank, default=None)
 
 
 def summary(rows, kind):
@@ -409,13 +415,22 @@ def _rates_of(table):
         columns[metric] = table[f"our_{metric}"]
         columns[f"{metric}_std"] = table[f"our_{metric}_std"]
         columns[f"paper_{metric}"] = table[f"paper_{metric}"]
+    columns.update({name: table[name] for name in ("seeds", "diverged")})
     return pandas.DataFrame(columns)
 
 
 def _plot(path, table, clip=None):
     """Figure of the learning rates, where there are any of ours."""
-    if table[list(_METRICS)].notna().any(axis=None):
-        plots.plot_learning_rates(path, table, clip)
+    if not table[list(_METRICS)].notna().any(axis=None):
+        print(f"{path.name} is not drawn: the ledger has none of its runs")
+        return
+    # Whatever its last or its best validation was, what has diverged is at the edge.
+    lost = table["diverged"] == table["seeds"]
+    worst = {
+        metric: table[metric].mask(lost & table[metric].notna(), ledger.WORST[metric])
+        for metric in _METRICS
+    }
+    plots.plot_learning_rates(path, table.assign(**worst), clip)
 
 
 def _plot_run(path, folder):
@@ -461,7 +476,7 @@ def _find(runs, name):
         names = sorted({Path(r["output_folder"]).parent.name for r in runs.values()})
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise UserError(f"no run in the ledger is {name}; there are {shown}")
-    if len(set(map(_without_seed, found))) > 1:
+    if len({same_but(row, ()) for row in found}) > 1:
         raise UserError(f"{name} fits several systems; give more of the folder's path")
     return sorted(found, key=lambda row: row["seed"])
 
@@ -498,7 +513,7 @@ def _metrics(pair):
             [
                 {
                     (name, metric): value
-                    for sets in row["sets"].values()
+                    for sets in row.get("sets", {}).values()
                     for name, metrics in sets.items()
                     for metric, value in metrics.items()
                     if metric in _METRICS or metric.startswith("min_dcf")

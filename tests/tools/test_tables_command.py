@@ -143,7 +143,7 @@ def test_seeds_give_means_and_deviations():
         run("mtl", 1e-5, 1, valid=(10, 1), test=(10, 3)),
         run("mtl", 1e-5, 2, valid=(10, 9), test=(12, 4)),
         run("mtl", 2e-5, 1, valid=(10, 2), test=(20, 5)),
-        run("mtl", 2e-5, 2, valid=(10, 3), test=(24, 8), state="diverged"),
+        run("mtl", 2e-5, 2, valid=(10, 3), test=(24, 8)),
         run("mtl", 3e-5, 1, valid=(0, 0), score=None, state="diverged"),
     ]
     chosen = tables.selected(rows)
@@ -154,7 +154,43 @@ def test_seeds_give_means_and_deviations():
     assert tables.summary(chosen, "valid")["eer"] == 2.5
     text = tables.markdown(tables.grid_tables({"x": rows})["selected"])
     assert "| x | 2e-5 | 22.00 ± 2.83 | 6.50 ± 2.12 |" in text
-    assert "| 2 (1 diverged) |" in text
+    assert "| 100,000 | 2 |" in text
+
+
+def test_a_diverged_run_wins_no_selection():
+    """Neither with what its earlier checkpoint had, nor because a seed is left out."""
+    rows = [
+        run("mtl", 1e-5, 1, valid=(10, 5)),
+        run("mtl", 1e-5, 2, valid=(10, 5)),
+        run("mtl", 2e-5, 1, valid=(1, 1)),
+        run("mtl", 2e-5, 2, valid=(1, 1), state="diverged"),
+        run("mtl", 3e-5, 1, valid=(1, 1)),
+        run("mtl", 3e-5, 2, score=None),
+    ]
+    assert tables.selected(rows) == rows[:2]
+    # Where there is nothing else, it is said.
+    rows[0]["state"] = rows[1]["state"] = "diverged"
+    assert tables.selected(rows[:4]) == rows[2:4]
+    text = tables.markdown(tables.grid_tables({"x": rows[:4]})["selected"])
+    assert "| 2e-5 |" in text and "| 2 (1 diverged) |" in text
+    assert tables.selected(rows[:2]) == rows[:2] and tables.selected([]) is None
+
+
+def test_a_diverged_run_is_at_the_figure_s_edge(tmp_path, monkeypatch):
+    """Whatever its validation was; one seed of two does not make a triangle."""
+    drawn = {}
+    monkeypatch.setattr(
+        tables.plots, "plot_learning_rates", lambda _, t, clip: drawn.update(found=t)
+    )
+    rows = [
+        run("asr", 1e-5, validation={"wer": 9.0}),
+        run("asr", 2e-5, validation={"wer": 8.0}, state="diverged"),
+        run("asr", 3e-5, 1, validation={"wer": 7.0}),
+        run("asr", 3e-5, 2, validation={"wer": 9.0}, state="diverged"),
+    ]
+    tables._plot(tmp_path / "x.png", tables.all_rates({"x": rows}))
+    assert drawn["found"]["wer"].tolist() == [9, 100, 8]
+    assert drawn["found"]["eer"].isna().all()
 
 
 def test_what_was_not_run_is_a_dash():
@@ -231,6 +267,28 @@ def test_the_paper_s_tables_are_written(tmp_path, paper_runs, capsys):
         assert tables.TITLES[name] in (out / "paper.md").read_text()
     for name in ("figure3", "figure4", "table4", "table5", "table6"):
         assert (out / f"{name}.png").stat().st_size > 10_000
+
+
+def test_runs_of_another_precision_are_in_figures(small_grid, capsys):
+    """Unless it is what the grid goes through; a figure without runs is named."""
+    path, lines, out = small_grid
+    rows = ledger.read(lines)
+    for row in rows:
+        row["changes"]["precision"] = "bf16"
+    runs = ledger.trainings(rows)
+    found = tables.systems(runs, read_grid([path]))
+    assert {name: len(rows) for name, rows in found.items()} == {"a": 6, "b": 6}
+    found = tables.systems(runs, read_grid([path], ["--precision=fp32,bf16"]))
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "a, precision=fp32": 0,
+        "a, precision=bf16": 6,
+        "b, precision=fp32": 0,
+        "b, precision=bf16": 6,
+    }
+    lines.unlink()
+    tables.main(["grid", str(path), f"--ledger={lines}", f"--output={out}"])
+    assert "learning_rates.png is not drawn: the ledger" in capsys.readouterr().out
+    assert not (out / "learning_rates.png").exists()
 
 
 def evaluation(folder, wrong, noise):
