@@ -30,7 +30,7 @@ from lobes.distributed import (
 from lobes.errors import DivergedError, UserError
 from lobes.plots import plot_curves
 from lobes.progress import ProgressLog, StepAverages
-from lobes.streams import EvaluationStream, TrainStream
+from lobes.streams import EvaluationStream, TrainStream, end_loading
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class SpeechSpeakerBrain(sb.Brain):
         self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.skipped_steps = 0
         self._unread_guards = []
+        self._losses = {}
         self._signal = 0
         self.train_metrics = {}
         self.batch_ids = {}
@@ -127,6 +128,8 @@ class SpeechSpeakerBrain(sb.Brain):
             self.hparams.steps * self.grad_accumulation_factor,
             batches,
             pin_memory=self.device_type == "cuda",
+            batches_per_step=self.grad_accumulation_factor,
+            valid_sets=self.hparams.valid_sets,
             allow_changes=self.allow_changes,
         )
         if self.optimizer_step_limit is not None:
@@ -162,7 +165,13 @@ class SpeechSpeakerBrain(sb.Brain):
                 super().fit(
                     epoch_counter, train_set, valid_set, progressbar=False, **kwargs
                 )
-            except RuntimeError:
+            except RuntimeError as error:
+                if preemption.LOADER_DIED in str(error):
+                    raise UserError(
+                        f"{str(error).strip().splitlines()[0]} (or it ran out of "
+                        "memory: lower --num_workers); the same command continues from "
+                        "the last checkpoint"
+                    ) from error
                 # Another process stopped in the validation while this one waited.
                 if self.world_size > 1 and self._train_stream.ended:
                     self._preempt_between_steps()
@@ -175,9 +184,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 ) from error
             finally:
                 # Not left to the interpreter's end, which would wait for them.
-                for stream in (train_set, valid_set):
-                    if stream is not None:
-                        stream.close()
+                end_loading(train_set, valid_set)
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
@@ -190,6 +197,10 @@ class SpeechSpeakerBrain(sb.Brain):
         if if_main_process():
             self.progress.rewind(self.optimizer_step)
         self.averages = StepAverages()
+        for group in self.optimizer.param_groups:
+            # The checkpoint's optimizer brings the settings it had.
+            defaults = self.optimizer.defaults
+            group.update({name: defaults[name] for name in defaults if name != "lr"})
         self.bar.update(self.optimizer_step)
         if self.optimizer_step:
             logger.info("Resuming after optimizer step %d", self.optimizer_step)
@@ -262,6 +273,10 @@ class SpeechSpeakerBrain(sb.Brain):
                 outputs = self.compute_forward(batches, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
             self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        for name, value in self.step_values.items():
+            if name.endswith("_loss"):
+                value = value / self.grad_accumulation_factor
+                self._losses[name] = self._losses.get(name, 0.0) + value
         for task, batch in batches.items():
             self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
         if should_step:
@@ -291,8 +306,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 f"out of memory at step {self.optimizer_step} with the waveforms "
                 f"{shapes} [utterances, samples]; lower --max_batch_samples (or "
                 "--valid_batch_samples, --test_batch_samples) and raise "
-                "--grad_accumulation_factor instead, or use --precision=bf16; the run "
-                "continues from its last checkpoint, with --allow_changes"
+                "--grad_accumulation_factor instead; to continue this run from its "
+                "last checkpoint, add --allow_changes "
+                f"--output_folder={self.hparams.output_folder}"
             ) from error
 
     def _preempt(self, number):
@@ -349,9 +365,9 @@ class SpeechSpeakerBrain(sb.Brain):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._unread_guards.append(
-            (self.optimizer_step, skipped, self.step_values, self.batch_ids)
+            (self.optimizer_step, skipped, self._losses, self.batch_ids)
         )
-        self.batch_ids = {}
+        self._losses, self.batch_ids = {}, {}
         self.step_values["lr"] = rate
         self.optimizer_step += 1
         if self.device_type == "cpu" or len(self._unread_guards) >= GUARD_INTERVAL:
@@ -359,19 +375,18 @@ class SpeechSpeakerBrain(sb.Brain):
 
     def _scale_was_too_high(self):
         """Whether a gradient overflowed in fp16 although the losses are finite."""
-        losses = [v for n, v in self.step_values.items() if n.endswith("_loss")]
-        finite = all(bool(torch.isfinite(loss)) for loss in losses)
+        finite = all(bool(torch.isfinite(loss)) for loss in self._losses.values())
         return finite and self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
 
     def _count_skipped(self):
         """Count and report the steps that were not taken since the last look."""
         guards, self._unread_guards = self._unread_guards, []
         flags = torch.stack([guard[1] for guard in guards]).tolist() if guards else []
-        for (step, _, values, ids), skipped in zip(guards, flags, strict=True):
+        for (step, _, losses, ids), skipped in zip(guards, flags, strict=True):
             if not skipped:
                 continue
             self.skipped_steps += 1
-            losses = {n: float(v) for n, v in values.items() if "loss" in n}
+            losses = {name: float(loss) for name, loss in losses.items()}
             logger.warning(
                 "Step %d skipped (%d so far): a gradient is not finite; losses %s; "
                 "utterances %s",
@@ -384,7 +399,8 @@ class SpeechSpeakerBrain(sb.Brain):
             raise DivergedError(
                 f"{self.skipped_steps} steps had gradients that are not finite (see "
                 f"{self.hparams.output_folder}/log.txt for the utterances); lower "
-                "--lr, or raise --nonfinite_patience to go on"
+                "--lr for a new run, or go on from the last checkpoint with a higher "
+                "--nonfinite_patience"
             )
 
     def on_fit_batch_end(self, batches, outputs, loss, should_step):
@@ -545,8 +561,10 @@ class SpeechSpeakerBrain(sb.Brain):
                 stream = self._evaluation_stream(
                     [(task, evaluation_set)], f"{name}: testing"
                 )
-                with contextlib.closing(stream):
+                try:
                     self.evaluate(stream, progressbar=False)
+                finally:
+                    end_loading(stream)
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results

@@ -9,11 +9,12 @@ import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
 #: Settings that do not change what is learnt: where things lie, what they are run
-#: on, what is tested and how much is written. (The weights of ``source`` stand in
-#: the checkpoint by then, its shape in ``encoder_config.json``.)
+#: on, what is tested and how much is written. (What they lead to counts: the corpora
+#: by ``lobes.streams.TrainStream``, the encoder by its ``encoder_config.json``.)
 DO_NOT_COUNT = re.compile(
-    r"(.*_)?(folder|csv|transcripts|workers|timeout)|source|encoder_config|init_from"
+    r"(.*_)?(folder|csv|transcripts|trial_lists|workers|timeout)|encoder_config"
     r"|threads|device|log_interval|tensorboard|train_logger|checkpointer"
+    r"|gradient_checkpointing|valid_batch_samples|nonfinite_patience"
     r"|checkpoints_to_keep|ckpt_interval_.*|test_.*|.*_test_splits|headline_sets"
     r"|skip_prep|skip_budget|strict|header_only|voxceleb_convert|librispeech|voxceleb|ledger"
 )
@@ -38,8 +39,23 @@ def changed_settings(old, new):
     trees = []
     for text in (old, new):
         tree = ruamel.yaml.YAML().load(text)
-        trees.append({k: v for k, v in tree.items() if not DO_NOT_COUNT.fullmatch(k)})
+        for key in ("source", "init_from"):
+            # A model that was moved is still the same one.
+            if tree.get(key):
+                tree[key] = Path(str(tree[key])).name
+        trees.append(_counting(tree))
     return differences(*trees)
+
+
+def _counting(node):
+    """A YAML node without the entries, at any depth, that ``DO_NOT_COUNT`` names."""
+    if isinstance(node, CommentedMap):
+        for key in [key for key in node if DO_NOT_COUNT.fullmatch(str(key))]:
+            del node[key]
+    if isinstance(node, (CommentedMap, CommentedSeq)):
+        for child in node.values() if isinstance(node, CommentedMap) else node:
+            _counting(child)
+    return node
 
 
 def record_changes(folder, changes):
@@ -65,7 +81,4 @@ def _leaves(node, key=""):
     if tag or not items:
         yield key, tag or type(node)()
     for name, child in items:
-        name = f"{key}.{name}" if key else name
-        # A stream's reading processes and files count no more than at the top.
-        if not DO_NOT_COUNT.fullmatch(name.rpartition(".")[2]):
-            yield from _leaves(child, name)
+        yield from _leaves(child, f"{key}.{name}" if key else name)

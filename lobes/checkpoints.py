@@ -28,6 +28,7 @@ from speechbrain.utils.distributed import (
 
 from lobes.distributed import spread_random_state
 from lobes.errors import UserError
+from lobes.preemption import LOADER_DIED
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Checkpointer(stock.Checkpointer):
             _flush(self.checkpoints_dir)
         # torch reports a full disk as a RuntimeError of its writer in C++.
         except (OSError, RuntimeError) as error:
+            if LOADER_DIED in str(error):
+                raise
             self._remove_leftovers()
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -127,9 +130,20 @@ class Checkpointer(stock.Checkpointer):
         return None
 
     def recover_if_possible(self, *args, **kwargs):
-        """See SpeechBrain; reports and removes what interrupted saves left."""
+        """See SpeechBrain; reports and removes what interrupted saves left.
+
+        Damaged checkpoints are renamed, so that none keeps its rank as the best one.
+        """
         if if_main_process():
             self._remove_leftovers()
+            whole = [path for path in self._list_checkpoint_dirs() if not damage(path)]
+            for path in self._list_checkpoint_dirs() if whole else ():
+                if path not in whole:
+                    aside = path.with_name(f"damaged-{path.name}")
+                    logger.warning(
+                        "%s is damaged: %s; it is now %s", path, damage(path), aside
+                    )
+                    path.rename(aside)
         return super().recover_if_possible(*args, **kwargs)
 
     def load_checkpoint(self, checkpoint):
@@ -279,9 +293,10 @@ class RandomState:
             "python": [version, list(keys), gauss],
             "numpy": [kind, numpy_keys.tolist(), *numpy_rest],
             "torch": torch.get_rng_state().tolist(),
-            "cuda": [s.tolist() for s in torch.cuda.get_rng_state_all()]
+            # Of the device in use; how many others there are may differ.
+            "cuda": torch.cuda.get_rng_state().tolist()
             if torch.cuda.is_available()
-            else [],
+            else None,
         }
         with open(path, "w", encoding="utf-8") as stream:
             json.dump(state, stream)
@@ -296,9 +311,10 @@ class RandomState:
         kind, numpy_keys, *numpy_rest = state["numpy"]
         np.random.set_state((kind, np.array(numpy_keys, np.uint32), *numpy_rest))
         torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-        cuda = [torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]]
-        if cuda and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
+        if torch.cuda.is_available() and state["cuda"]:
+            torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+        elif torch.cuda.is_available():
+            logger.warning("%s has no random state of a GPU: dropout differs", path)
         spread_random_state()
 
 

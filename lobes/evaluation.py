@@ -209,6 +209,7 @@ def _own_sets(options, hparams):
                 labels=labels,
                 max_batch_samples=budget,
                 num_workers=hparams["num_workers"],
+                timeout=hparams["loader_timeout"],
             )
         }
     if options.speaker_csv:
@@ -218,6 +219,7 @@ def _own_sets(options, hparams):
                 trial_paths=options.trials,
                 max_batch_samples=budget,
                 num_workers=hparams["num_workers"],
+                timeout=hparams["loader_timeout"],
             )
         }
     return sets or None

@@ -12,6 +12,10 @@ import signal
 #: (``EX_TEMPFAIL``). The same command line continues the run.
 EXIT_CODE = 75
 
+#: Stands in torch's ``RuntimeError`` when a loading process has died, which its
+#: signal handler raises wherever the training process happens to be.
+LOADER_DIED = "DataLoader worker"
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -53,18 +57,14 @@ def requested():
 
 
 def protect_worker(_):
-    """Let a loading process (``worker_init_fn``) survive a signal to its whole group.
+    """Let a loading process (``worker_init_fn``) survive signals to its whole group.
 
-    It must go on reading until its trainer has finished the step. A second SIGTERM
-    ends it, so that it can be stopped although its trainer does not ask it to end.
+    It must go on reading until its trainer has finished the step, however often it is
+    told to end; it ends when its trainer asks it to, or is gone
+    (``lobes.streams.end_loading``).
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def ignore_one(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, ignore_one)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(number, frame):

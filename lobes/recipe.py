@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_IN_NAME = re.compile(
     r".*(_folder|_csv|_workers|_lists|_test_splits)|headline_sets|test_batch_samples|"
     r"ledger|log_interval|seed|threads|tensorboard|skip_prep|strict|header_only|"
-    r"voxceleb_convert|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
+    r"voxceleb_convert|valid_batch_samples|nonfinite_patience|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
 )
 
 #: The command line's word for going on although something has changed.

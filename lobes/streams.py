@@ -191,7 +191,7 @@ class Utterances(torch.utils.data.Dataset):
                     return
                 except RuntimeError as error:
                     # What torch knows of it: a signal, or its own time limit.
-                    _kill_children()
+                    _kill_loaders()
                     raise UserError(
                         f"{' and '.join(map(str, self.csvs))}: loading failed "
                         f"({str(error).strip().splitlines()[0]}) while reading "
@@ -435,14 +435,14 @@ class RandomCrops(TaskStream):
             )
 
     def requests(self, position):
-        """See ``TaskStream``; a position counts batches from the start."""
+        """See ``TaskStream``; a position counts crops from the start."""
         total = len(self.utterances)
         step = self.share * self.world_size
-        for number in itertools.count(position):
-            first = number * step + self.rank * self.share
+        for position in itertools.count(position, step):  # noqa: B020
+            first = position + self.rank * self.share
             places = (divmod(i, total) for i in range(first, first + self.share))
             requests = [self._crop(*place) for place in places]
-            yield number + 1, requests
+            yield position + step, requests
 
     def _crop(self, number, index):
         """Request for the ``index``-th utterance of one pass."""
@@ -477,6 +477,12 @@ class TrainStream(LoopedLoader):
         Batches between two validations.
     pin_memory : bool
         Whether batches are copied to page-locked memory.
+    batches_per_step : int
+        Of these batches so many make one optimizer step.
+    valid_sets : dict
+        Task name to the ``EvaluationSet`` that chooses the best checkpoint.
+    allow_changes : bool
+        Whether a checkpoint of a run with other data may be gone on from.
 
     Yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
     set: the epoch then ends early, and a run without the limit continues it. The
@@ -489,12 +495,21 @@ class TrainStream(LoopedLoader):
     ended = False
 
     def __init__(
-        self, streams, steps, epoch_length, pin_memory=False, allow_changes=False
+        self,
+        streams,
+        steps,
+        epoch_length,
+        pin_memory=False,
+        batches_per_step=1,
+        valid_sets=None,
+        allow_changes=False,
     ):
         super().__init__(loader=None, epoch_length=epoch_length)
         self.streams = streams
         self.steps = steps
         self.pin_memory = pin_memory
+        self.batches_per_step = batches_per_step
+        self.valid_sets = valid_sets or {}
         self.allow_changes = allow_changes
         self._corpora = None
 
@@ -538,8 +553,13 @@ class TrainStream(LoopedLoader):
         return min(self.epoch_length, self.steps - done)
 
     def corpora(self):
-        """What the positions and the weights belong to, by task."""
-        return {
+        """What the positions, the weights and the scores belong to, by task."""
+        validation = {
+            f"validation of {task}": one.digest()
+            for task, one in self.valid_sets.items()
+            if one.trials is not None
+        }
+        return validation | {
             task: {
                 "utterances": len(stream.utterances),
                 "corpus": stream.utterances.digest(),
@@ -561,6 +581,7 @@ class TrainStream(LoopedLoader):
         state = {
             "step": self.step,
             "total_steps": self.total_steps,
+            "batches_per_step": self.batches_per_step,
             "positions": {task: s.position for task, s in self.streams.items()},
             "corpora": self._corpora,
         }
@@ -595,8 +616,10 @@ class TrainStream(LoopedLoader):
             if if_main_process():
                 # <output folder>/save/<checkpoint>/<this file>
                 record_changes(Path(path).parents[2], changes)
-        self.total_steps = state["total_steps"]
-        self.step = 0 if end_of_epoch else state["step"]
+        # Checkpoints stand between two optimizer steps.
+        old, new = state["batches_per_step"], self.batches_per_step
+        self.total_steps = state["total_steps"] // old * new
+        self.step = 0 if end_of_epoch else state["step"] // old * new
         self.ended = False
         self.iterator = None
         for task, position in state["positions"].items():
@@ -678,6 +701,15 @@ class EvaluationSet:
         ]
         self.trials = trials
 
+    def digest(self):
+        """SHA-256 of the utterances and trials; where they lie does not count."""
+        digest = hashlib.sha256(self.utterances.digest().encode())
+        for name, trials in sorted(self.trials.items()):
+            rows = zip(trials.labels, trials.enrol, trials.test, strict=True)
+            lines = [f"{label:d} {enrol} {test}" for label, enrol, test in rows]
+            digest.update("\n".join([name, *lines]).encode())
+        return digest.hexdigest()[:16]
+
     def __len__(self):
         return len(self._requests)
 
@@ -755,8 +787,16 @@ def pack(order, lengths, budget):
     return batches
 
 
-def _kill_children():
-    """End the loading processes, hanging ones too, when loading has failed."""
+def end_loading(*streams):
+    """Close streams, and end their loading processes also where they hang."""
+    for stream in streams:
+        if stream is not None:
+            stream.close()
+    _kill_loaders()
+
+
+def _kill_loaders():
+    """End all loading processes of this one; they ignore any milder signal."""
     # torch's handler would raise an error for each of them.
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():

@@ -82,6 +82,19 @@ def signalled_at_start(argv, number):
     training(argv)
 
 
+def signalled_with_its_group(argv, step, numbers):
+    """Signals to a training and all of its reading processes, as from a cluster."""
+    os.setsid()
+
+    def strike(_):
+        for number in numbers:
+            os.killpg(0, number)
+            time.sleep(0.3)
+
+    _at_step(step, strike)
+    training(argv)
+
+
 def paused(argv, step):
     """A training that goes on for ever after a step."""
     _at_step(step, lambda _: time.sleep(1e6))

@@ -20,15 +20,17 @@ from tests.faults import (  # noqa: E402, F401
     pytest_sessionfinish,
 )
 
+HANDLERS = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _fresh_logging():
     """Undo what an experiment did to logging and signals: they end with its test."""
-    handlers = {n: signal.getsignal(n) for n in preemption.SIGNALS}
     yield
-    for number, handler in handlers.items():
+    # Those of before any experiment: a fixture of a whole module may have run one.
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
     root = logging.getLogger()
     for handler in [h for h in root.handlers if "pytest" not in type(h).__module__]:

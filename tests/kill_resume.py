@@ -306,13 +306,12 @@ def difference(reference, found):
 def events_by_kind(folder):
     """``{kind: [event number, ...]}`` of the reference run."""
     trace = outcome(folder)
-    crops = len(trace["1"]["ids"]["speaker"])
     speakers = {i for n in trace if n.isdigit() for i in trace[n]["ids"]["speaker"]}
     passes = {"speech": {}, "speaker": {}}
     for step in range(1, SETTINGS["steps"] + 1):
         positions = trace[str(step)]["positions"]
         passes["speech"][step] = positions["speech"][0]
-        passes["speaker"][step] = positions["speaker"] * crops // len(speakers)
+        passes["speaker"][step] = positions["speaker"] // len(speakers)
     ends = {
         task: {
             step

@@ -71,6 +71,12 @@ def without_the_last(copy):
     return {}
 
 
+def without_a_trial(copy):
+    path = copy / "corpus" / "VoxCeleb" / "valid_trials.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    return {}
+
+
 CHANGES = {
     "another learning rate": (lambda _: {"lr": 2e-3}, "lr: 0.001 -> 0.002"),
     "another seed": (lambda _: {"seed": 7}, "seed: 42133724 -> 7"),
@@ -84,6 +90,11 @@ CHANGES = {
         "speech.corpus: ",
     ),
     "an utterance less": (without_the_last, "speech.utterances: 12 -> 11"),
+    "a validation trial less": (without_a_trial, "validation of speaker: "),
+    "more batches a step": (
+        lambda _: {"grad_accumulation_factor": 2},
+        "grad_accumulation_factor: 1 -> 2",
+    ),
 }
 
 
@@ -107,6 +118,17 @@ def test_a_change_is_refused_and_may_be_allowed(change, told, copy):
     assert any(told in change for row in rows for change in json.loads(row)["changes"])
 
 
+def test_an_allowed_change_of_the_optimizer_acts(copy):
+    """Although the checkpoint brings the old one's settings."""
+    yaml = copy / "decay.yaml"
+    yaml.write_text(f"base: {tiny.MTL}\nopt_class.weight_decay: 0.1\n")
+    system = tiny.brain(
+        copy / "corpus", copy / "run", yaml, options=["--allow_changes"]
+    )
+    tiny.fit(system)
+    assert system.optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
 @pytest.mark.fault("F11", "other folders, workers, threads, device and intervals")
 def test_ways_of_running_never_count(copy):
     """The run goes on without a word."""
@@ -118,6 +140,9 @@ def test_ways_of_running_never_count(copy):
         "checkpoints_to_keep": 2,
         "ledger": copy / "other.jsonl",
         "loader_timeout": 60,
+        "valid_batch_samples": 90_000,
+        "nonfinite_patience": 3,
+        "gradient_checkpointing": True,
     }
     moved = copy.with_name("moved")
     shutil.move(copy, moved)

@@ -117,6 +117,7 @@ def test_a_damaged_newest_checkpoint(
     expected = finished[1]
     ours = tiny.parameters(system)
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
+    assert newest.with_name(f"damaged-{newest.name}").is_dir(), "it keeps its rank"
 
 
 @pytest.mark.fault("F05", "all checkpoints damaged")

@@ -90,6 +90,17 @@ def test_a_signal_before_training(tiny_corpus, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.fault("F10", "SIGTERM, twice, to a training and its reading processes")
+def test_signals_to_the_whole_group(tiny_corpus, tmp_path):
+    """One checkpoint within the step, exit status 75."""
+    argv = kill_resume.argv(tmp_path, tiny_corpus, 2)
+    status, said = attempts.attempt(
+        tmp_path / "said", attempts.signalled_with_its_group, argv, 3, (TERM, TERM)
+    )
+    assert status == EXIT_CODE, said
+    assert "SIGTERM: stopped after step 4" in said and "Traceback" not in said
+
+
 #: What each rank runs: at an event of the first all get the signals, as from a cluster.
 PROGRAM = """
 import json, os, signal, sys

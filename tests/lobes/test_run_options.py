@@ -169,7 +169,8 @@ def _on(option, make):
 def test_eval_precision_acts_in_evaluation_only(make):
     system = make("--eval_precision=bf16")
     kinds = []
-    linear = system.modules.encoder.model.encoder.layers[0].feed_forward.output_dense
+    layer = system.modules.encoder.model.encoder.layers[0]
+    linear = layer.feed_forward.intermediate_dense
     linear.register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
     tiny.fit(system)
     assert {torch.float32, torch.bfloat16} == set(kinds)
@@ -179,7 +180,8 @@ def test_eval_precision_acts_in_evaluation_only(make):
 def test_precision_acts_in_training_only(make):
     system = make("--precision=bf16")
     kinds = []
-    linear = system.modules.encoder.model.encoder.layers[0].feed_forward.output_dense
+    layer = system.modules.encoder.model.encoder.layers[0]
+    linear = layer.feed_forward.intermediate_dense
     linear.register_forward_hook(lambda m, i, out: kinds.append(out.dtype))
     tiny.fit(system)
     assert kinds[0] is torch.bfloat16 and kinds[-1] is torch.float32

@@ -88,6 +88,13 @@ def test_no_key_is_a_prefix_of_a_run_option(path):
         assert not swallowed, f"{key} of {path.name} is a prefix of {swallowed}"
 
 
+def test_no_loading_process_is_waited_for_for_ever():
+    for path in YAMLS:
+        text = path.read_text(encoding="utf-8")
+        workers = len(re.findall(r"num_workers: !ref", text))
+        assert workers == text.count("timeout: !ref <loader_timeout>"), path.name
+
+
 def test_variants_are_short():
     for path in set(YAMLS) - set(BASES):
         assert len(load_variant(path)[0]) and path.read_text().count("\n") <= 32
