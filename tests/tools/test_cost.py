@@ -110,14 +110,14 @@ def test_operations_are_those_published(
         assert frozen / 1e12 == pytest.approx(5.8, rel=0.05)
 
 
-@pytest.mark.parametrize("precision, per_channel", [("fp32", 64), ("bf16", 40)])
+@pytest.mark.parametrize("precision, per_channel", [("fp32", 48), ("bf16", 32)])
 def test_memory_equals_a_count_by_hand(precision, per_channel):
     """Bytes that a post-LN layer keeps for the way back, per frame and channel.
 
     fp32: inputs of both norms and of the attention and feed-forward block 16, query,
-    key, value and attention output 16, both ends of the GELU 32. bf16: norms and
-    their outputs stay fp32 (8; an output is kept as half-precision copies for query,
-    key, value and the feed-forward block, 8), the rest is half of the above, 24.
+    key, value and attention output 16, the GELU's input 16. bf16: norms and their
+    outputs stay fp32 (8; an output is kept as half-precision copies for query, key,
+    value and the feed-forward block, 8), the rest is half of the above, 16.
     """
     encoder = {"--source": "null", "--precision": precision}
     peaks = []
@@ -128,7 +128,7 @@ def test_memory_equals_a_count_by_hand(precision, per_channel):
     frames = 16 * 624 + 22 * 449
     expected = 6 * frames * per_channel * C
     # On top: attention's normalisers, and half-precision copies of the weights.
-    assert peaks[0] - peaks[1] == pytest.approx(expected, rel=0.06)
+    assert peaks[0] - peaks[1] == pytest.approx(expected, rel=0.07)
     assert peaks[0] - peaks[1] > expected
 
 
@@ -255,7 +255,7 @@ def test_a_key_that_is_none_is_refused(capsys):
 
 def test_the_document_s_commands_load(monkeypatch):
     monkeypatch.chdir(tiny.MTL.parents[1])
-    commands = re.findall(r"([\w.]+\.yaml)((?: --\w+=[\w./]+)+)", DOCUMENT)
+    commands = re.findall(r"(?<![\w./])([\w.]+\.yaml)((?: --\w+=[\w./]+)+)", DOCUMENT)
     assert len(commands) >= 6
     for name, overrides in commands:
         (path,) = ROOT.glob(f"recipes/*/*/hparams/{name}")
