@@ -604,7 +604,13 @@ class TrainStream(LoopedLoader):
                 f"has {', '.join(self.streams)}; choose another output folder"
             )
         self._corpora = self.corpora()
-        changes = differences(state["corpora"], self._corpora)
+        # Without validation sets that were not opened.
+        known = state["corpora"].keys() & self._corpora.keys()
+        old, new = (
+            {k: v for k, v in side.items() if k in known}
+            for side in (state["corpora"], self._corpora)
+        )
+        changes = differences(old, new)
         if changes:
             report = "; ".join(changes)
             if not self.allow_changes:
