@@ -52,22 +52,22 @@ _POINTS = 1000
 
 def plot_det(path, curves):
     """Write ``det_figure(curves)`` as PNG to ``path``."""
-    _save(det_figure(curves), path)
+    save(det_figure(curves), path)
 
 
 def plot_score_histogram(path, scores, labels, threshold, title):
     """Write ``score_histogram_figure(...)`` as PNG to ``path``."""
-    _save(score_histogram_figure(scores, labels, threshold, title), path)
+    save(score_histogram_figure(scores, labels, threshold, title), path)
 
 
 def plot_curves(path, training, validation):
     """Write ``curves_figure(training, validation)`` as PNG to ``path``."""
-    _save(curves_figure(training, validation), path)
+    save(curves_figure(training, validation), path)
 
 
 def plot_learning_rates(path, table, clip=None):
     """Write ``learning_rates_figure(table, clip)`` as PNG to ``path``."""
-    _save(learning_rates_figure(table, clip), path)
+    save(learning_rates_figure(table, clip), path)
 
 
 def learning_rates_figure(table, clip=None):
@@ -120,7 +120,7 @@ def learning_rates_figure(table, clip=None):
         axes.set_ylabel(f"validation {_METRIC_NAMES[metric]}")
         if limit is not None:
             axes.set_ylim(top=limit * 1.03)
-        _dress(axes)
+        dress(axes)
     # Of each system one line, whatever panels it is in.
     handles = {}
     for axes in panels:
@@ -254,7 +254,7 @@ def det_figure(curves):
     axes.set_aspect("equal")
     axes.set_xlabel("false acceptances (% of different-speaker trials)")
     axes.set_ylabel("false rejections (% of same-speaker trials)")
-    _dress(axes)
+    dress(axes)
     figure.legend(loc="outside lower center", fontsize=10, frameon=False)
     return figure
 
@@ -316,7 +316,7 @@ def score_histogram_figure(scores, labels, threshold, title):
     axes.set_ylabel("density (per unit of score)")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    _dress(axes, grid="y")
+    dress(axes, grid="y")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9.5, frameon=False)
     return figure
 
@@ -377,7 +377,7 @@ def curves_figure(training, validation):
         draw(axes)
         if best is not None:
             axes.axvline(best, color=_GREY, linestyle=":", linewidth=1.2, zorder=1)
-        _dress(axes)
+        dress(axes)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(
                 fontsize=9,
@@ -593,7 +593,7 @@ def _best_step(validation):
     return float(validation.loc[validation["score"].idxmin(), "step"])
 
 
-def _dress(axes, grid="both"):
+def dress(axes, grid="both"):
     """What all panels share: a pale grid and no box."""
     axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -601,7 +601,7 @@ def _dress(axes, grid="both"):
     axes.tick_params(labelsize=9.5, color=_GREY)
 
 
-def _save(figure, path):
+def save(figure, path):
     """Write the figure as PNG, complete or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=_DPI)
