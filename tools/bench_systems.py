@@ -251,7 +251,8 @@ class Stock(sb.Brain):
 
     def encode(self, batch):
         """Frames [batch, time, channel]."""
-        shares = (batch.lengths / batch.wavs.shape[1]).to(self.device)
+        shares = batch.lengths / batch.wavs.shape[1]
+        shares = shares.to(self.device, non_blocking=True)
         return self.modules.encoder(batch.wavs, shares)
 
     def init_optimizers(self):
@@ -277,7 +278,8 @@ class Stock(sb.Brain):
             hidden = self.encode(batch)
             lengths = self.frame_lengths(batch.lengths)
             places = torch.arange(hidden.shape[1], device=hidden.device)
-            mask = places < lengths.to(hidden.device)[:, None]
+            on_device = lengths.to(hidden.device, non_blocking=True)
+            mask = places < on_device[:, None]
             with torch.autocast(hidden.device.type, enabled=False):
                 frames = Frames(hidden, hidden, lengths, mask)
                 outputs[task] = self.modules[task](frames)
@@ -311,7 +313,8 @@ class Paper(Stock):
     def encode(self, batch):
         """Frames [batch, time, channel]."""
         places = torch.arange(batch.wavs.shape[1], device=batch.wavs.device)
-        mask = places < batch.lengths.to(places.device)[:, None]
+        lengths = batch.lengths.to(places.device, non_blocking=True)
+        mask = places < lengths[:, None]
         return self.modules.encoder(batch.wavs, mask.long()).last_hidden_state
 
     def init_optimizers(self):
@@ -396,10 +399,13 @@ def plain_batches(hparams, setup):
 
 
 def share(batches, rank, ranks):
-    """One rank's part of the batches without padding, as many utterances on each."""
+    """One of 1 or 2 ranks' part of the batches without padding.
+
+    As many utterances on each; a last odd one is left out, also of a single rank's.
+    """
     parts = {}
     for task, batch in trimmed(batches).items():
-        count = len(batch) // ranks
+        count = len(batch) // 2 * 2 // ranks
         rows = slice(rank * count, (rank + 1) * count)
         labels = {
             name: tuple(t[rows] for t in label)

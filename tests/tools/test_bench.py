@@ -1,7 +1,9 @@
 """The benchmark at tiny size: what it compares is equal, what it reports is there."""
 
 import json
+import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,11 +128,32 @@ def test_batches_of_a_stated_length(setup):
     whole = bench_systems.plain_batches(hparams, setup)
     assert bench_systems.audio_seconds(whole) == pytest.approx(8.0, abs=0.3)
     parts = [bench_systems.share(whole, rank, 2) for rank in range(2)]
+    alone = bench_systems.share(whole, 0, 1)
+    assert len(whole["speaker"]) % 2
     for task, batch in bench_systems.trimmed(whole).items():
         halves = torch.cat([part[task].wavs for part in parts])
         assert torch.equal(halves, batch.wavs[: len(halves)])
         assert len(batch) - len(halves) < 2
         assert len({len(part[task]) for part in parts}) == 1
+        # Both sides of the comparison do the same.
+        assert torch.equal(halves, alone[task].wavs)
+
+
+@pytest.mark.parametrize("crop", [0.9, 30.0])
+def test_two_processes_have_a_crop_each(setup, monkeypatch, crop):
+    asked = []
+
+    def measure(_, setup, *args, ranks):
+        asked.append(setup)
+        return [1.0] if ranks == 1 else [[1.0], [0.5]]
+
+    monkeypatch.setattr(bench, "in_new_process", measure)
+    options = bench.parse(["--size=tiny", "--rounds=1", "--threads=1"])
+    found = bench.measure_scaling(setup.but(crop=crop), options)
+    assert found["ratios"]["efficiency_of_two"]["median"] == 0.5
+    hparams, _ = bench_systems.load(setup)
+    parts = bench_systems.share(bench_systems.plain_batches(hparams, asked[1]), 1, 2)
+    assert all(len(part) for part in parts.values())
 
 
 def test_the_corpus_is_as_long_as_librispeech():
@@ -158,10 +181,112 @@ def test_rounds_take_turns():
     )
 
 
+@pytest.mark.parametrize("fault", [None, "transcript", "embedding"])
+def test_batches_that_change_a_result_are_an_error(setup, monkeypatch, fault):
+    def evaluate(brain, lists, budget):
+        apart = budget is not None
+        embedding = np.array([1.0, 3e-3 * (apart and fault == "embedding")])
+        text = "A" + "B" * (apart and fault == "transcript")
+        return {"speaker": {"u": embedding}, "speech": {"u": ("A", text)}}
+
+    monkeypatch.setattr(bench, "evaluate", evaluate)
+    options = bench.parse(["--size=tiny", "--rounds=1", "--threads=1"])
+    found = bench.measure_evaluation(setup, options)
+    assert ("error" in found) == (fault is not None)
+    assert found["other_transcripts"] == (fault == "transcript")
+
+
+def test_goals_hold_for_their_own_size():
+    step = {"median": 0.08}
+    found = {
+        "machine": {"peak_tflops": 600.0},
+        "ratios": {
+            "main_vs_stock": {"median": 1.4},
+            "memory_vs_stock": {"median": 0.5},
+            "evaluation_vs_single": {"median": 4.0},
+        },
+        "steps": {
+            "rows": [
+                {
+                    "crop": 3.0,
+                    "seconds": {"main": {"stock": step, "ours": {"median": 0.125}}},
+                    "tflops": {"ours": 150.0},
+                    "hours_of_100k": 4.0,
+                },
+                {
+                    "crop": 9.0,
+                    "seconds": {"main": {"stock": step, "compiled": step}},
+                    "tflops": {"ours": 150.0, "compiled": 240.0},
+                    "hours_of_100k": 2.5,
+                },
+            ]
+        },
+        "memory": {
+            "points": {
+                "ours": [{"audio": 100.0, "peak": 2e9}, {"audio": 400.0, "peak": 1e10}],
+                "stock": [{"audio": 400.0, "peak": 4e10}],
+            }
+        },
+    }
+
+    def rows(device, size):
+        options = {"device": device, "size": size}
+        return [
+            list(row.values()) for row in bench.judged(found | {"options": options})
+        ]
+
+    assert rows("cpu", "base") == [
+        ["main_vs_stock", 1.4, ">= 1.15", True],
+        ["memory_vs_stock", 0.5, "<= 0.55", True],
+    ]
+    assert rows("cpu", "tiny") == [["evaluation_vs_single", 4.0, ">= 3", True]]
+    assert rows("cuda:0", "base") == [
+        ["main_vs_stock", 1.4, ">= 1.5", False],
+        ["steps_per_second, ours, crop 3 s", 8.0, ">= 10", False],
+        ["hours_of_100k, crop 3 s", 4.0, "<= 3", False],
+        ["steps_per_second, compiled, crop 9 s", 12.5, ">= 10", True],
+        ["fraction_of_peak, compiled, crop 9 s", 0.4, ">= 0.35", True],
+        ["hours_of_100k, crop 9 s", 2.5, "<= 3", True],
+        ["peak_gb, ours, 400 s of audio", 10.0, "<= 16", True],
+    ]
+    assert rows("cuda", "tiny") == []
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "bench.json"
+    written = []
+
+    def fail(setup, options):
+        raise ValueError("no room")
+
+    def keep(setup, options):
+        written.append(json.loads(path.read_text(encoding="utf-8")))
+        return {"total": 2.0}
+
+    monkeypatch.setattr(bench.systems, "prepare", lambda *_: None)
+    monkeypatch.setattr(bench, "draw", lambda *_: None)
+    for name, part in ("preparation", fail), ("scoring", fail), ("startup", keep):
+        monkeypatch.setitem(bench.SECTIONS, name, part)
+    ratio = {"min": 1.0, "median": 2.0, "max": 3.0}
+    monkeypatch.setitem(
+        bench.SECTIONS, "memory", lambda *_: {"points": {}, "ratios": {"some": ratio}}
+    )
+    argv = ["--size=tiny", "--threads=1", f"--output={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        bench.main([*argv, "--only", "memory", "scoring", "startup"])
+    assert ended.value.code == 1
+    assert written[0]["ratios"] == {"some": ratio}
+    assert written[0]["scoring"] == {"error": "ValueError: no room"}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["startup"] == {"total": 2.0}
+    assert "FAIL scoring: ValueError: no room" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command(tmp_path, capsys):
     bench.main(["--size=tiny", "--rounds=1", "--threads=1", f"--output={tmp_path}"])
+    assert not multiprocessing.active_children()
     found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     names = {"main_vs_stock", "main_vs_paper", "warmup_vs_stock", "memory_vs_stock"}
     assert (
@@ -179,6 +304,7 @@ def test_the_command(tmp_path, capsys):
         assert losses["paper"] == pytest.approx(losses["ours"], rel=1e-4)
     assert found["evaluation"]["lowest_cosine"] > 1 - 1e-6
     assert found["evaluation"]["other_transcripts"] == 0
+    assert [row["name"] for row in found["goals"]] == ["evaluation_vs_single"]
     assert (tmp_path / "bench.png").stat().st_size > 5000
     printed = capsys.readouterr().out
     assert "main_vs_stock" in printed and "steps/s" in printed
