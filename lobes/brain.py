@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 #: them would wait for an accelerator. The weights are safe in between.
 GUARD_INTERVAL = 20
 
+#: Graphs of one function of a compiled encoder.
+RECOMPILE_LIMIT = 32
+
 
 @register_checkpoint_hooks
 class SpeechSpeakerBrain(sb.Brain):
@@ -210,8 +213,15 @@ class SpeechSpeakerBrain(sb.Brain):
 
         The heads are too small to repay it.
         """
-        if self.compile and self.compile_module_keys is None:
-            self.compile_module_keys = ["encoder"]
+        if self.compile:
+            if self.compile_module_keys is None:
+                self.compile_module_keys = ["encoder"]
+            # Not False, SpeechBrain's default: every new length would compile anew,
+            # and after a few nothing would be compiled any more, without a word.
+            if not self.compile_using_dynamic_shape_tracing:
+                self.compile_using_dynamic_shape_tracing = None
+            # Frozen or not, padded or not, with a gradient or not: each some graphs.
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         super()._compile()
 
     def _wrap_distributed(self):

@@ -5,6 +5,7 @@ Which utterances stand in a batch, and where a crop starts, is a function of
 therefore continues with exactly the batches it would have given.
 """
 
+import atexit
 import hashlib
 import itertools
 import json
@@ -809,6 +810,10 @@ def _kill_loaders():
         process.kill()
         process.join()
     signal.signal(signal.SIGCHLD, handler)
+
+
+# The interpreter's own end would wait for ever for processes that ignore its signal.
+atexit.register(_kill_loaders)
 
 
 def _unchanged(batch):

@@ -349,6 +349,8 @@ def test_new_lengths_compile_nothing_new(make, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", with_eager_backend)
     torch._dynamo.reset()
+    # Without this, torch would compile nothing more and say nothing.
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.utils.counters.clear()
     settings = {"steps": 36, "valid_interval": 36, "freeze_steps": 12}
     system = make("--compile", max_batch_samples=24_000, **settings)
