@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas
 
 from lobes.errors import UserError
 from lobes.files import write_atomically
@@ -140,7 +141,8 @@ def cosine_scores(trials, embeddings):
     row = dict(zip(names, range(len(names)), strict=True))
     if len(row) != len(matrix):
         raise ValueError(f"{len(row)} distinct IDs for {len(matrix)} embeddings")
-    used = trials.utterances()
+    sides = np.array([*trials.enrol, *trials.test], dtype=object)
+    codes, used = pandas.factorize(sides)
     missing = [name for name in used if name not in row]
     if missing:
         raise UserError(
@@ -160,8 +162,7 @@ def cosine_scores(trials, embeddings):
                 f"{trials.path}: {_named([used[i] for i in np.flatnonzero(broken)])} "
                 f"{fault}; check these recordings and the model's training log"
             )
-    enrol = np.fromiter(map(row.__getitem__, trials.enrol), np.intp, len(trials))
-    test = np.fromiter(map(row.__getitem__, trials.test), np.intp, len(trials))
+    enrol, test = np.split(used_rows[codes], 2)
     scores = _row_products(matrix, enrol, test) / (norms[enrol] * norms[test])
     # Rounding can leave an utterance's cosine with itself just above 1.
     return np.clip(scores, -1.0, 1.0)
