@@ -20,6 +20,8 @@ from tests.faults import (  # noqa: E402, F401
     pytest_sessionfinish,
 )
 
+# A shell lets its background jobs ignore Ctrl-C; here it acts as in the foreground.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 HANDLERS = {number: signal.getsignal(number) for number in preemption.SIGNALS}
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -249,7 +249,9 @@ def test_the_selection_score_takes_finite_values_only():
 
 
 @pytest.mark.parametrize(
-    "crash_at, accumulation", [(1, 1), (2, 1), (3, 1), (6, 1), (5, 2)]
+    "crash_at, accumulation",
+    # More of them by real kills: tests/recipes/test_kill_resume.py.
+    [(2, 1), (5, 2), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (1, 3, 6))],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(make, crash_at, accumulation):
     """Bit for bit: utterances, weights, learning rate, losses, parameters."""
