@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import ruamel.yaml
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.comments import TaggedScalar
 
 #: Settings that do not change what is learnt: where things lie, what they are run
 #: on, what is tested and how much is written. (What they lead to counts: the corpora
@@ -49,12 +49,14 @@ def changed_settings(old, new):
 
 def _counting(node):
     """A YAML node without the entries, at any depth, that ``DO_NOT_COUNT`` names."""
-    if isinstance(node, CommentedMap):
+    if isinstance(node, dict):
         for key in [key for key in node if DO_NOT_COUNT.fullmatch(str(key))]:
             del node[key]
-    if isinstance(node, (CommentedMap, CommentedSeq)):
-        for child in node.values() if isinstance(node, CommentedMap) else node:
-            _counting(child)
+        children = node.values()
+    else:
+        children = node if isinstance(node, list) else ()
+    for child in children:
+        _counting(child)
     return node
 
 
@@ -71,9 +73,9 @@ def _leaves(node, key=""):
     if isinstance(node, TaggedScalar):
         yield key, f"{tag} {node.value}"
         return
-    if isinstance(node, (dict, CommentedMap)):
+    if isinstance(node, dict):  # also ruamel's; its sequences are lists
         items = [(str(name), child) for name, child in node.items()]
-    elif isinstance(node, (list, tuple, CommentedSeq)):
+    elif isinstance(node, (list, tuple)):
         items = [(str(place), child) for place, child in enumerate(node)]
     else:
         yield key, node

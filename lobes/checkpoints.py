@@ -136,12 +136,12 @@ class Checkpointer(stock.Checkpointer):
         """
         if if_main_process():
             self._remove_leftovers()
-            whole = [path for path in self._list_checkpoint_dirs() if not damage(path)]
-            for path in self._list_checkpoint_dirs() if whole else ():
-                if path not in whole:
+            problems = {path: damage(path) for path in self._list_checkpoint_dirs()}
+            if None in problems.values():
+                for path in filter(problems.get, problems):
                     aside = path.with_name(f"damaged-{path.name}")
                     logger.warning(
-                        "%s is damaged: %s; it is now %s", path, damage(path), aside
+                        "%s is damaged: %s; it is now %s", path, problems[path], aside
                     )
                     path.rename(aside)
         return super().recover_if_possible(*args, **kwargs)

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads it once: a test must never
@@ -49,6 +51,29 @@ def _own_ledger(tmp_path_factory):
 def repository():
     """Root folder of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def torchrun(repository):
+    """``torchrun(program, *arguments, timeout)``: the program in two processes."""
+
+    def torchrun(program, *arguments, timeout):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc_per_node=2", "--no_python", sys.executable, "-c", program,
+            *map(str, arguments),
+        ]  # fmt: skip
+        return subprocess.run(
+            command,
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+            check=False,
+        )
+
+    return torchrun
 
 
 @pytest.fixture(scope="session")

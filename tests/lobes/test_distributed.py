@@ -1,9 +1,6 @@
 """Two processes (gloo) train as one: fault case F35."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -46,25 +43,6 @@ CASES = {
 }
 
 
-def launch(program, arguments, repository):
-    """Run a program in two processes under torchrun."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc_per_node=2", "--no_python", sys.executable, "-c", program,
-        *map(str, arguments),
-    ]  # fmt: skip
-    result = subprocess.run(
-        command,
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 def test_one_process_needs_no_group():
     losses = {"speech": torch.tensor(1.0, requires_grad=True)}
     assert global_losses(losses, {"speech": 3}) is losses
@@ -83,11 +61,12 @@ def test_one_process_needs_no_group():
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_train_as_one(case, tiny_corpus, tmp_path, repository):
+def test_two_ranks_train_as_one(case, tiny_corpus, tmp_path, torchrun):
     """Equal weights on both, and those of one process with the same batches."""
     yaml, changes = CASES[case]
     arguments = (tiny_corpus, tmp_path, yaml, json.dumps(changes))
-    launch(PROGRAM, arguments, repository)
+    done = torchrun(PROGRAM, *arguments, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{i}.pt") for i in range(2)]
     for step, first in ranks[0]["states"].items():
         second = ranks[1]["states"][step]
@@ -163,7 +142,7 @@ def joined(batches):
 
 
 @pytest.mark.slow
-def test_the_gradient_is_that_of_one_process(tmp_path, repository):
+def test_the_gradient_is_that_of_one_process(tmp_path, torchrun):
     """Unequal batches: a mean of means would be wrong."""
     program = """
 import json, os, sys, torch
@@ -186,7 +165,8 @@ found = [float(losses["a"].detach()), float(weight.grad)]
 with open(os.path.join(sys.argv[1], f"rank{rank}.json"), "w") as stream:
     json.dump(found, stream)
 """
-    launch(program, [tmp_path], repository)
+    done = torchrun(program, tmp_path, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2)]
     squares = [1.0, 4.0, 36.0, 25.0]
     mean = sum(squares) / 4

@@ -1,10 +1,7 @@
 """Signals during a training: fault case F10."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -129,24 +126,12 @@ Path(output, f"status{rank}-{step}").write_text(str(status))
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["before update", "within validation"])
 @pytest.mark.fault("F10", "SIGTERM and SIGUSR1 to both processes of torchrun")
-def test_signals_under_torchrun(event, tiny_corpus, tmp_path, repository):
+def test_signals_under_torchrun(event, tiny_corpus, tmp_path, torchrun):
     """Both ranks end with 75 after one checkpoint; the resumed run is complete."""
 
     def run(step):
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc_per_node=2", "--no_python", sys.executable, "-c", PROGRAM,
-            tiny_corpus, tmp_path, event, str(step),
-        ]  # fmt: skip
-        done = subprocess.run(
-            command,
-            cwd=repository,
-            capture_output=True,
-            text=True,
-            timeout=140,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
-            check=False,
-        )
+        arguments = tiny_corpus, tmp_path, event, step
+        done = torchrun(PROGRAM, *arguments, timeout=140)
         statuses = [tmp_path / f"status{rank}-{step}" for rank in range(2)]
         assert all(path.exists() for path in statuses), done.stderr[-3000:]
         return [int(path.read_text()) for path in statuses]
