@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from lobes.errors import UserError
 from lobes.feed_forward import LeanFeedForward
@@ -134,8 +135,6 @@ class Wav2Vec2Encoder(nn.Module):
             # Above zero only while the model is built: HuggingFace leaves the
             # mask embedding out otherwise, and the checkpoint holds it.
             "mask_time_prob": 0.05,
-            # A stored False would silently switch our masks off.
-            "apply_spec_augment": True,
             "attn_implementation": "sdpa",
         }
         if source is None:
@@ -272,7 +271,9 @@ class Wav2Vec2Encoder(nn.Module):
             features, mask = self.features(wavs, lengths, frame_lengths)
         with torch.set_grad_enabled(graph):
             tokens = self.project(features)
-            tokens = self.model._mask_hidden_states(tokens, attention_mask=mask)
+            if self.model.training:
+                lengths = None if mask is None else frame_lengths
+                tokens = self.augment(tokens, lengths)
             speech, speaker = self._towers(tokens, mask, need)
         cls = None
         if self.class_token is not None:
@@ -299,8 +300,7 @@ class Wav2Vec2Encoder(nn.Module):
             tokens = torch.cat([first, tokens], dim=1)
             if mask is not None:
                 mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
-        # True where a frame may be attended to, for every head and every query.
-        attention = None if mask is None else mask[:, None, None, :]
+        attention = None if mask is None else _attention_bias(mask)
         hidden = tokens + encoder.pos_conv_embed(tokens)
         if not self._norm_comes_last:
             hidden = encoder.layer_norm(hidden)
@@ -338,9 +338,39 @@ class Wav2Vec2Encoder(nn.Module):
         """The CNN's features as the transformer's input [batch, time, channel]."""
         return self.model.feature_projection(features)[0]
 
+    def augment(self, tokens, lengths=None):
+        """Masks over frames and channels of [batch, time, channel] (SpecAugment).
+
+        HuggingFace's masks from HuggingFace's numbers, but drawn from the lengths on
+        the host and laid without indices: no device has to be waited for.
+        """
+        config = self.model.config
+        batch, time, channels = tokens.shape
+        if config.mask_time_prob > 0:
+            chosen = _spans(
+                (batch, time),
+                config.mask_time_prob,
+                config.mask_time_length,
+                config.mask_time_min_masks,
+                lengths,
+            )
+            chosen = chosen.to(tokens.device, non_blocking=True)[:, :, None]
+            embedding = self.model.masked_spec_embed.to(tokens.dtype)
+            tokens = torch.where(chosen, embedding, tokens)
+        if config.mask_feature_prob > 0:
+            chosen = _spans(
+                (batch, channels),
+                config.mask_feature_prob,
+                config.mask_feature_length,
+                config.mask_feature_min_masks,
+            )
+            chosen = chosen.to(tokens.device, non_blocking=True)[:, None]
+            tokens = tokens.masked_fill(chosen, 0.0)
+        return tokens
+
     def features(self, wavs, lengths, frame_lengths):
         """The CNN's output [batch, time, channel], and its mask or None."""
-        padded = bool((lengths != lengths[0]).any())
+        padded = bool((lengths != wavs.shape[1]).any())
         hidden = wavs[:, None]
         for layer in self.model.feature_extractor.conv_layers:
             if padded and isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
@@ -357,6 +387,24 @@ class Wav2Vec2Encoder(nn.Module):
             on_device = frame_lengths.to(hidden.device, non_blocking=True)
             mask = _mask(on_device, hidden.shape[2])
         return hidden.transpose(1, 2), mask
+
+
+# Inside a compiled graph, torch 2.11 fixes the layout of such a tensor to the length
+# that it was compiled for, and the backward pass fails at the next one.
+@torch.compiler.disable
+def _attention_bias(mask):
+    """0 where a frame may be attended to, else -inf: [batch, head, query, frame]."""
+    bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return bias[:, None, None]
+
+
+@torch.compiler.disable
+def _spans(shape, share, length, least, lengths=None):
+    """HuggingFace's random spans of a mask, bool [batch, place], on the host."""
+    valid = None if lengths is None else _mask(lengths, shape[1])
+    return torch.from_numpy(
+        _compute_mask_indices(shape, share, length, valid, min_masks=least)
+    )
 
 
 def _mask(lengths, time):

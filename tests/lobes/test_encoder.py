@@ -1,5 +1,6 @@
 """The encoder: frozen parts, padding, class token, split and branches."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,6 +164,46 @@ def test_masks_and_dropout_act_in_training_only(make):
         assert torch.equal(
             masked.eval()(wavs, lengths).speech, plain.eval()(wavs, lengths).speech
         )
+
+
+@pytest.mark.parametrize("lengths", [(16000, 16000), (16000, 9000, 12345)])
+def test_masks_are_huggingface_s(make, lengths):
+    """The same masks from the same random numbers, and the same gradients."""
+    settings = {"mask_time_length": 4, "mask_feature_length": 4}
+    encoder = make(mask_time_prob=0.4, mask_feature_prob=0.2, **settings).train()
+    frames = encoder.frame_lengths(torch.tensor(lengths))
+    tokens = torch.randn(len(lengths), int(frames.max()), 32)
+    mask = torch.arange(tokens.shape[1]) < frames[:, None]
+    padded = len(set(lengths)) > 1
+    found = []
+    for augment, given in (
+        (encoder.augment, {"lengths": frames}),
+        (encoder.model._mask_hidden_states, {"attention_mask": mask}),
+    ):
+        np.random.seed(3)
+        inputs = tokens.clone().requires_grad_()
+        result = augment(inputs * 1, **(given if padded else {}))
+        encoder.zero_grad()
+        (result * tokens).sum().backward()
+        found.append((result, inputs.grad, encoder.model.masked_spec_embed.grad))
+    assert (found[0][0] != tokens).any() and (found[0][1] == 0).any()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_beyond_the_longest_changes_no_frame(make):
+    """A grid of lengths pads batches further, equal lengths too."""
+    encoder = make().eval()
+    for lengths in ((16000, 12345), (9000, 9000)):
+        wavs, lengths = padded_batch(*lengths)
+        wider = torch.nn.functional.pad(wavs, (0, 24000 - wavs.shape[1]))
+        with torch.no_grad():
+            narrow, wide = encoder(wavs, lengths), encoder(wider, lengths)
+        assert wide.speech.shape[1] == 74 and torch.equal(wide.lengths, narrow.lengths)
+        for row, count in enumerate(narrow.lengths):
+            torch.testing.assert_close(
+                wide.speech[row, :count], narrow.speech[row, :count], rtol=0, atol=5e-6
+            )
 
 
 def test_default_has_no_regularisation(make):

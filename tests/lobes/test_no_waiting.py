@@ -1,0 +1,138 @@
+"""A training step never waits for its device: nothing comes back to the host.
+
+Torch's meta device stands in for the accelerator. It has shapes and no numbers, so
+that whatever asks for one fails, and every copy between host and device is seen.
+"""
+
+import sys
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests import tiny
+
+aten = torch.ops.aten
+
+VARIANTS = {
+    "mtl": {},
+    "mtl_3s": {},
+    "static_0.88_9s": {},
+    "dynamic_max": {},
+    "dwa": {},
+    "pool_first_cls": {},
+    "pool_ctc_blank": {},
+    "pool_ctc_nonblank": {},
+    "pool_first": {},
+    "pool_max": {},
+    "pool_mean_std": {},
+    "pool_attentive": {},
+    "split_192": {"speaker_dims": 8},
+    "branch_3": {"shared_layers": 1},
+    "joint": {"n_speakers": 6},
+}
+
+REGULARISED = {
+    "layerdrop": 0.5,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "feat_proj_dropout": 0.1,
+    "mask_time_prob": 0.2,
+    "mask_time_length": 2,
+    "mask_feature_prob": 0.2,
+    "mask_feature_length": 4,
+}
+
+
+class Constants(TorchFunctionMode):
+    """Numbers of the host that are made tensors of the device: it waits for these."""
+
+    functions = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in self.functions and result.is_meta:
+            source = args[function is torch.Tensor.new_tensor]
+            if not (torch.is_tensor(source) and source.is_meta):
+                self.made.append(function)
+        return result
+
+
+class Device(TorchDispatchMode):
+    """Watches what the meta device is asked for, and does what it cannot.
+
+    ``copies`` holds the shapes of tensors that went to the device while the host
+    waited, ``updates`` the operations that changed the weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.copies, self.updates = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
+        there = [x for x in tensors if x.is_meta]
+        if function is aten._ctc_loss.Tensor and there:
+            logits, letters, frames = args[:3]
+            states = logits.new_empty(logits.shape[1], 1)
+            return logits.new_empty(len(frames)), states
+        if function is aten._ctc_loss_backward.Tensor and there:
+            return torch.empty_like(args[1])
+        if function is aten._fused_adam_.default and there:
+            # One kernel, which looks at found_inf itself.
+            assert kwargs["found_inf"].is_meta
+            self.updates.append(len(args[0]))
+            return None
+        result = function(*args, **kwargs)
+        arrived = [x for x in tree_leaves(result) if torch.is_tensor(x) and x.is_meta]
+        if arrived and len(there) < len(tensors):
+            self._host_and_device(function, args, kwargs, tensors)
+        return result
+
+    def _host_and_device(self, function, args, kwargs, tensors):
+        asynchronous = kwargs.get("non_blocking", False)
+        if function is aten.copy_.default:
+            asynchronous = len(args) > 2 and args[2]
+        if not asynchronous:
+            here = [tuple(x.shape) for x in tensors if not x.is_meta]
+            self.copies.append((function, here))
+
+
+def on_the_device(system, monkeypatch):
+    """Move a Brain that is ready to train; returns the mode that watches it."""
+    # torch.optim.optimizer is a name of a module and of nothing in torch.optim.
+    module = sys.modules["torch.optim.optimizer"]
+    devices = ["cpu", "cuda", "meta"]
+    monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: devices)
+    system.modules.to("meta")
+    system.device = "meta"
+    return Device()
+
+
+@pytest.mark.parametrize("regularised", [False, True], ids=["plain", "regularised"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_step_waits(variant, regularised, tiny_corpus, tmp_path, monkeypatch):
+    yaml = tiny.MTL.with_name(f"{variant}.yaml")
+    changes = VARIANTS[variant] | (REGULARISED if regularised else {})
+    system = tiny.brain(
+        tiny_corpus, tmp_path / "run", yaml, freeze_steps=1, log_interval=50, **changes
+    )
+    batches = iter(system.train_stream())
+    device = on_the_device(system, monkeypatch)
+    system.on_fit_start()
+    system.modules.train()
+    system.device_type = "cuda"
+    with device, Constants() as constants:
+        for _ in range(3):
+            system.step += 1
+            system.fit_batch(next(batches))
+    assert len(device.updates) == 3
+    assert not device.copies and not constants.made
