@@ -55,7 +55,8 @@ class Batch:
         Utterance IDs.
     wavs : torch.Tensor
         Waveforms [batch, samples], float32, 16 kHz; each utterance had zero mean
-        and unit variance as a whole before it was cropped; zeros pad the end.
+        and unit variance as a whole before it was cropped; zeros pad the end, at
+        times that of the longest, too.
     lengths : torch.Tensor
         Samples of each waveform [batch], int64. Stays on the host, where the
         decision whether anything is padded costs no device synchronisation.
@@ -102,12 +103,14 @@ class Utterances(torch.utils.data.Dataset):
 
     ``csv`` and ``labels`` are those of ``TaskStream``. An item is a whole batch:
     ``utterances[position, requests]`` where the requests are ``(row, start, stop)``
-    in samples from the utterance's start.
+    in samples from the utterance's start. Batches are padded to a multiple of
+    ``grid`` samples.
     """
 
-    def __init__(self, csv, labels):
+    def __init__(self, csv, labels, grid=1):
         self.csvs = as_paths(csv)
         self.labels = labels
+        self.grid = grid
         columns = [label.column for label in labels.values()]
         tables = []
         for path in self.csvs:
@@ -212,7 +215,7 @@ class Utterances(torch.utils.data.Dataset):
         waves = [self._wave(*request) for request in requests]
         rows = [request[0] for request in requests]
         lengths = torch.tensor([len(wave) for wave in waves])
-        wavs = torch.zeros(len(waves), int(lengths.max()))
+        wavs = torch.zeros(len(waves), padded_to(int(lengths.max()), self.grid))
         for row, wave in zip(wavs, waves, strict=True):
             row[: len(wave)] = torch.from_numpy(wave)
         columns, labels = {}, {}
@@ -264,15 +267,27 @@ class TaskStream:
         Reading processes; 0 reads in the training process.
     timeout : float
         Seconds that they may take for a batch; 0 waits for ever.
+    length_grid_seconds : float
+        Pad every batch to a multiple of it, and batches of crops to the crop: there
+        are few shapes then, which suits what is prepared for each shape (CUDA
+        graphs, compilation without dynamic shapes). 0 pads to the longest only.
     """
 
-    def __init__(self, csv, labels, seed=0, num_workers=0, timeout=0):
+    def __init__(
+        self, csv, labels, seed=0, num_workers=0, timeout=0, length_grid_seconds=0.0
+    ):
         self.csvs = as_paths(csv)
         self.csv = " and ".join(map(str, self.csvs))
         self.labels = labels
         self.seed = seed
         self.num_workers = num_workers
         self.timeout = timeout
+        if length_grid_seconds < 0:
+            raise UserError(
+                f"length_grid_seconds is {length_grid_seconds}; give the seconds that "
+                "lengths are padded to a multiple of, or 0 for none"
+            )
+        self.grid = max(1, round(length_grid_seconds * SAMPLE_RATE))
         self.position = self.first_position
         self.utterances = None
 
@@ -281,7 +296,7 @@ class TaskStream:
     def open(self, rank=0, world_size=1):
         """Read the CSVs; this process takes every ``world_size``-th batch."""
         self.rank, self.world_size = rank, world_size
-        self.utterances = Utterances(self.csvs, self.labels)
+        self.utterances = Utterances(self.csvs, self.labels, self.grid)
         self.plan()
 
     def plan(self):
@@ -318,7 +333,7 @@ class LengthBuckets(TaskStream):
 
     Arguments
     ---------
-    csv, labels, seed, num_workers, timeout
+    csv, labels, seed, num_workers, timeout, length_grid_seconds
         See ``TaskStream``.
     max_batch_samples : int
         Budget per optimizer step, all processes together.
@@ -338,21 +353,23 @@ class LengthBuckets(TaskStream):
         seed=0,
         num_workers=0,
         timeout=0,
+        length_grid_seconds=0.0,
     ):
-        super().__init__(csv, labels, seed, num_workers, timeout)
+        super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
         self.max_batch_samples = max_batch_samples
         self.length_jitter = length_jitter
 
     def plan(self):
         """Raise ``UserError`` when an utterance exceeds one process's budget."""
         self.budget = self.max_batch_samples // self.world_size
-        lengths = self.utterances.lengths
-        longest = int(lengths.argmax())
-        if lengths[longest] > self.budget:
+        self.padded = padded_to(self.utterances.lengths, self.grid)
+        longest = int(self.padded.argmax())
+        if self.padded[longest] > self.budget:
             raise UserError(
                 f"{self.utterances.source(longest)}: {self.utterances.ids[longest]} "
-                f"has {lengths[longest]} samples, more than a batch may hold "
-                f"({self.budget}); raise max_batch_samples or remove the utterance"
+                f"has {self.utterances.lengths[longest]} samples, with its padding "
+                f"({self.padded[longest]}) more than a batch may hold ({self.budget}); "
+                "raise max_batch_samples or remove the utterance"
             )
 
     def batches_of_pass(self, number):
@@ -363,7 +380,7 @@ class LengthBuckets(TaskStream):
             1 - self.length_jitter, 1 + self.length_jitter, len(lengths)
         )
         order = np.argsort(lengths * jitter, kind="stable")
-        batches = pack(order, lengths, self.budget)
+        batches = pack(order, self.padded, self.budget)
         return [batches[i] for i in random.permutation(len(batches))]
 
     def requests(self, position):
@@ -394,7 +411,7 @@ class RandomCrops(TaskStream):
 
     Arguments
     ---------
-    csv, labels, seed, num_workers, timeout
+    csv, labels, seed, num_workers, timeout, length_grid_seconds
         See ``TaskStream``.
     crop_seconds : float
         Length of a crop in seconds.
@@ -414,14 +431,17 @@ class RandomCrops(TaskStream):
         seed=0,
         num_workers=0,
         timeout=0,
+        length_grid_seconds=0.0,
     ):
-        super().__init__(csv, labels, seed, num_workers, timeout)
+        super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
         self.crop = round(crop_seconds * SAMPLE_RATE)
         if self.crop < MINIMUM_SAMPLES:
             raise UserError(
                 f"crop_seconds is {crop_seconds}, but one frame of the encoder needs "
                 f"{MINIMUM_SAMPLES / SAMPLE_RATE} seconds; raise crop_seconds"
             )
+        if self.grid > 1:
+            self.grid = self.crop
         self.batch_size = max_batch_samples // self.crop
         self._order = (None, None)
 
@@ -774,6 +794,11 @@ class EvaluationStream(LoopedLoader):
             )
             for batch in bar:
                 yield {task: batch}
+
+
+def padded_to(lengths, grid):
+    """The next multiples of ``grid`` (int, or array of int)."""
+    return -(-lengths // grid) * grid
 
 
 def pack(order, lengths, budget):

@@ -164,6 +164,48 @@ def test_speaker_batches_hold_floor_of_budget_by_crop(corpus):
         assert len(batch) == crops and batch.wavs.numel() <= budget
 
 
+def test_a_grid_of_lengths_gives_few_shapes_within_the_budget(tmp_path):
+    """Of 20,000 utterances as long as LibriSpeech's; nothing is read of them."""
+    random = np.random.default_rng(4)
+    lengths = random.normal(12.3, 3.84, 20_000).clip(1.3, 35) * 16000
+    rows = {"ID": map(str, range(len(lengths))), "wav": "none.flac", "start": 0}
+    rows |= {"stop": lengths.astype(int), "wrd": "A", "duration": lengths / 16000}
+    pandas.DataFrame(rows).to_csv(tmp_path / "train.csv", index=False)
+    shapes, filled = {}, {}
+    for grid in (0.0, 1.0):
+        stream = LengthBuckets(tmp_path / "train.csv", {}, length_grid_seconds=grid)
+        stream.open()
+        batches = stream.batches_of_pass(0) + stream.batches_of_pass(1)
+        widths = [int(stream.padded[rows].max()) for rows in batches]
+        assert all(w % max(1, 16000 * grid) == 0 for w in widths)
+        sizes = [len(rows) * w for rows, w in zip(batches, widths, strict=True)]
+        assert max(sizes) <= 3_200_000
+        shapes[grid] = {(len(r), w) for r, w in zip(batches, widths, strict=True)}
+        filled[grid] = 2 * stream.utterances.lengths.sum() / sum(sizes)
+    assert len(shapes[0.0]) > 1500 and len(shapes[1.0]) < 80
+    assert filled[0.0] > 0.9 and filled[1.0] > 0.87, "so much less is padding"
+
+
+def test_a_grid_pads_what_is_read(corpus, kind):
+    budget = 2 * CROP if kind == "crops" else None
+    plain = make(corpus, kind, budget=budget)
+    grid = make(corpus, kind, budget=budget, length_grid_seconds=0.05)
+    for batch in take(grid, 12)[0]:
+        wanted = CROP if kind == "crops" else -(-int(batch.lengths.max()) // 800) * 800
+        assert batch.wavs.shape[1] == wanted
+        for row, length in zip(batch.wavs, batch.lengths, strict=True):
+            assert row[length - 1] != 0 and not row[length:].any()
+    assert any(b.wavs.shape[1] % 800 for b in take(plain, 12)[0])
+    with pytest.raises(UserError, match="length_grid_seconds is -1"):
+        make(corpus, kind, length_grid_seconds=-1)
+
+
+def test_padding_counts_where_an_utterance_is_over_the_budget(corpus):
+    settings = {"length_grid_seconds": 0.5, "budget": max(LENGTHS) + 100}
+    with pytest.raises(UserError, match=r"with its padding \(8000\)"):
+        make(corpus, "buckets", **settings)
+
+
 @pytest.mark.fault(
     "F27",
     "an utterance longer than a training batch",

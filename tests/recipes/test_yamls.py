@@ -95,9 +95,17 @@ def test_no_loading_process_is_waited_for_for_ever():
         assert workers == text.count("timeout: !ref <loader_timeout>"), path.name
 
 
+def test_every_training_stream_takes_the_grid_of_lengths():
+    for path in YAMLS:
+        text = path.read_text(encoding="utf-8")
+        streams = len(re.findall(r"streams\.(LengthBuckets|RandomCrops)\n", text))
+        grids = text.count("length_grid_seconds: !ref <length_grid_seconds>")
+        assert grids == streams, path.name
+
+
 def test_variants_are_short():
     for path in set(YAMLS) - set(BASES):
-        assert len(load_variant(path)[0]) and path.read_text().count("\n") <= 32
+        assert len(load_variant(path)[0]) and path.read_text().count("\n") <= 33
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
