@@ -14,15 +14,26 @@ import torch
 import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group
 
+#: Gradients of fewer elements are exchanged together.
+SMALL = 2**18
+
+#: The group that exchanges what lies on the host; None stands for all processes' own.
+_host_group = None
+
 
 def join_processes(run_opts):
     """Join torchrun's process group, if there is one, and leave it at exit.
 
     A process that ends while its group stands can abort the others' last exchange.
     """
+    global _host_group
     ddp_init_group(run_opts)
     if dist.is_available() and dist.is_initialized():
         atexit.register(dist.destroy_process_group)
+        if dist.get_backend() != "gloo":
+            # nccl exchanges what lies on a GPU only, and reading it back from there
+            # would wait for all that the GPU has to do.
+            _host_group = dist.new_group(backend="gloo")
 
 
 def rank_and_world_size():
@@ -37,7 +48,7 @@ def gather(items):
     if rank_and_world_size()[1] == 1:
         return items
     parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
+    dist.all_gather_object(parts, items, group=_host_group)
     return {key: value for part in parts for key, value in part.items()}
 
 
@@ -82,7 +93,8 @@ def global_losses(losses, counts):
         return losses
     tasks = list(losses)
     values = torch.stack([losses[task].detach().double() for task in tasks])
-    local = values.new_tensor([counts[task] for task in tasks])
+    local = torch.tensor([counts[task] for task in tasks], dtype=values.dtype)
+    local = local.to(values.device, non_blocking=True)
     sums = torch.stack([values * local, local])
     dist.all_reduce(sums)
     means, shares = sums[0] / sums[1], local * world_size / sums[1]
@@ -94,7 +106,7 @@ def global_losses(losses, counts):
 
 
 def average_gradients(parameters, request=0):
-    """Average the gradients over all processes, in one reduction.
+    """Average the gradients over all processes.
 
     A parameter without a gradient here but with one elsewhere (LayerDrop leaves
     out other layers on other ranks) counts as a gradient of zeros. Returns the
@@ -105,22 +117,26 @@ def average_gradients(parameters, request=0):
     if world_size == 1:
         return request
     present = [p.grad is not None for p in parameters]
-    present = torch.tensor(
-        [*present, request], dtype=torch.uint8, device=parameters[0].device
-    )
-    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    present = torch.tensor([*present, request], dtype=torch.uint8)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX, group=_host_group)
     *flags, request = present.tolist()
     used = [p for p, flag in zip(parameters, flags, strict=True) if flag]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    # Large ones where they are, copied nowhere; the many small ones in one exchange.
     gradients = [parameter.grad for parameter in used]
-    if not gradients:
-        return request
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size
-    pieces = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, piece in zip(gradients, pieces, strict=True):
-        gradient.copy_(piece.view_as(gradient))
+    small = [gradient for gradient in gradients if gradient.numel() < SMALL]
+    whole = [gradient for gradient in gradients if gradient.numel() >= SMALL]
+    if small:
+        whole.append(torch.cat([gradient.flatten() for gradient in small]))
+    exchanges = [dist.all_reduce(gradient, async_op=True) for gradient in whole]
+    for exchange in exchanges:
+        exchange.wait()
+    if whole:
+        torch._foreach_div_(whole, world_size)
+    if small:
+        pieces = whole[-1].split([gradient.numel() for gradient in small])
+        for gradient, piece in zip(small, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
     return request

@@ -701,7 +701,8 @@ def measure_startup(setup, options):
 def measure_scaling(setup, options):
     """Two processes against one with the same utterances in a step.
 
-    On CPU over gloo with a thread each; on GPUs over nccl, where there are two.
+    On CPU over gloo with a thread each; on GPUs over nccl, where there are two. Two
+    that exchange nothing show what the machine itself loses.
     """
     cuda = torch.device(options.device).type == "cuda"
     if cuda and torch.cuda.device_count() < 2:
@@ -713,25 +714,30 @@ def measure_scaling(setup, options):
         device="cuda" if cuda else "cpu",
         threads=1,
     )
-    seconds = {1: [], 2: []}
+    ways = {"one": (1, False), "two": (2, True), "two apart": (2, False)}
+    seconds = {name: [] for name in ways}
     for _ in range(min(options.rounds, 2)):
-        for ranks, values in seconds.items():
-            args = setup, ranks, _free_port(), options.rounds
+        for name, (ranks, joined) in ways.items():
+            args = setup, ranks, _free_port() if joined else None, options.rounds
             found = in_new_process(scaling_steps, *args, ranks=ranks)
             # A step has ended when it has on every rank.
             found = [found] if ranks == 1 else found
             steps = [max(one) for one in zip(*found, strict=True)]
-            values.append(statistics.median(steps))
-    one, two = seconds.values()
+            seconds[name].append(statistics.median(steps))
+    one, *others = seconds.values()
+    two, apart = ([2 * value for value in values] for values in others)
     return {
-        "seconds": {str(n): summary(values) for n, values in seconds.items()},
-        "ratios": {"efficiency_of_two": paired(one, [2 * value for value in two])},
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "ratios": {
+            "efficiency_of_two": paired(one, two),
+            "efficiency_of_two_apart": paired(one, apart),
+        },
     }
 
 
 def scaling_steps(setup, ranks, port, rounds, rank=0):
-    """Seconds of some steps on one rank after a first one."""
-    if ranks > 1:
+    """Seconds of some steps on one rank after two others; no port: on its own."""
+    if port is not None:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
@@ -745,8 +751,10 @@ def scaling_steps(setup, ranks, port, rounds, rank=0):
     hparams, _ = systems.load(setup)
     batches = systems.share(systems.plain_batches(hparams, setup), rank, ranks)
     brain = systems.Ours(setup)
-    systems.step(brain, batches)
-    steps = 1 if setup.size == "base" and setup.device == "cpu" else rounds
+    # In the first ones memory is touched for the first time.
+    for _ in range(2):
+        systems.step(brain, batches)
+    steps = 3 if setup.size == "base" and setup.device == "cpu" else rounds
     return [clock(setup.device, systems.step, brain, batches) for _ in range(steps)]
 
 

@@ -5,6 +5,7 @@ that whatever asks for one fails, and every copy between host and device is seen
 """
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,16 +118,9 @@ def on_the_device(system, monkeypatch):
     return Device()
 
 
-@pytest.mark.parametrize("regularised", [False, True], ids=["plain", "regularised"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_step_waits(variant, regularised, tiny_corpus, tmp_path, monkeypatch):
-    yaml = tiny.MTL.with_name(f"{variant}.yaml")
-    changes = VARIANTS[variant] | (REGULARISED if regularised else {})
-    system = tiny.brain(
-        tiny_corpus, tmp_path / "run", yaml, freeze_steps=1, log_interval=50, **changes
-    )
+def steps(system, device):
+    """Three steps, in the first of which the encoder is frozen."""
     batches = iter(system.train_stream())
-    device = on_the_device(system, monkeypatch)
     system.on_fit_start()
     system.modules.train()
     system.device_type = "cuda"
@@ -136,3 +130,33 @@ def test_no_step_waits(variant, regularised, tiny_corpus, tmp_path, monkeypatch)
             system.fit_batch(next(batches))
     assert len(device.updates) == 3
     assert not device.copies and not constants.made
+
+
+@pytest.mark.parametrize("regularised", [False, True], ids=["plain", "regularised"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_step_waits(variant, regularised, tiny_corpus, tmp_path, monkeypatch):
+    yaml = tiny.MTL.with_name(f"{variant}.yaml")
+    changes = VARIANTS[variant] | (REGULARISED if regularised else {})
+    system = tiny.brain(
+        tiny_corpus, tmp_path / "run", yaml, freeze_steps=1, log_interval=50, **changes
+    )
+    steps(system, on_the_device(system, monkeypatch))
+
+
+def test_no_step_of_several_processes_waits(tiny_corpus, tmp_path, monkeypatch):
+    """What they exchange is another matter: test_distributed.py."""
+    exchanged = []
+
+    def all_reduce(tensor, op=None, group=None, async_op=False):
+        exchanged.append((tensor.is_meta, async_op))
+        return SimpleNamespace(wait=lambda: None)
+
+    system = tiny.brain(tiny_corpus, tmp_path, freeze_steps=1, log_interval=50)
+    device = on_the_device(system, monkeypatch)
+    monkeypatch.setattr("lobes.distributed.rank_and_world_size", lambda: (0, 2))
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
+    monkeypatch.setattr("lobes.distributed.SMALL", 1000)
+    steps(system, device)
+    # The losses; which gradients there are, on the host; large and small ones.
+    assert {(True, False), (False, False), (True, True)} == set(exchanged)
