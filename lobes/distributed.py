@@ -3,11 +3,12 @@
 Modules are not wrapped in DistributedDataParallel: it synchronises nothing that
 was frozen when it was wrapped, and a step here runs the encoder more than once.
 Instead the losses are made global before they are weighted, and the gradients
-are averaged in one reduction before the optimizer sees them.
+are averaged before the optimizer sees them.
 """
 
 import atexit
 import random
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from speechbrain.utils.distributed import ddp_init_group
 #: Gradients of fewer elements are exchanged together.
 SMALL = 2**18
 
-#: The group that exchanges what lies on the host; None stands for all processes' own.
+#: The group that exchanges what lies on the host; None is the default one, then gloo.
 _host_group = None
+
+#: SpeechBrain's for the default group: as long as a preparation may take.
+TIMEOUT = timedelta(hours=2)
 
 
 def join_processes(run_opts):
@@ -33,7 +37,7 @@ def join_processes(run_opts):
         if dist.get_backend() != "gloo":
             # nccl exchanges what lies on a GPU only, and reading it back from there
             # would wait for all that the GPU has to do.
-            _host_group = dist.new_group(backend="gloo")
+            _host_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def rank_and_world_size():

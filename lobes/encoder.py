@@ -272,8 +272,7 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph):
             tokens = self.project(features)
             if self.model.training:
-                lengths = None if mask is None else frame_lengths
-                tokens = self.augment(tokens, lengths)
+                tokens = self.augment(tokens, frame_lengths)
             speech, speaker = self._towers(tokens, mask, need)
         cls = None
         if self.class_token is not None:
@@ -300,7 +299,7 @@ class Wav2Vec2Encoder(nn.Module):
             tokens = torch.cat([first, tokens], dim=1)
             if mask is not None:
                 mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
-        attention = None if mask is None else _attention_bias(mask)
+        attention = None if mask is None else _attention_bias(mask, tokens.dtype)
         hidden = tokens + encoder.pos_conv_embed(tokens)
         if not self._norm_comes_last:
             hidden = encoder.layer_norm(hidden)
@@ -338,11 +337,12 @@ class Wav2Vec2Encoder(nn.Module):
         """The CNN's features as the transformer's input [batch, time, channel]."""
         return self.model.feature_projection(features)[0]
 
-    def augment(self, tokens, lengths=None):
+    def augment(self, tokens, lengths):
         """Masks over frames and channels of [batch, time, channel] (SpecAugment).
 
-        HuggingFace's masks from HuggingFace's numbers, but drawn from the lengths on
-        the host and laid without indices: no device has to be waited for.
+        HuggingFace's masks from HuggingFace's numbers, but drawn from the lengths in
+        frames, which are on the host, and laid without indices: no device has to be
+        waited for.
         """
         config = self.model.config
         batch, time, channels = tokens.shape
@@ -389,15 +389,17 @@ class Wav2Vec2Encoder(nn.Module):
         return hidden.transpose(1, 2), mask
 
 
-# Inside a compiled graph, torch 2.11 fixes the layout of such a tensor to the length
-# that it was compiled for, and the backward pass fails at the next one.
+# Attention makes it of a bool mask by itself, in every layer; but inside a compiled
+# graph torch 2.11 takes its layout to be that of the length it was compiled for, and
+# the backward pass fails at the next one (tests/recipes/test_loss_curves.py).
 @torch.compiler.disable
-def _attention_bias(mask):
-    """0 where a frame may be attended to, else -inf: [batch, head, query, frame]."""
-    bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-    return bias[:, None, None]
+def _attention_bias(mask, dtype):
+    """0 where a frame may be attended to, else -inf: [batch, 1, 1, time]."""
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, -torch.inf)[:, None, None]
 
 
+# The compiler would put its own random numbers in the place of numpy's.
 @torch.compiler.disable
 def _spans(shape, share, length, least, lengths=None):
     """HuggingFace's random spans of a mask, bool [batch, place], on the host."""

@@ -92,6 +92,8 @@ class MeanStdPooling(Pooling):
 class AttentivePooling(Pooling):
     """SpeechBrain's attentive statistics pooling (of its ECAPA-TDNN).
 
+    Its batch norm takes padded frames along, as SpeechBrain's does.
+
     Arguments
     ---------
     encoder : lobes.encoder.Wav2Vec2Encoder

@@ -55,8 +55,8 @@ class Batch:
         Utterance IDs.
     wavs : torch.Tensor
         Waveforms [batch, samples], float32, 16 kHz; each utterance had zero mean
-        and unit variance as a whole before it was cropped; zeros pad the end, at
-        times that of the longest, too.
+        and unit variance as a whole before it was cropped; zeros pad the end,
+        on a grid of lengths that of the longest, too.
     lengths : torch.Tensor
         Samples of each waveform [batch], int64. Stays on the host, where the
         decision whether anything is padded costs no device synchronisation.
@@ -269,8 +269,8 @@ class TaskStream:
         Seconds that they may take for a batch; 0 waits for ever.
     length_grid_seconds : float
         Pad every batch to a multiple of it, and batches of crops to the crop: there
-        are few shapes then, which suits what is prepared for each shape (CUDA
-        graphs, compilation without dynamic shapes). 0 pads to the longest only.
+        are few shapes then, which suits what is prepared for each shape. 0 pads to
+        the longest only.
     """
 
     def __init__(
@@ -363,13 +363,18 @@ class LengthBuckets(TaskStream):
         """Raise ``UserError`` when an utterance exceeds one process's budget."""
         self.budget = self.max_batch_samples // self.world_size
         self.padded = padded_to(self.utterances.lengths, self.grid)
-        longest = int(self.padded.argmax())
-        if self.padded[longest] > self.budget:
+        longest = int(self.utterances.lengths.argmax())
+        samples, padded = self.utterances.lengths[longest], self.padded[longest]
+        if padded > self.budget:
+            padding = remedy = ""
+            if padded > samples:
+                padding = f", with its padding {padded}"
+                remedy = ", lower length_grid_seconds"
             raise UserError(
                 f"{self.utterances.source(longest)}: {self.utterances.ids[longest]} "
-                f"has {self.utterances.lengths[longest]} samples, with its padding "
-                f"({self.padded[longest]}) more than a batch may hold ({self.budget}); "
-                "raise max_batch_samples or remove the utterance"
+                f"has {samples} samples{padding}, more than a batch may hold "
+                f"({self.budget}); raise max_batch_samples{remedy} or remove the "
+                "utterance"
             )
 
     def batches_of_pass(self, number):

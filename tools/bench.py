@@ -748,6 +748,9 @@ def scaling_steps(setup, ranks, port, rounds, rank=0):
         backend = "nccl" if setup.device == "cuda" else "gloo"
         options = RunOptions(device=setup.device, distributed_backend=backend)
         join_processes(options)
+    if setup.device == "cuda":
+        # Without a number SpeechBrain would take the first one in every process.
+        setup = setup.but(device=f"cuda:{rank}")
     hparams, _ = systems.load(setup)
     batches = systems.share(systems.plain_batches(hparams, setup), rank, ranks)
     brain = systems.Ours(setup)

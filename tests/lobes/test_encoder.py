@@ -178,17 +178,33 @@ def test_masks_are_huggingface_s(make, lengths):
     found = []
     for augment, given in (
         (encoder.augment, {"lengths": frames}),
-        (encoder.model._mask_hidden_states, {"attention_mask": mask}),
+        (encoder.model._mask_hidden_states, {"attention_mask": mask} if padded else {}),
     ):
         np.random.seed(3)
         inputs = tokens.clone().requires_grad_()
-        result = augment(inputs * 1, **(given if padded else {}))
+        result = augment(inputs * 1, **given)
         encoder.zero_grad()
         (result * tokens).sum().backward()
         found.append((result, inputs.grad, encoder.model.masked_spec_embed.grad))
     assert (found[0][0] != tokens).any() and (found[0][1] == 0).any()
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_frames_equal_those_of_huggingface(make):
+    """Of padded utterances: nothing but their own frames is masked."""
+    encoder = make(LAYER_NORM, mask_time_prob=0.6, mask_time_length=3).train()
+    wavs, lengths = padded_batch(16000, 9000)
+    mask = torch.arange(16000) < lengths[:, None]
+    with torch.no_grad():
+        np.random.seed(3)
+        ours = encoder(wavs, lengths)
+        np.random.seed(3)
+        theirs = encoder.model(wavs, attention_mask=mask).last_hidden_state
+        plain = encoder.eval()(wavs, lengths)
+    valid = ours.mask
+    torch.testing.assert_close(ours.speech[valid], theirs[valid], rtol=0, atol=1e-6)
+    assert (ours.speech[valid] - plain.speech[valid]).abs().max() > 0.01
 
 
 def test_padding_beyond_the_longest_changes_no_frame(make):

@@ -1,7 +1,8 @@
-"""A training step never waits for its device: nothing comes back to the host.
+"""Nothing of ours in a training step waits for the device that it runs on.
 
-Torch's meta device stands in for the accelerator. It has shapes and no numbers, so
-that whatever asks for one fails, and every copy between host and device is seen.
+Torch's meta device stands in for the accelerator. It has shapes and no numbers:
+whatever asks for one fails, and a copy that the host would wait for is seen. torch's
+own CTC loss, which waits on a GPU, is left out.
 """
 
 import sys
@@ -13,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lobes.recipe import load_variant
 from tests import tiny
+from tests.recipes.test_reference_step import kind
 
 aten = torch.ops.aten
 
@@ -59,13 +62,13 @@ class Constants(TorchFunctionMode):
 class Device(TorchDispatchMode):
     """Watches what the meta device is asked for, and does what it cannot.
 
-    ``copies`` holds the shapes of tensors that went to the device while the host
-    waited, ``updates`` the operations that changed the weights.
+    ``waits`` holds the operations that the host would have waited for, ``updates``
+    one number for each change of the weights, that of the tensors changed.
     """
 
     def __init__(self):
         super().__init__()
-        self.copies, self.updates = [], []
+        self.waits, self.updates = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -85,21 +88,21 @@ class Device(TorchDispatchMode):
         result = function(*args, **kwargs)
         arrived = [x for x in tree_leaves(result) if torch.is_tensor(x) and x.is_meta]
         if arrived and len(there) < len(tensors):
-            self._host_and_device(function, args, kwargs, tensors)
+            asynchronous = kwargs.get("non_blocking", False)
+            if function is aten.copy_.default:
+                asynchronous = len(args) > 2 and args[2]
+            if not asynchronous:
+                self.waits.append(function)
+        # A bool mask as an index: a GPU counts what it chooses, and the host asks.
+        indexing = function.overloadpacket in (aten.index, aten.index_put_)
+        if indexing and any(x is not None and x.dtype == torch.bool for x in args[1]):
+            self.waits.append(function)
         return result
-
-    def _host_and_device(self, function, args, kwargs, tensors):
-        asynchronous = kwargs.get("non_blocking", False)
-        if function is aten.copy_.default:
-            asynchronous = len(args) > 2 and args[2]
-        if not asynchronous:
-            here = [tuple(x.shape) for x in tensors if not x.is_meta]
-            self.copies.append((function, here))
 
 
 def on_the_device(system, monkeypatch):
     """Move a Brain that is ready to train; returns the mode that watches it."""
-    # torch.optim.optimizer is a name of a module and of nothing in torch.optim.
+    # Not by its dotted name: torch.optim hides the module from its own attributes.
     module = sys.modules["torch.optim.optimizer"]
     devices = ["cpu", "cuda", "meta"]
     monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: devices)
@@ -119,7 +122,7 @@ def steps(system, device):
             system.step += 1
             system.fit_batch(next(batches))
     assert len(device.updates) == 3
-    assert not device.copies and not constants.made
+    assert not device.waits and not constants.made
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -130,11 +133,31 @@ def test_no_step_waits(variant, tiny_corpus, tmp_path, monkeypatch):
     steps(system, on_the_device(system, monkeypatch))
 
 
+def test_no_variant_is_left_out():
+    trees = {p.stem: load_variant(p)[0] for p in tiny.MTL.parent.glob("*.yaml")}
+    here = {kind(trees[variant]) for variant in VARIANTS}
+    assert [name for name, tree in trees.items() if kind(tree) not in here] == []
+
+
+@pytest.mark.parametrize("indices", ["mask", "constant"])
+def test_waiting_is_seen(indices, monkeypatch):
+    """What a step did before, and would fail the tests above for."""
+    there, mask = torch.zeros(3, device="meta"), torch.ones(3, device="meta") > 0
+    with Device() as device, Constants() as constants:
+        if indices == "mask":
+            there[mask] = torch.ones(3, device="meta")
+        else:
+            there.new_tensor(0.5)
+            there + torch.ones(3).to("meta")
+    assert len(device.waits) == 1 and len(constants.made) == (indices == "constant")
+
+
 def test_no_step_of_several_processes_waits(tiny_corpus, tmp_path, monkeypatch):
     """What they exchange is another matter: test_distributed.py."""
-    exchanged = []
+    exchanged, host_group = [], object()
 
     def all_reduce(tensor, op=None, group=None, async_op=False):
+        assert (group is host_group) == (not tensor.is_meta)
         exchanged.append((tensor.is_meta, async_op))
         return SimpleNamespace(wait=lambda: None)
 
@@ -143,6 +166,7 @@ def test_no_step_of_several_processes_waits(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("lobes.distributed.rank_and_world_size", lambda: (0, 2))
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
+    monkeypatch.setattr("lobes.distributed._host_group", host_group)
     monkeypatch.setattr("lobes.distributed.SMALL", 1000)
     steps(system, device)
     # The losses; which gradients there are, on the host; large and small ones.

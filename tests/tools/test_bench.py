@@ -141,16 +141,18 @@ def test_batches_of_a_stated_length(setup):
 
 @pytest.mark.parametrize("crop", [0.9, 30.0])
 def test_two_processes_have_a_crop_each(setup, monkeypatch, crop):
-    asked = []
+    asked, joined = [], []
 
-    def measure(_, setup, *args, ranks):
+    def measure(_, setup, number, port, rounds, ranks):
         asked.append(setup)
+        joined.append((number, ranks, port is not None))
         return [1.0] if ranks == 1 else [[1.0], [0.5]]
 
     monkeypatch.setattr(bench, "in_new_process", measure)
     options = bench.parse(["--size=tiny", "--rounds=1", "--threads=1"])
     found = bench.measure_scaling(setup.but(crop=crop), options)
     assert {r["median"] for r in found["ratios"].values()} == {0.5}
+    assert joined == [(1, 1, False), (2, 2, True), (2, 2, False)]
     hparams, _ = bench_systems.load(setup)
     parts = bench_systems.share(bench_systems.plain_batches(hparams, asked[1]), 1, 2)
     assert all(len(part) for part in parts.values())
