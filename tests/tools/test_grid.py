@@ -163,7 +163,7 @@ def test_a_signal_stops_it_cleanly(number, jobs, tmp_path, capsys, request):
     """The running one saves, the waiting one is not begun; then both finish."""
     path = tmp_path / "4" / "starts"
     # nohup lets what it starts ignore SIGHUP, and so does a grid.
-    before = signal.signal(number, signal.SIG_DFL)
+    before = signal.signal(number, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(number, before))
 
     def interrupt():
