@@ -24,6 +24,7 @@ from lobes.distributed import (
     average_gradients,
     broadcast_parameters,
     global_losses,
+    of_first_process,
     rank_and_world_size,
     spread_random_state,
 )
@@ -88,6 +89,10 @@ class SpeechSpeakerBrain(sb.Brain):
             raise UserError(
                 f"{reason} (choose another --device or --precision)"
             ) from error
+        if self.device_type == "cuda":
+            # cuDNN's attention, which torch 2.11 prefers on an H100 or H200, plans anew
+            # for every shape, and ours hardly ever repeat.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.rank, self.world_size = rank_and_world_size()
         self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.skipped_steps = 0
@@ -427,11 +432,16 @@ class SpeechSpeakerBrain(sb.Brain):
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """As SpeechBrain decides, but never between two accumulated batches.
 
-        Their gradients are in no checkpoint; a resumed run would lose them.
+        Their gradients are in no checkpoint; a resumed run would lose them. Several
+        processes agree over the host: SpeechBrain's would wait for the GPU each step.
         """
         if self.step % self.grad_accumulation_factor:
             return False
-        return super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        minutes = (time.time() - last_ckpt_time) / 60
+        return of_first_process(
+            0 < self.ckpt_interval_minutes < minutes
+            or 0 < self.ckpt_interval_steps <= steps_since_ckpt
+        )
 
     def _save_intra_epoch_ckpt(self):
         """Save between two validations; keep the newest ones."""

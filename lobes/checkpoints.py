@@ -295,7 +295,7 @@ class RandomState:
             "torch": torch.get_rng_state().tolist(),
             # Of the device in use; how many others there are may differ.
             "cuda": torch.cuda.get_rng_state().tolist()
-            if torch.cuda.is_available()
+            if torch.cuda.is_initialized()
             else None,
         }
         with open(path, "w", encoding="utf-8") as stream:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group
 
+from lobes.errors import UserError
+
 #: Gradients of fewer elements are exchanged together.
 SMALL = 2**18
 
@@ -29,9 +31,15 @@ def join_processes(run_opts):
     """Join torchrun's process group, if there is one, and leave it at exit.
 
     A process that ends while its group stands can abort the others' last exchange.
+    Raises ``UserError`` for a device that all processes would share.
     """
     global _host_group
     ddp_init_group(run_opts)
+    if rank_and_world_size()[1] > 1 and dict(run_opts).get("device") == "cuda":
+        raise UserError(
+            "--device=cuda is the first GPU in every process; leave --device out, and "
+            "torchrun gives each its own"
+        )
     if dist.is_available() and dist.is_initialized():
         atexit.register(dist.destroy_process_group)
         if dist.get_backend() != "gloo":
@@ -54,6 +62,15 @@ def gather(items):
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items, group=_host_group)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def of_first_process(decision):
+    """The decision (bool) of rank 0, on every process."""
+    if rank_and_world_size()[1] == 1:
+        return decision
+    shared = torch.tensor(decision)
+    dist.broadcast(shared, src=0, group=_host_group)
+    return bool(shared)
 
 
 def spread_random_state():

@@ -395,8 +395,11 @@ class Wav2Vec2Encoder(nn.Module):
 @torch.compiler.disable
 def _attention_bias(mask, dtype):
     """0 where a frame may be attended to, else -inf: [batch, 1, 1, time]."""
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill_(~mask, -torch.inf)[:, None, None]
+    batch, time = mask.shape
+    # Rows of a multiple of 8: a GPU's kernels copy others, in every layer.
+    shape = batch, 1, 1, -(-time // 8) * 8
+    bias = torch.zeros(shape, dtype=dtype, device=mask.device)[..., :time]
+    return bias.masked_fill_(~mask[:, None, None], -torch.inf)
 
 
 # The compiler would put its own random numbers in the place of numpy's.

@@ -242,6 +242,8 @@ class Stock(sb.Brain):
             "noprogressbar": True,
         }
         super().__init__(modules, hparams=needed, run_opts=options)
+        # As in ours: it would pay for each of the many lengths.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.on_fit_start()
         self.modules.train()
 

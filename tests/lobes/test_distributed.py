@@ -4,8 +4,15 @@ import json
 
 import pytest
 import torch
+from speechbrain.utils.run_opts import RunOptions
 
-from lobes.distributed import average_gradients, gather, global_losses
+from lobes.distributed import (
+    average_gradients,
+    gather,
+    global_losses,
+    join_processes,
+)
+from lobes.errors import UserError
 from lobes.streams import Batch
 from tests import tiny
 
@@ -53,6 +60,15 @@ def test_one_process_needs_no_group():
     parameter.grad = torch.tensor([1.0, 2.0])
     average_gradients([parameter])
     assert parameter.grad.tolist() == [1.0, 2.0]
+
+
+def test_a_gpu_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("lobes.distributed.ddp_init_group", lambda options: None)
+    join_processes({"device": "cuda"})
+    monkeypatch.setattr("lobes.distributed.rank_and_world_size", lambda: (1, 2))
+    with pytest.raises(UserError, match="leave --device out"):
+        join_processes(RunOptions(device="cuda"))
+    join_processes(RunOptions(device="cuda:1"))
 
 
 @pytest.mark.fault(
@@ -164,6 +180,8 @@ data = torch.tensor([[1.0, 2.0, 6.0], [5.0]][rank])
 losses = global_losses({"a": (weight * data).square().mean()}, {"a": len(data)})
 losses["a"].backward()
 average_gradients([weight, *dropped])
+assert distributed.of_first_process(rank == 0) is True
+assert distributed.of_first_process(rank == 1) is False
 assert [d.grad is None for d in dropped] == [False, False, True]
 assert all(d.grad.tolist() == [1.0, 2.0] for d in dropped[:2])
 found = [float(losses["a"].detach()), float(weight.grad)]

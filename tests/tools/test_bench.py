@@ -119,7 +119,23 @@ def test_other_losses_stop_it(compared, batches):
     with torch.no_grad():
         compared["stock"].modules.speech.linear.bias += 1.0 * torch.arange(32)
     with pytest.raises(RuntimeError, match="different things"):
-        bench.same_losses(compared, batches[0], options)
+        bench.first_losses(compared, batches[0], options)
+
+
+def test_a_compilation_that_fails_costs_no_other(compared, batches, monkeypatch):
+    step = bench_systems.step
+
+    def fail(system, *args):
+        if system is None:
+            raise RuntimeError("no compiler")
+        return step(system, *args)
+
+    monkeypatch.setattr(bench_systems, "step", fail)
+    options = bench.parse(["--size=tiny", "--threads=1"])
+    compared["compiled"] = None
+    losses, failed = bench.first_losses(compared, batches[0], options)
+    assert failed == {"error": "compiled: RuntimeError: no compiler"}
+    assert set(losses) == set(compared) == {"ours", "stock", "paper"}
 
 
 def test_batches_of_a_stated_length(setup):
@@ -300,10 +316,9 @@ def test_the_command(tmp_path, capsys):
     assert found["machine"]["torch"] == torch.__version__.split("+")[0]
     assert str(ROOT) not in json.dumps(found["machine"])
     assert [row["crop"] for row in found["steps"]["rows"]] == pytest.approx([0.3, 0.9])
-    for row in found["steps"]["rows"]:
-        losses = row["losses"]
-        assert losses["stock"] == pytest.approx(losses["ours"], rel=1e-4)
-        assert losses["paper"] == pytest.approx(losses["ours"], rel=1e-4)
+    losses = found["steps"]["losses"]
+    assert losses["stock"] == pytest.approx(losses["ours"], rel=1e-4)
+    assert losses["paper"] == pytest.approx(losses["ours"], rel=1e-4)
     assert found["evaluation"]["lowest_cosine"] > 1 - 1e-6
     assert found["evaluation"]["other_transcripts"] == 0
     assert [row["name"] for row in found["goals"]] == ["evaluation_vs_single"]
