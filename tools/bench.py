@@ -215,10 +215,8 @@ def _figures(found):
             share = row["tflops"]["compiled"] / found["machine"]["peak_tflops"]
             yield "fraction_of_peak", f", compiled{where}", share
         yield "hours_of_100k", where, row["hours_of_100k"]
-    for name, rows in found.get("memory", {}).get("points", {}).items():
-        if name != "stock":
-            where = f", {name}, {rows[-1]['audio']:.0f} s of audio"
-            yield "peak_gb", where, rows[-1]["peak"] / 1e9
+    for row in found.get("memory", {}).get("points", {}).get("ours", [])[-1:]:
+        yield "peak_gb", f", {row['audio']:.0f} s of audio", row["peak"] / 1e9
 
 
 def parse(argv):
@@ -439,15 +437,13 @@ def measure_memory(setup, options):
     """Peak memory, and step time, against the seconds of audio in a step."""
     amounts = SIZES[options.kind]["memory"]
     points = {}
-    for name in ("ours", "stock", *["compiled"] * options.compile):
+    for name in ("ours", "stock"):
         # A process per point where the peak is the process's; on a GPU it starts anew.
         groups = [amounts] if options.kind == "cuda" else [[a] for a in amounts]
-        if name == "compiled":  # Each amount would be compiled for.
-            groups = [amounts[-1:]]
         points[name] = []
         for group in groups:
             points[name] += in_new_process(memory_points, setup, name, group)
-    slopes = {name: slopes_between(points[name]) for name in ("ours", "stock")}
+    slopes = {name: slopes_between(rows) for name, rows in points.items()}
     ratios = [a / b for a, b in zip(slopes["ours"], slopes["stock"], strict=True)]
     return {
         "points": points,
@@ -462,12 +458,12 @@ def memory_points(setup, name, amounts):
     for amount in amounts:
         # As long as the audio, where that is shorter than the crop.
         crop = min(setup.crop, amount)
-        one = setup.but(seconds=amount, crop=crop, compile=name == "compiled")
+        one = setup.but(seconds=amount, crop=crop)
         batches = systems.plain_batches(systems.load(one)[0], one)
-        system = system or systems.SYSTEMS.get(name, systems.Ours)(one)
+        system = system or systems.SYSTEMS[name](one)
         systems.step(system, batches)
         if setup.device != "cpu":
-            # Now: choosing kernels for a compiled encoder takes memory of its own.
+            # Now: choosing kernels may have taken memory of its own.
             torch.cuda.reset_peak_memory_stats(setup.device)
         seconds = clock(setup.device, systems.step, system, batches)
         audio = systems.audio_seconds(batches)
