@@ -12,6 +12,7 @@ import pytest
 from tests import kill_resume
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F01", "SIGKILL while a checkpoint's files are written")
 @pytest.mark.fault("F09", "SIGKILL at two random points, 0 reading processes")
 def test_killed_trainings_equal_one_left_alone(tmp_path, repository):

@@ -263,6 +263,7 @@ def stop_amid(arguments, output, repository, lines, number):
     return started.returncode, told, output.read_bytes().count(b"\n") - 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(ctc, tmp_path, repository):
     """Stopped twice amid many batches, it ends in the file of a run without a stop."""
     table = write_csv(tmp_path, [0.2 + 0.0001 * number for number in range(500)])
