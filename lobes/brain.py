@@ -433,15 +433,15 @@ class SpeechSpeakerBrain(sb.Brain):
         """As SpeechBrain decides, but never between two accumulated batches.
 
         Their gradients are in no checkpoint; a resumed run would lose them. Several
-        processes agree over the host: SpeechBrain's would wait for the GPU each step.
+        processes count the same steps; about the time they agree over the host, where
+        SpeechBrain's would wait for the GPU each step.
         """
         if self.step % self.grad_accumulation_factor:
             return False
-        minutes = (time.time() - last_ckpt_time) / 60
-        return of_first_process(
-            0 < self.ckpt_interval_minutes < minutes
-            or 0 < self.ckpt_interval_steps <= steps_since_ckpt
-        )
+        if self.ckpt_interval_minutes > 0:  # then not in steps: __init__
+            minutes = (time.time() - last_ckpt_time) / 60
+            return of_first_process(minutes > self.ckpt_interval_minutes)
+        return 0 < self.ckpt_interval_steps <= steps_since_ckpt
 
     def _save_intra_epoch_ckpt(self):
         """Save between two validations; keep the newest ones."""

@@ -35,17 +35,17 @@ def join_processes(run_opts):
     """
     global _host_group
     ddp_init_group(run_opts)
-    if rank_and_world_size()[1] > 1 and dict(run_opts).get("device") == "cuda":
-        raise UserError(
-            "--device=cuda is the first GPU in every process; leave --device out, and "
-            "torchrun gives each its own"
-        )
     if dist.is_available() and dist.is_initialized():
         atexit.register(dist.destroy_process_group)
         if dist.get_backend() != "gloo":
             # nccl exchanges what lies on a GPU only, and reading it back from there
             # would wait for all that the GPU has to do.
             _host_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    if rank_and_world_size()[1] > 1 and dict(run_opts).get("device") == "cuda":
+        raise UserError(
+            "--device=cuda is the first GPU in every process; leave --device out, and "
+            "torchrun gives each its own"
+        )
 
 
 def rank_and_world_size():

@@ -347,23 +347,12 @@ class Wav2Vec2Encoder(nn.Module):
         config = self.model.config
         batch, time, channels = tokens.shape
         if config.mask_time_prob > 0:
-            chosen = _spans(
-                (batch, time),
-                config.mask_time_prob,
-                config.mask_time_length,
-                config.mask_time_min_masks,
-                lengths,
-            )
+            chosen = _spans(config, "time", (batch, time), lengths)
             chosen = chosen.to(tokens.device, non_blocking=True)[:, :, None]
             embedding = self.model.masked_spec_embed.to(tokens.dtype)
             tokens = torch.where(chosen, embedding, tokens)
         if config.mask_feature_prob > 0:
-            chosen = _spans(
-                (batch, channels),
-                config.mask_feature_prob,
-                config.mask_feature_length,
-                config.mask_feature_min_masks,
-            )
+            chosen = _spans(config, "feature", (batch, channels))
             chosen = chosen.to(tokens.device, non_blocking=True)[:, None]
             tokens = tokens.masked_fill(chosen, 0.0)
         return tokens
@@ -404,8 +393,13 @@ def _attention_bias(mask, dtype):
 
 # The compiler would put its own random numbers in the place of numpy's.
 @torch.compiler.disable
-def _spans(shape, share, length, least, lengths=None):
-    """HuggingFace's random spans of a mask, bool [batch, place], on the host."""
+def _spans(config, axis, shape, lengths=None):
+    """HuggingFace's random spans of a mask, bool [batch, place], on the host.
+
+    ``axis`` is the one whose settings count, ``time`` or ``feature``.
+    """
+    names = ("prob", "length", "min_masks")
+    share, length, least = (getattr(config, f"mask_{axis}_{name}") for name in names)
     valid = None if lengths is None else _mask(lengths, shape[1])
     return torch.from_numpy(
         _compute_mask_indices(shape, share, length, valid, min_masks=least)

@@ -316,14 +316,15 @@ def measure_steps(setup, options):
         compared["compiled"] = systems.Ours(setup.but(compile=True))
     rows, pooled, failed = [], {}, {}
     for crop in options.crop:
-        one = setup.but(crop=crop * setup.scale)
+        cropped = setup.but(crop=crop * setup.scale)
         count = SIZES[options.kind]["batches"]
         # On a GPU few enough for all to be warm before a step is timed.
         count *= 1 if options.kind == "cuda" else 4
-        batches = list(systems.train_batches(one, systems.load(one)[0], count))
+        hparams, _ = systems.load(cropped)
+        batches = list(systems.train_batches(cropped, hparams, count))
         if not rows:
             losses, failed = first_losses(compared, batches[0], options)
-        row, seconds = one_crop(one, compared, batches, options)
+        row, seconds = one_crop(cropped, compared, batches, options)
         rows.append(row)
         for phase, values in seconds.items():
             for name, one in values.items():

@@ -140,7 +140,7 @@ def test_no_variant_is_left_out():
 
 
 @pytest.mark.parametrize("indices", ["mask", "constant"])
-def test_waiting_is_seen(indices, monkeypatch):
+def test_waiting_is_seen(indices):
     """What a step did before, and would fail the tests above for."""
     there, mask = torch.zeros(3, device="meta"), torch.ones(3, device="meta") > 0
     with Device() as device, Constants() as constants:
