@@ -29,6 +29,7 @@ from lobes.distributed import (
     spread_random_state,
 )
 from lobes.errors import DivergedError, UserError
+from lobes.opening import check_leaks, open_sets
 from lobes.plots import plot_curves
 from lobes.progress import ProgressLog, StepAverages
 from lobes.streams import EvaluationStream, TrainStream, end_loading
@@ -549,14 +550,19 @@ class SpeechSpeakerBrain(sb.Brain):
             importance_keys=[],
         )
 
-    def open_test_sets(self):
-        """Read the test sets before a training that they would otherwise crown.
+    def open_sets(self):
+        """Open the sets of training, validation and test before the training.
 
-        Raises ``UserError`` for any problem of theirs.
+        A fault in the last of them must not show after days. Raises ``UserError`` for
+        all that is wrong with any of them, and for leaks between them.
         """
-        for sets in self.hparams.test_sets.values():
-            for evaluation_set in sets.values():
-                evaluation_set.open(self.rank, self.world_size)
+        sets = (
+            self.hparams.train_streams,
+            self.hparams.valid_sets,
+            self.hparams.test_sets,
+        )
+        open_sets(*sets, self.rank, self.world_size)
+        check_leaks(*sets, allowed=self.hparams.allow_leaks)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

@@ -15,6 +15,7 @@ from lobes.checkpoints import damage
 from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.opening import open_sets
 from lobes.recipe import parse_arguments, shell_command
 from lobes.report import publish
 from lobes.streams import EvaluationSet
@@ -58,8 +59,11 @@ def evaluate(
     started = time.perf_counter()
     folder = Path(folder or hparams["output_folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    test_sets = test_sets or hparams["test_sets"]
+    # All before the first is scored.
+    open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
-    sets = brain.test(test_sets or hparams["test_sets"], str(folder))
+    sets = brain.test(test_sets, str(folder))
     results = {
         **headline(sets, hparams["headline_sets"]),
         "headline_sets": dict(hparams["headline_sets"]),

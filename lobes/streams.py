@@ -31,6 +31,7 @@ from tqdm import tqdm
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.changes import differences, record_changes
 from lobes.errors import UserError
+from lobes.opening import true_stops
 from lobes.preemption import protect_worker
 from lobes.scoring import check_trials, read_trials
 from lobes.tables import as_paths, concatenate, read_table
@@ -118,6 +119,8 @@ class Utterances(torch.utils.data.Dataset):
             for label in labels.values():
                 label.check(path, tables[-1])
         self._ends = np.cumsum([len(table) for table in tables])
+        #: Of each row, in the CSV that it stands in.
+        self.lines = np.concatenate([table.index for table in tables])
         self.table = table = concatenate(self.csvs, tables)
         self.ids = table["ID"].to_numpy(dtype=object)
         self.paths = table["wav"].to_numpy(dtype=object)
@@ -131,6 +134,27 @@ class Utterances(torch.utils.data.Dataset):
             self.windows = table[["offset", "size"]].to_numpy()
         # The row that each loading process reads now, and -1: it reads none.
         self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def look(self, rows=None):
+        """Look at the files of some rows, or of all, before they are read.
+
+        Utterances that end a little behind their file are shortened; see
+        ``lobes.opening.true_stops`` for that and for the ``UserError`` that it raises.
+        """
+        stops = self.table["stop"].to_numpy(copy=True)
+        rows = np.arange(len(self)) if rows is None else np.sort(rows)
+        cuts = np.searchsorted(rows, self._ends[:-1])
+        problems = []
+        for csv, some in zip(self.csvs, np.split(rows, cuts), strict=True):
+            table = self.table if len(some) == len(self) else self.table.iloc[some]
+            try:
+                stops[some] = true_stops(csv, table, self.lines[some])
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
+        self.table["stop"] = stops
+        self.lengths = stops - self.starts
 
     def digest(self):
         """SHA-256 of what training draws from the corpus: IDs, pieces and labels.
@@ -294,9 +318,15 @@ class TaskStream:
     first_position = None
 
     def open(self, rank=0, world_size=1):
-        """Read the CSVs; this process takes every ``world_size``-th batch."""
+        """Read the CSVs, once; this process takes every ``world_size``-th batch.
+
+        Raises ``UserError`` for any problem of theirs or of the files that they name.
+        """
         self.rank, self.world_size = rank, world_size
-        self.utterances = Utterances(self.csvs, self.labels, self.grid)
+        if self.utterances is None:
+            utterances = Utterances(self.csvs, self.labels, self.grid)
+            utterances.look()
+            self.utterances = utterances
         self.plan()
 
     def plan(self):
@@ -715,17 +745,19 @@ class EvaluationSet:
         self.utterances = Utterances(self.csv, self.labels)
         # Official lists repeat a few trials; they count as often as they stand.
         trials = {p.stem: read_trials(p, allow_repeats=True) for p in self.trial_paths}
-        lengths = self.utterances.lengths
-        if self.crop is not None:
-            lengths = np.minimum(lengths, self.crop)
-        order = np.argsort(-lengths, kind="stable")
         known = set(self.utterances.ids)
         named = set()
         for one in trials.values():
             check_trials(one, known, self.csv)
             named.update(one.enrol, one.test)
-        if trials:
-            order = [row for row in order if self.utterances.ids[row] in named]
+        ids = enumerate(self.utterances.ids)
+        #: The utterances that are read, by their place in ``utterances``.
+        self.rows = np.array([row for row, i in ids if not trials or i in named])
+        self.utterances.look(self.rows)
+        lengths = self.utterances.lengths
+        if self.crop is not None:
+            lengths = np.minimum(lengths, self.crop)
+        order = self.rows[np.argsort(-lengths[self.rows], kind="stable")]
         batches = pack(order, lengths, self.max_batch_samples or 0)
         self._requests = [
             (None, [(int(row), 0, int(lengths[row])) for row in rows])
