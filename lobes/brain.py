@@ -31,6 +31,7 @@ from lobes.distributed import (
 from lobes.errors import DivergedError, UserError
 from lobes.plots import plot_curves
 from lobes.progress import ProgressLog, StepAverages
+from lobes.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.streams import EvaluationStream, TrainStream, end_loading
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class SpeechSpeakerBrain(sb.Brain):
         self.batch_ids = {}
         self.bar = tqdm(disable=True)
         self.shown = {}
+        self.ending = None
+        self._train_stream = None
         if checkpointer is not None:
             stateful = {n: m for n, m in self.modules.items() if m.state_dict()}
             checkpointer.add_recoverables(stateful)
@@ -155,7 +158,8 @@ class SpeechSpeakerBrain(sb.Brain):
         """Train as ``speechbrain.Brain.fit`` does, under one bar for the whole run.
 
         The bar counts optimizer steps and shows the losses, and the metrics of the
-        last validation as they fall. Raises ``UserError`` when a file cannot be
+        last validation as they fall. ``ending`` then holds how it ended
+        (``lobes.stopping.Ending``). Raises ``UserError`` when a file cannot be
         written, and ``lobes.preemption.Preempted`` after a signal, with a checkpoint
         saved.
         """
@@ -196,6 +200,19 @@ class SpeechSpeakerBrain(sb.Brain):
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
+        if not self.test_only:
+            self.ending = self._ending()
+
+    def _ending(self):
+        """How the training ended; an evaluation loads an earlier state of it."""
+        stopping = self.hparams.stopping
+        if self.optimizer_step >= self.hparams.steps and stopping.kind != DIVERGED:
+            kind = COMPLETE
+        elif stopping.kind is not None:
+            kind = stopping.kind
+        else:
+            kind = STEP_LIMIT if self._optimizer_step_limit_exceeded else DEBUG
+        return Ending(kind, self.optimizer_step, self.hparams.steps, stopping.reason)
 
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""

@@ -7,7 +7,6 @@ for each of its parts.
 """
 
 import contextlib
-import copy
 import hashlib
 import importlib.metadata
 import json
@@ -33,6 +32,7 @@ from lobes.locks import take
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
+from lobes.stopping import DIVERGED
 from lobes.streams import EvaluationSet
 
 logger = logging.getLogger(__name__)
@@ -279,14 +279,13 @@ def _ended_by(error):
 def _ended(hparams, rows, steps):
     """State and reason of a training that came to its end."""
     # The evaluation has put the stopping back to where the best checkpoint was made.
-    stopping = copy.copy(hparams["stopping"])
-    stopping.best, stopping.last, stopping.reason = {}, None, None
+    stopping = hparams["stopping"].anew()
     for row in rows:
         if row["stage"] == "valid":
             stopping.update(row["step"], row)
     reason = stopping.reason
     known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
-    if reason is not None and reason.startswith("diverged"):
+    if stopping.kind == DIVERGED:
         return "diverged", reason
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import speechbrain as sb
@@ -9,6 +10,7 @@ import torch
 
 from lobes.brain import selection_score
 from lobes.errors import UserError
+from lobes.stopping import Ending
 from lobes.weighting import StaticWeighting
 from tests import tiny
 
@@ -321,16 +323,37 @@ def test_bf16_trains_with_float32_losses(make):
 
 
 def test_early_stopping_ends_the_run(make):
-    system = make(steps=30, valid_interval=3, max_valid_loss=0.01)
+    system = make(steps=30, valid_interval=3, patience_steps=3, lr=1e-12)
     rows = tiny.fit(system)
-    assert system.optimizer_step == 3
-    assert len([r for r in rows if r["stage"] == "valid"]) == 1
+    assert system.optimizer_step == 6
+    assert len([r for r in rows if r["stage"] == "valid"]) == 2
+    assert system.ending.kind == "patience"
+    told = "6 of 30 steps, stopped: .* has not improved for 3 steps"
+    assert re.fullmatch(told, str(system.ending))
+
+
+@pytest.mark.fault(
+    "B2",
+    "--optimizer_step_limit=2 before a fresh head is within max_valid_loss",
+    "2 of 3 steps: --optimizer_step_limit; the same command without it goes on",
+)
+def test_a_limit_of_steps_is_not_the_end_of_a_run(make):
+    settings = {"steps": 3, "valid_interval": 3, "max_valid_loss": 0.01}
+    first = make(options=["--optimizer_step_limit=2"], **settings)
+    tiny.fit(first)
+    assert first.hparams.stopping.reason is None
+    assert (first.ending.kind, first.ending.steps) == ("step limit", 2)
+    assert str(first.ending).startswith("2 of 3 steps: --optimizer_step_limit;")
+    for _ in range(2):
+        second = make(**settings)
+        tiny.fit(second)
+        assert second.ending == Ending("complete", 3, 3)
 
 
 def test_debug_mode_runs(make):
     system = make(options=["--debug"], valid_interval=4)
     tiny.fit(system)
-    assert system.optimizer_step == 4
+    assert system.optimizer_step == 4 and system.ending.kind == "debug"
 
 
 @pytest.mark.fault(
