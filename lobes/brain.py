@@ -560,7 +560,8 @@ class SpeechSpeakerBrain(sb.Brain):
         metrics["score"] = score
         reason = self.hparams.stopping.update(self.optimizer_step, metrics)
         # The counts behind the metrics stand in progress.jsonl only.
-        names = [n for n in metrics if n in self.hparams.selection or "_loss" in n]
+        told = (*self.hparams.selection, "cer")
+        names = [n for n in metrics if n in told or "_loss" in n]
         shown = {name: metrics[name] for name in [*names, "score"]}
         self._show({n: metrics[n] for n in self.hparams.selection if n in metrics})
         if if_main_process():
@@ -573,7 +574,7 @@ class SpeechSpeakerBrain(sb.Brain):
             train_stats=self.train_metrics,
             valid_stats=shown,
         )
-        names = [*self.hparams.selection, "score"]
+        names = [*told, "score"]
         self._save_checkpoint({n: metrics[n] for n in names if n in metrics})
         if reason is not None:
             logger.warning("Stopping at step %d: %s", self.optimizer_step, reason)

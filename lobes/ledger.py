@@ -19,7 +19,6 @@ import resource
 import time
 from pathlib import Path
 
-import pandas
 import ruamel.yaml
 import torch
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -32,8 +31,9 @@ from lobes.locks import take
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
-from lobes.stopping import DIVERGED
+from lobes.stopping import COMPLETE, DIVERGED, PATIENCE, Ending
 from lobes.streams import EvaluationSet
+from lobes.tables import read_values
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ DEFAULT = ROOT / "results" / "ledger.jsonl"
 STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
 DONE = STATES[:3]
 
+#: The kind of an ``Ending`` of a training that goes on, or was ended from outside.
+UNFINISHED = "unfinished"
+
 #: What a diverged run has reached where no validation tells, in percent.
 WORST = {"wer": 100.0, "eer": 50.0}
 
@@ -50,6 +53,15 @@ WORST = {"wer": 100.0, "eer": 50.0}
 IDENTITY = "run.json"
 
 _NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
+
+# What a field must hold where it is there; whole numbers are floats, too.
+_HOLDS = {
+    **dict.fromkeys(("lr", "seconds", "parameters", "wer", "cer", "eer"), float),
+    **dict.fromkeys(("steps", "score"), (float, type(None))),
+    **dict.fromkeys(("output_folder", "settings", "time"), str),
+    **dict.fromkeys(("recipe", "variant", "reason"), (str, type(None))),
+    **dict.fromkeys(("changes", "validation", "sets"), dict),
+}
 _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
 
@@ -102,6 +114,27 @@ def entry(hparams, run_opts=None):
                 logger.exception("%s: the run could not be noted", path)
 
 
+def ending(hparams):
+    """How far a training has come (``lobes.stopping.Ending``), as its folder tells.
+
+    Its steps are those of ``progress.jsonl`` or of the newest checkpoint, which a
+    signal may have saved before a row was written.
+    """
+    rows = ProgressLog(hparams["output_folder"]).rows()
+    # The evaluation has put the stopping back to where the best checkpoint was made.
+    stopping = hparams["stopping"].anew()
+    for row in rows:
+        if row["stage"] == "valid":
+            stopping.update(row["step"], row)
+    saved = hparams["checkpointer"].list_checkpoints()
+    steps = [row["step"] for row in rows] + [c.meta.get("step", 0) for c in saved]
+    steps, planned = max(steps, default=0), hparams["steps"]
+    kind = stopping.kind or UNFINISHED
+    if steps >= planned and kind != DIVERGED:
+        kind = COMPLETE
+    return Ending(kind, steps, planned, stopping.reason)
+
+
 def path_of(hparams):
     """Where the ledger of a run is."""
     # A run's folder of before there was a ledger has no such key.
@@ -146,10 +179,7 @@ def read(path=DEFAULT, report=True):
         except ValueError:
             problem = "no JSON, perhaps of a process that was killed"
         else:
-            if not isinstance(row, dict) or not row.keys() >= _NEEDED:
-                problem = f"no run ({', '.join(sorted(_NEEDED))} are needed)"
-            elif row["state"] not in STATES:
-                problem = f"the state {row['state']!r} is none of {', '.join(STATES)}"
+            problem = _problem(row)
         if problem is None:
             rows.append(row)
             continue
@@ -159,6 +189,35 @@ def read(path=DEFAULT, report=True):
     if damaged and report:
         logger.warning("%s: %d of its lines skipped", path, damaged)
     return rows
+
+
+def _problem(row):
+    """What a line lacks or has wrong, or None."""
+    if not isinstance(row, dict) or not row.keys() >= _NEEDED:
+        return f"no run ({', '.join(sorted(_NEEDED))} are needed)"
+    if row["state"] not in STATES:
+        return f"the state {row['state']!r} is none of {', '.join(STATES)}"
+    for name, kinds in _HOLDS.items():
+        if name in row and not _is(row[name], kinds):
+            return f"{name} is {json.dumps(row[name])[:40]}"
+    for sets in ({"": {"": row.get("validation", {})}}, row.get("sets", {})):
+        for metrics in (m for named in sets.values() for m in _values(named)):
+            if not isinstance(metrics, dict) or not all(
+                _is(value, float) for value in metrics.values()
+            ):
+                return f"metrics are {json.dumps(metrics)[:40]}"
+    return None
+
+
+def _is(value, kinds):
+    """Whether a value is of a kind; whole numbers are floats, too."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(0.0 if whole else value, kinds)
+
+
+def _values(node):
+    """The values of a mapping; of anything else itself."""
+    return node.values() if isinstance(node, dict) else [node]
 
 
 def key(row):
@@ -227,13 +286,16 @@ def _check(path):
 def _outcome(hparams, results, error, training):
     """How it ended and what was reached."""
     rows = ProgressLog(hparams["output_folder"]).rows()
-    steps = max((row["step"] for row in rows), default=0)
+    end = ending(hparams)
+    if "training" in results:
+        end = Ending(**results["training"])
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
     elif training:
-        state, reason = _ended(hparams, rows, steps)
-    outcome = {"state": state, "reason": reason, "steps": steps if training else None}
+        state, reason = _ended(end, rows)
+    steps = end.steps if training else None
+    outcome = {"state": state, "reason": reason, "steps": steps}
     validation = results.get("validation")
     if state == "diverged" and not results:
         # It is a row of the tables all the same.
@@ -245,7 +307,7 @@ def _outcome(hparams, results, error, training):
         outcome.update(validation=validation, score=score)
     if results:
         outcome.update(
-            {name: results[name] for name in ("wer", "eer") if name in results},
+            {name: results[name] for name in ("wer", "cer", "eer") if name in results},
             sets=results["sets"],
             checkpoint=Path(results["checkpoint"]).name,
             checkpoint_step=results["step"],
@@ -276,24 +338,20 @@ def _ended_by(error):
     return state, text if isinstance(error, UserError) else f"{name}: {text}"
 
 
-def _ended(hparams, rows, steps):
-    """State and reason of a training that came to its end."""
-    # The evaluation has put the stopping back to where the best checkpoint was made.
-    stopping = hparams["stopping"].anew()
-    for row in rows:
-        if row["stage"] == "valid":
-            stopping.update(row["step"], row)
-    reason = stopping.reason
-    known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
-    if stopping.kind == DIVERGED:
-        return "diverged", reason
+def _ended(end, rows):
+    """State and reason of a training that came to an end of its own."""
+    if end.kind == DIVERGED:
+        return "diverged", end.reason
+    if end.kind not in (COMPLETE, PATIENCE):
+        # A limit of the command line is no verdict on the run.
+        return "pre-empted", str(end)
+    last = [row for row in rows if row["stage"] == "valid"][-1:]
+    known = {n: v for row in last for n, v in row.items() if n in CHANCE}
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
         return "diverged", f"not better than chance: {text}"
-    if reason is not None:
-        return "early-stopped", reason
-    if steps < hparams["steps"]:
-        return "pre-empted", f"at --optimizer_step_limit, of {hparams['steps']} steps"
+    if end.kind == PATIENCE:
+        return "early-stopped", end.reason
     return "finished", None
 
 
@@ -318,10 +376,10 @@ def _circumstances(hparams):
         "settings": settings_hash(tree),
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
-        "device": _device(weights.device),
+        "device": device_name(weights.device),
         "processes": rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
-        "memory": _peak_memory(weights.device),
+        "memory": peak_memory(weights.device),
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
@@ -359,7 +417,8 @@ def data_hashes(hparams):
 def _utterances(paths):
     """Names of all utterances of some CSVs."""
     for path in paths:
-        yield from pandas.read_csv(path, usecols=["ID"], dtype=str)["ID"]
+        # Not pandas' own reader, to which an ID may be "NA" and then none.
+        yield from read_values(path, "ID")
 
 
 def _trials(path):
@@ -380,7 +439,7 @@ def _hash(texts_of, place):
     return f"{len(texts)}:{digest[:12]}"
 
 
-def _device(device):
+def device_name(device):
     """Name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -392,7 +451,7 @@ def _device(device):
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _peak_memory(device):
+def peak_memory(device):
     """Most bytes held at a time by this process on the host, and on its GPU."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
