@@ -319,7 +319,7 @@ def _circumstances(hparams):
         "settings": settings_hash(tree),
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
-        "device": _device(weights.device),
+        "device": device_name(weights.device),
         "processes": rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
         "memory": _peak_memory(weights.device),
@@ -381,7 +381,7 @@ def _hash(texts_of, place):
     return f"{len(texts)}:{digest[:12]}"
 
 
-def _device(device):
+def device_name(device):
     """Name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
