@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pandas
-import torch
-import torchaudio
 from rich.console import Console
 from rich.progress import track
 
 from lobes.audio import SAMPLE_RATE, read_audio
 from lobes.errors import UserError
+from lobes.lazy import lazy
 from lobes.scoring import check_trials, cosine_scores, equal_error_rate, read_trials
+
+pandas = lazy("pandas")
+torch = lazy("torch")
+torchaudio = lazy("torchaudio")
 
 #: Coefficients per frame, the first of which follows the energy.
 COEFFICIENTS = 20

@@ -20,20 +20,21 @@ import resource
 import time
 from pathlib import Path
 
-import pandas
 import ruamel.yaml
-import torch
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from speechbrain.utils.distributed import if_main_process
 
-from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
-from lobes.streams import EvaluationSet
+
+distributed = lazy("lobes.distributed")
+pandas = lazy("pandas")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def entry(hparams, run_opts=None):
     Raises ``UserError`` at once when the ledger cannot be written.
     """
     path = path_of(hparams)
-    noted = if_main_process() and not (run_opts and run_opts["debug"])
+    first = distributed.rank_and_world_size()[0] == 0
+    noted = first and not (run_opts and run_opts["debug"])
     if noted:
         _check(path)
     if noted and run_opts:
@@ -320,7 +322,7 @@ def _circumstances(hparams):
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
         "device": _device(weights.device),
-        "processes": rank_and_world_size()[1],
+        "processes": distributed.rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
         "memory": _peak_memory(weights.device),
         "commit": commit(),
@@ -344,7 +346,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, EvaluationSet):
+            if not isinstance(found, streams.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:

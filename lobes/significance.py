@@ -4,11 +4,13 @@ import csv
 import dataclasses
 
 import numpy as np
-from scipy import stats
-from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from lobes.errors import UserError
+from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
+
+edit_distance = lazy("speechbrain.utils.edit_distance")
+stats = lazy("scipy.stats")
 
 #: Resamples held in memory at once.
 _BATCH = 50
@@ -127,7 +129,7 @@ def _errors(path):
         texts = [[row[n].split() for row in rows] for n in ("reference", "hypothesis")]
     except (OSError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate again") from error
-    details = wer_details_for_batch(names, *texts)
+    details = edit_distance.wer_details_for_batch(names, *texts)
     return {
         row["key"]: (
             row["insertions"] + row["deletions"] + row["substitutions"],
