@@ -7,18 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-from speechbrain.utils.distributed import if_main_process
-
-from lobes import ledger
-from lobes.brain import SpeechSpeakerBrain
-from lobes.checkpoints import damage
-from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
-from lobes.opening import open_sets
+from lobes.lazy import lazy
 from lobes.recipe import parse_arguments, shell_command
-from lobes.report import publish
-from lobes.streams import EvaluationSet
+
+brains = lazy("lobes.brain")
+checkpoints = lazy("lobes.checkpoints")
+distributed = lazy("lobes.distributed")
+ledger = lazy("lobes.ledger")
+opening = lazy("lobes.opening")
+report = lazy("lobes.report")
+streams = lazy("lobes.streams")
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     test_sets = test_sets or hparams["test_sets"]
     # All before the first is scored.
-    open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    opening.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
     sets = brain.test(test_sets, str(folder))
     results = {
@@ -81,9 +81,9 @@ def evaluate(
     }
     if command is not None:
         results["command"] = command
-    if if_main_process():
+    if distributed.rank_and_world_size()[0] == 0:
         write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        publish(folder, hparams["output_folder"])
+        report.publish(folder, hparams["output_folder"])
     return results
 
 
@@ -110,8 +110,9 @@ def load_run(what, arguments=()):
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
     hparams, run_opts, _ = parse_arguments([str(what), *arguments], changes)
-    join_processes(run_opts)
-    return SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"]), hparams
+    distributed.join_processes(run_opts)
+    brain = brains.SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    return brain, hparams
 
 
 def load_checkpoint(checkpointer, which):
@@ -126,9 +127,9 @@ def load_checkpoint(checkpointer, which):
         found = checkpointer.find_checkpoint()
     else:
         wanted = Path(which).resolve()
-        checkpoints = checkpointer.list_checkpoints()
-        found = next((c for c in checkpoints if c.path.resolve() == wanted), None)
-        problem = found and damage(found.path)
+        listed = checkpointer.list_checkpoints()
+        found = next((c for c in listed if c.path.resolve() == wanted), None)
+        problem = found and checkpoints.damage(found.path)
         if problem:
             raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:
@@ -208,7 +209,7 @@ def _own_sets(options, hparams):
         name = Path(options.speech_csv).stem
         labels = {"letters": hparams["letters"]}
         sets["speech"] = {
-            name: EvaluationSet(
+            name: streams.EvaluationSet(
                 options.speech_csv,
                 labels=labels,
                 max_batch_samples=budget,
@@ -218,7 +219,7 @@ def _own_sets(options, hparams):
         }
     if options.speaker_csv:
         sets["speaker"] = {
-            "own": EvaluationSet(
+            "own": streams.EvaluationSet(
                 options.speaker_csv,
                 trial_paths=options.trials,
                 max_batch_samples=budget,

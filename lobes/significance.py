@@ -17,11 +17,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 
 from lobes.errors import UserError
+from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
 from lobes.text import edit_distances
+
+csgraph = lazy("scipy.sparse.csgraph")
+sparse = lazy("scipy.sparse")
 
 #: Replicates of every bootstrap, and the seed of its draws.
 REPLICATES = 1000
@@ -252,7 +255,7 @@ def _trial_units(trials, speakers):
     if not all(speakers.get(name) for name in names):
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
-        _, parts = sparse.csgraph.connected_components(links, directed=False)
+        _, parts = csgraph.connected_components(links, directed=False)
         speakers = dict(zip(names, map(str, parts), strict=True))
     units, over = _units(names, speakers)
     return units[sides], over
