@@ -24,7 +24,7 @@ import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from lobes.errors import DivergedError, UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, usable_rows, write_atomically
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
@@ -51,6 +51,27 @@ WORST = {"wer": 100.0, "eer": 50.0}
 IDENTITY = "run.json"
 
 _NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
+_NUMBER, _NOTHING = (int, float), type(None)
+#: What the fields of a line may be, where readers rely on it.
+_KINDS = {
+    "kind": str,
+    "state": str,
+    "recipe": (str, _NOTHING),
+    "variant": str,
+    "changes": dict,
+    "seed": (int, list, _NOTHING),
+    "lr": _NUMBER,
+    "seconds": _NUMBER,
+    "steps": (int, _NOTHING),
+    "score": (*_NUMBER, _NOTHING),
+    "validation": (dict, _NOTHING),
+    "sets": dict,
+    "output_folder": str,
+    "settings": str,
+    "time": str,
+    "wer": _NUMBER,
+    "eer": _NUMBER,
+}
 _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
 
@@ -134,33 +155,20 @@ def read(path=DEFAULT, report=True):
     Lines that are damaged are skipped; they are named in the log and counted, unless
     ``report`` is False because they were before.
     """
-    path, rows, damaged = Path(path), [], 0
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name another ledger") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            problem = None
-        except ValueError:
-            problem = "no JSON, perhaps of a process that was killed"
-        else:
-            if not isinstance(row, dict) or not row.keys() >= _NEEDED:
-                problem = f"no run ({', '.join(sorted(_NEEDED))} are needed)"
-            elif row["state"] not in STATES:
-                problem = f"the state {row['state']!r} is none of {', '.join(STATES)}"
-        if problem is None:
-            rows.append(row)
-            continue
-        damaged += 1
-        if report:
-            logger.warning("%s, line %d: %s; skipped", path, number, problem)
-    if damaged and report:
-        logger.warning("%s: %d of its lines skipped", path, damaged)
-    return rows
+    return usable_rows(path, "name another ledger", _problem_of, report)
+
+
+def _problem_of(row):
+    """Why a line of the ledger cannot be used, or None."""
+    if not row.keys() >= _NEEDED:
+        return f"no run ({', '.join(sorted(_NEEDED))} are needed)"
+    if row["state"] not in STATES:
+        return f"the state {row['state']!r} is none of {', '.join(STATES)}"
+    for name, value in row.items():
+        kinds = _KINDS.get(name)
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+            return f"{name} is {json.dumps(value)}"
+    return None
 
 
 def key(row):
@@ -303,9 +311,9 @@ def _ended(hparams, rows, steps):
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    try:
-        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except OSError:
+    if (folder / IDENTITY).exists():
+        identity = read_json(folder / IDENTITY, "restore it, or move it away")
+    else:
         # Of a run of before there was a ledger its folder's name tells most.
         names = folder.resolve().parts[-2:]
         identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
