@@ -176,6 +176,7 @@ def main(argv=None):
     options, rest = parser.parse_known_args(argv)
     if bool(options.speaker_csv) != bool(options.trials):
         raise UserError("--speaker_csv and --trials go together; give both or neither")
+    _look_at_own_sets(options)
     brain, hparams = load_run(options.what, rest)
     own = options.speech_csv or options.speaker_csv
     if own and not options.to:
@@ -192,6 +193,17 @@ def main(argv=None):
                 shell_command(sys.argv[0], sys.argv[1:]) if argv is None else None,
             )
         )
+
+
+def _look_at_own_sets(options):
+    """Find what is wrong with the files of the user's own before a model is loaded."""
+    sets = {"speech": {}, "speaker": {}}
+    if options.speech_csv:
+        sets["speech"]["own"] = EvaluationSet(options.speech_csv)
+    if options.speaker_csv:
+        trials = options.trials
+        sets["speaker"]["own"] = EvaluationSet(options.speaker_csv, trial_paths=trials)
+    open_sets({}, {}, sets)
 
 
 def _own_sets(options, hparams):
