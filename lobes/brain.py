@@ -30,6 +30,7 @@ from lobes.distributed import (
 )
 from lobes.errors import DivergedError, UserError
 from lobes.plots import plot_curves
+from lobes.prepared import record_test_sets
 from lobes.progress import ProgressLog, StepAverages
 from lobes.streams import EvaluationStream, TrainStream, end_loading
 
@@ -552,11 +553,15 @@ class SpeechSpeakerBrain(sb.Brain):
     def open_test_sets(self):
         """Read the test sets before a training that they would otherwise crown.
 
+        What they hold is noted, for later evaluations (``lobes.prepared``).
+
         Raises ``UserError`` for any problem of theirs.
         """
         for sets in self.hparams.test_sets.values():
             for evaluation_set in sets.values():
                 evaluation_set.open(self.rank, self.world_size)
+        if if_main_process():
+            record_test_sets(self.hparams.output_folder, self.hparams.test_sets)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

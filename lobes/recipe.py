@@ -34,6 +34,7 @@ from lobes.errors import UserError
 from lobes.files import write_atomically
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
+from lobes.prepared import name_csv_folders
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ def parse_arguments(argv=None, changes=None):
     hparams : dict
         The loaded YAML. ``output_folder`` is computed when it is null:
         ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
-        likewise (``results/prepared``).
+        likewise (``results/prepared``), and so are the folders of the CSVs
+        (``lobes.prepared``).
     run_opts : ExperimentOptions
     settings : str
         The merged YAML, which stock ``load_hyperpyyaml`` loads.
@@ -210,6 +212,7 @@ def resolve(argv, changes=None, load=None):
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
+    name_csv_folders(tree)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,

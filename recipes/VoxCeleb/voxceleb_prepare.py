@@ -565,7 +565,13 @@ def _list_utterances(data_folder, without=()):
                 recording.append(len(recordings))
             if len(ids) > known:
                 recordings.append((speaker, video))
-    if not ids and not problems and not without:
+    if not ids and not problems:
+        if without and speakers:
+            raise UserError(
+                f"data_folder: all {len(speakers)} speakers in {data_folder} are in "
+                f"the trial lists, none is left to train on; unpack VoxCeleb1's "
+                f"development half there, too"
+            )
         raise UserError(
             f"data_folder: no audio found in {data_folder}; looked for "
             f"id*/<video>/*.wav, .flac or .m4a there and in its "
