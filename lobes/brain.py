@@ -31,6 +31,7 @@ from lobes.distributed import (
 from lobes.errors import DivergedError, UserError
 from lobes.opening import check_leaks, open_sets
 from lobes.plots import plot_curves
+from lobes.prepared import record_test_sets
 from lobes.progress import ProgressLog, StepAverages
 from lobes.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.streams import EvaluationStream, TrainStream, end_loading
@@ -596,6 +597,7 @@ class SpeechSpeakerBrain(sb.Brain):
     def open_sets(self):
         """Open the sets of training, validation and test before the training.
 
+        What the test sets hold is noted, for later evaluations (``lobes.prepared``).
         A fault in the last of them must not show after days. Raises ``UserError`` for
         all that is wrong with any of them, and for leaks between them.
         """
@@ -606,6 +608,8 @@ class SpeechSpeakerBrain(sb.Brain):
         )
         open_sets(*sets, self.rank, self.world_size)
         check_leaks(*sets, allowed=self.hparams.allow_leaks)
+        if if_main_process():
+            record_test_sets(self.hparams.output_folder, self.hparams.test_sets)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

@@ -10,6 +10,7 @@ from pathlib import Path
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.lazy import lazy
+from lobes.prepared import check_test_sets
 from lobes.recipe import parse_arguments, shell_command
 
 brains = lazy("lobes.brain")
@@ -182,13 +183,18 @@ def main(argv=None):
     if own and not options.to:
         # The run's own results stay what they are.
         options.to = str(Path(hparams["output_folder"]) / "own" / Path(own).stem)
+    sets = _own_sets(options, hparams)
+    if sets is None and not brain.allow_changes:
+        check_test_sets(
+            hparams["output_folder"], hparams["test_sets"], brain.rank, brain.world_size
+        )
     with ledger.entry(hparams) as results:
         results.update(
             evaluate(
                 brain,
                 hparams,
                 options.checkpoint,
-                _own_sets(options, hparams),
+                sets,
                 options.to,
                 shell_command(sys.argv[0], sys.argv[1:]) if argv is None else None,
             )
