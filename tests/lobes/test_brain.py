@@ -202,6 +202,38 @@ def test_a_non_finite_loss_skips_the_whole_step(make, task, tmp_path):
     assert trained(system, weights)
 
 
+@pytest.mark.fault(
+    "A10",
+    "pool_attentive.yaml and dwa.yaml: one batch, or one gradient, that is not finite",
+    "the step is skipped with its buffers: running statistics and losses seen",
+)
+@pytest.mark.parametrize("variant", ["pool_attentive", "dwa"])
+@pytest.mark.parametrize("where", ["samples", "gradient"])
+def test_a_skipped_step_leaves_no_trace_in_the_buffers(make, variant, where):
+    system = make(yaml=tiny.MTL.with_name(f"{variant}.yaml"), freeze_steps=0)
+    batch = prepared(system)
+    step(system, batch)
+    buffers = dict(system.modules.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    assert len(before) >= 2
+    wavs = batch["speaker"].wavs
+    if where == "samples":
+        whole = wavs.clone()
+        wavs[0, 10] = math.nan
+    else:
+        hook = system.modules["speaker"].weight.register_hook(lambda g: g * math.inf)
+    step(system, batch)
+    assert system.skipped_steps == 1
+    assert all(torch.equal(buffers[name], before[name]) for name in before)
+    if where == "samples":
+        wavs.copy_(whole)
+    else:
+        hook.remove()
+    step(system, batch)
+    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+    assert all(torch.isfinite(buffer).all() for buffer in buffers.values())
+
+
 def test_clipping_is_off_by_default_and_covers_all_parameters(make):
     norms = {}
     for clip in (None, -1.0, 1e-4):
