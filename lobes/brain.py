@@ -261,6 +261,7 @@ class SpeechSpeakerBrain(sb.Brain):
         """One optimizer over everything that ever trains (the CNN never does)."""
         frozen = set(self.hparams.encoder.never_trained())
         self.parameters = [p for p in self.modules.parameters() if p not in frozen]
+        self._buffers = list(self.modules.buffers())
         self.optimizer = self.opt_class(self.parameters)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
@@ -323,6 +324,9 @@ class SpeechSpeakerBrain(sb.Brain):
         """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batches, should_step)
+        if not self._step_means:
+            # A forward pass changes them; a skipped step must not.
+            self._buffers_before = [buffer.clone() for buffer in self._buffers]
         with self._enough_memory(batches):
             with self.training_ctx:
                 outputs = self.compute_forward(batches, sb.Stage.TRAIN)
@@ -390,8 +394,8 @@ class SpeechSpeakerBrain(sb.Brain):
     def optimizers_step(self):
         """Update the weights, unless a gradient is not finite.
 
-        A step with a non-finite loss or gradient leaves weights and Adam's state
-        as they were; it is counted, and its utterances are logged. The run ends
+        A step with a non-finite loss or gradient leaves weights, buffers and Adam's
+        state as they were; it is counted, and its utterances are logged. The run ends
         with a ``UserError`` when more than ``nonfinite_patience`` were skipped.
         """
         rate = self.hparams.schedule(self.optimizer_step)
@@ -406,6 +410,8 @@ class SpeechSpeakerBrain(sb.Brain):
                 self.parameters, self.max_grad_norm, norm
             )
         skipped = ~torch.isfinite(norm)
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
         means = self._step_means.items()
         losses = {name: value for name, value in means if name.endswith("_loss")}
         if self.optimizer.param_groups[0].get("fused") and not self.scaler.is_enabled():
