@@ -12,7 +12,7 @@ from speechbrain.utils.distributed import run_on_main
 from lobes import ledger
 from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
-from lobes.evaluation import evaluate
+from lobes.evaluation import conclude, evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
@@ -33,6 +33,7 @@ def main(argv=None):
         brain.open_test_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":

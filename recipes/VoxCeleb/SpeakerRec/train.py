@@ -10,7 +10,7 @@ from speechbrain.utils.distributed import run_on_main
 from lobes import ledger
 from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
-from lobes.evaluation import evaluate
+from lobes.evaluation import conclude, evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -27,6 +27,7 @@ def main(argv=None):
         brain.open_test_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":
