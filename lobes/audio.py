@@ -104,6 +104,13 @@ def audio_frames(path, window=None):
             return sound.frames
 
 
+def usable_frames(path, window=None):
+    """As ``audio_frames``; a file shorter than one wav2vec2 frame is refused."""
+    frames = audio_frames(path, window)
+    _check_minimum(path, window, frames)
+    return frames
+
+
 def audio_statistics(path, window=None):
     """Decode one file, or that in ``window``, and check that it can be trained on.
 
@@ -118,11 +125,7 @@ def audio_statistics(path, window=None):
     one wav2vec2 frame (400 samples).
     """
     samples = read_audio(path, window=window)
-    if len(samples) < MINIMUM_SAMPLES:
-        raise UserError(
-            f"{_name(path, window)}: it has {len(samples)} samples, fewer than the "
-            f"{MINIMUM_SAMPLES} that one wav2vec2 frame needs; leave it out"
-        )
+    _check_minimum(path, window, len(samples))
     samples = samples.astype(np.float64)
     return AudioStatistics(len(samples), float(samples.mean()), float(samples.std()))
 
@@ -240,6 +243,15 @@ def _name(path, window):
             member = header[:100].partition(b"\0")[0].decode(errors="replace")
             return f"{path}: {member}"
     return f"{path}: bytes {offset} to {offset + size}"
+
+
+def _check_minimum(path, window, frames):
+    """Refuse less audio than one frame of the encoder needs."""
+    if frames < MINIMUM_SAMPLES:
+        raise UserError(
+            f"{_name(path, window)}: it has {frames} samples, fewer than the "
+            f"{MINIMUM_SAMPLES} that one wav2vec2 frame needs; leave it out"
+        )
 
 
 def _read_part(source, start, stop):

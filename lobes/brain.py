@@ -29,6 +29,7 @@ from lobes.distributed import (
     spread_random_state,
 )
 from lobes.errors import DivergedError, UserError
+from lobes.opening import check_leaks, open_sets
 from lobes.plots import plot_curves
 from lobes.progress import ProgressLog, StepAverages
 from lobes.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
@@ -98,7 +99,7 @@ class SpeechSpeakerBrain(sb.Brain):
         self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.skipped_steps = 0
         self._unread_guards = []
-        self._losses = {}
+        self._step_means = {}
         self._signal = 0
         self.train_metrics = {}
         self.batch_ids = {}
@@ -122,7 +123,8 @@ class SpeechSpeakerBrain(sb.Brain):
         for task, stream in streams.items():
             # Joint training puts one stream under several tasks.
             if id(stream) not in opened:
-                stream.open(self.rank, self.world_size)
+                parts = self.grad_accumulation_factor
+                stream.open(self.rank, self.world_size, parts)
                 opened[id(stream)] = stream
             self.tasks[task].prepare(stream, self.hparams.encoder)
         if self.hparams.init_from:
@@ -217,6 +219,9 @@ class SpeechSpeakerBrain(sb.Brain):
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""
         super().on_fit_start()
+        if self._train_stream is not None:
+            # The checkpoint's own count is in batches of the run as it was then.
+            self.step = self._train_stream.step
         folder = self.hparams.output_folder
         self.progress = ProgressLog(folder, self.hparams.tensorboard)
         if if_main_process():
@@ -289,6 +294,11 @@ class SpeechSpeakerBrain(sb.Brain):
             }
             counts = {task: len(batch) for task, batch in batches.items()}
             losses = global_losses(losses, counts)
+            if stage == sb.Stage.TRAIN and self.grad_accumulation_factor > 1:
+                losses = {
+                    task: self._accumulated(loss, batches[task])
+                    for task, loss in losses.items()
+                }
             total, weights = self.modules.weighting(losses, self.optimizer_step)
         self.step_values = {
             **{f"{task}_loss": loss.detach() for task, loss in losses.items()},
@@ -296,8 +306,20 @@ class SpeechSpeakerBrain(sb.Brain):
         }
         return total
 
+    def _accumulated(self, loss, batch):
+        """The loss of one of a step's batches, its gradient weighted by their size.
+
+        The step's gradient is the mean over its utterances, not over its batches.
+        """
+        weighted = loss * (batch.share * self.grad_accumulation_factor)
+        return weighted + (loss - weighted).detach()
+
     def fit_batch(self, batches):
-        """Forward every task, backward once, step once."""
+        """Forward every task, backward once, step once.
+
+        With accumulation a step has several batches; a task's gradient is then that of
+        its mean loss over all utterances of the step.
+        """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batches, should_step)
         with self._enough_memory(batches):
@@ -306,9 +328,8 @@ class SpeechSpeakerBrain(sb.Brain):
                 loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
             self.scaler.scale(loss / self.grad_accumulation_factor).backward()
         for name, value in self.step_values.items():
-            if name.endswith("_loss"):
-                value = value / self.grad_accumulation_factor
-                self._losses[name] = self._losses.get(name, 0.0) + value
+            value = value * batches[name.rpartition("_")[0]].share
+            self._step_means[name] = self._step_means.get(name, 0.0) + value
         for task, batch in batches.items():
             self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
         if should_step:
@@ -384,30 +405,32 @@ class SpeechSpeakerBrain(sb.Brain):
                 self.parameters, self.max_grad_norm, norm
             )
         skipped = ~torch.isfinite(norm)
+        means = self._step_means.items()
+        losses = {name: value for name, value in means if name.endswith("_loss")}
         if self.optimizer.param_groups[0].get("fused") and not self.scaler.is_enabled():
             # The fused kernels look at this themselves: the host does not wait.
             self.optimizer.found_inf = skipped.float()
             self.optimizer.step()
         elif not skipped:
             self.scaler.step(self.optimizer)
-        elif self._scale_was_too_high():
+        elif self._scale_was_too_high(losses):
             # The scaler takes no step and lowers its scale.
             self.scaler.step(self.optimizer)
             skipped = torch.zeros_like(skipped)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._unread_guards.append(
-            (self.optimizer_step, skipped, self._losses, self.batch_ids)
+            (self.optimizer_step, skipped, losses, self.batch_ids)
         )
-        self._losses, self.batch_ids = {}, {}
-        self.step_values["lr"] = rate
+        self.step_values = {**self._step_means, "lr": rate}
+        self._step_means, self.batch_ids = {}, {}
         self.optimizer_step += 1
         if self.device_type == "cpu" or len(self._unread_guards) >= GUARD_INTERVAL:
             self._count_skipped()
 
-    def _scale_was_too_high(self):
+    def _scale_was_too_high(self, losses):
         """Whether a gradient overflowed in fp16 although the losses are finite."""
-        finite = all(bool(torch.isfinite(loss)) for loss in self._losses.values())
+        finite = all(bool(torch.isfinite(loss)) for loss in losses.values())
         return finite and self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
 
     def _count_skipped(self):
@@ -441,7 +464,8 @@ class SpeechSpeakerBrain(sb.Brain):
             int(batch.lengths.sum()) / SAMPLE_RATE
             for batch in {id(b): b for b in batches.values()}.values()
         )
-        self.averages.add(self.step_values, seconds * self.world_size, should_step)
+        values = self.step_values if should_step else {}
+        self.averages.add(values, seconds * self.world_size, should_step)
         self.bar.update(should_step)
         if should_step and self.optimizer_step % self.hparams.log_interval == 0:
             self._write_progress()
@@ -455,6 +479,8 @@ class SpeechSpeakerBrain(sb.Brain):
         """
         if self.step % self.grad_accumulation_factor:
             return False
+        # SpeechBrain counts the batches of a step.
+        steps_since_ckpt //= self.grad_accumulation_factor
         if self.ckpt_interval_minutes > 0:  # then not in steps: __init__
             minutes = (time.time() - last_ckpt_time) / 60
             return of_first_process(minutes > self.ckpt_interval_minutes)
@@ -567,14 +593,19 @@ class SpeechSpeakerBrain(sb.Brain):
             importance_keys=[],
         )
 
-    def open_test_sets(self):
-        """Read the test sets before a training that they would otherwise crown.
+    def open_sets(self):
+        """Open the sets of training, validation and test before the training.
 
-        Raises ``UserError`` for any problem of theirs.
+        A fault in the last of them must not show after days. Raises ``UserError`` for
+        all that is wrong with any of them, and for leaks between them.
         """
-        for sets in self.hparams.test_sets.values():
-            for evaluation_set in sets.values():
-                evaluation_set.open(self.rank, self.world_size)
+        sets = (
+            self.hparams.train_streams,
+            self.hparams.valid_sets,
+            self.hparams.test_sets,
+        )
+        open_sets(*sets, self.rank, self.world_size)
+        check_leaks(*sets, allowed=self.hparams.allow_leaks)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

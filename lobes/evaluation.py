@@ -19,6 +19,7 @@ from lobes.checkpoints import damage
 from lobes.distributed import join_processes
 from lobes.errors import DivergedError, UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.opening import open_sets
 from lobes.recipe import parse_arguments, shell_command
 from lobes.report import print_summary, publish
 from lobes.stopping import DIVERGED, Ending
@@ -75,11 +76,10 @@ def evaluate(
     folder = Path(folder or run)
     # An evaluation goes back to where the checkpoint was made.
     ending = brain.ending or ledger.ending(hparams)
-    found = load_checkpoint(brain.checkpointer, checkpoint)
     test_sets = test_sets or hparams["test_sets"]
-    for sets in test_sets.values():
-        for evaluation_set in sets.values():
-            evaluation_set.open(brain.rank, brain.world_size)
+    # All before the first is scored.
+    open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    found = load_checkpoint(brain.checkpointer, checkpoint)
     with _made(folder):
         sets = brain.test(test_sets, str(folder))
         tested = time.perf_counter()

@@ -27,12 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lobes.audio import (
-    MINIMUM_SAMPLES,
     SAMPLE_RATE,
     AudioStatistics,
-    audio_frames,
     audio_statistics,
     import_pyav_for,
+    usable_frames,
 )
 from lobes.errors import UserError
 from lobes.files import write_atomically
@@ -285,6 +284,23 @@ def check_owner(save_folder, name, corpus):
         )
 
 
+def vouched_since(csv_path):
+    """When a preparation wrote a CSV (ns), or None unless it is still as it was then.
+
+    A marker beside the CSV vouches for it: all of its files were decoded before.
+    """
+    csv_path = Path(csv_path)
+    content = None
+    for marker in sorted(csv_path.parent.glob(_marker("", "*").name)):
+        wanted = _read_marker(marker).get("files", {}).get(csv_path.name)
+        if wanted is None:
+            continue
+        content = content or file_hash(csv_path)
+        if content == wanted:
+            return marker.stat().st_mtime_ns
+    return None
+
+
 def csv_text(header, columns):
     """CSV text with a header line; ``columns`` are equally long sequences.
 
@@ -502,11 +518,7 @@ def _tried(function, path):
 
 def _header(path):
     """``AudioStatistics`` without any statistics."""
-    frames = audio_frames(path)
-    if frames < MINIMUM_SAMPLES:
-        # It says what is wrong.
-        return audio_statistics(path)
-    return AudioStatistics(frames, np.nan, np.nan)
+    return AudioStatistics(usable_frames(path), np.nan, np.nan)
 
 
 def _start_worker():

@@ -122,6 +122,8 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "output_folder": output,
         "ledger": f"{output}/ledger.jsonl",
         "skip_prep": True,
+        # It validates and tests on what it trains on.
+        "allow_leaks": True,
         "source": "null",
         "encoder_config": str(encoder).replace("'", ""),
         "n_speakers": SPEAKERS,

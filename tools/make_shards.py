@@ -18,7 +18,6 @@ one stopped, and its outputs are the same bytes.
 """
 
 import argparse
-import csv
 import glob
 import hashlib
 import io
@@ -47,7 +46,7 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
-from lobes.tables import read_table
+from lobes.tables import read_header, read_table
 
 # Raised when the content of the output files changes for the same input.
 _FORMAT = 1
@@ -81,8 +80,7 @@ class Source:
         self.csv = out / f"{self.name}.csv"
         self.marker = out / f"{self.name}.shards.json"
         self.table = read_table(path)
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            self.columns = next(csv.reader(stream))
+        self.columns = read_header(path)
         if "offset" in self.columns:
             raise UserError(f"{path} lists shards already; give the CSV of the files")
         self.member = np.zeros((len(self.table), 2), dtype=np.int64)

@@ -24,7 +24,7 @@ def main(argv=None):
         run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
 
         brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
-        brain.open_test_sets()
+        brain.open_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
     conclude(results, hparams)
