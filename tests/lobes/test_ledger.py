@@ -9,7 +9,6 @@ import os
 import pandas
 import pytest
 import torch
-
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes import brain, evaluation, ledger, locks
