@@ -233,7 +233,9 @@ def _assess_trials(found, folder, name, metrics, table, vectors):
     }
     # Where there is no interval, the two numbers must do.
     if difference.high >= 0 if difference else metrics["eer"] >= eers["znorm"]:
-        text = f"{name}: EER {metrics['eer']:.2f} % is not clearly better than the "
+        worse = difference.low > 0 if difference else metrics["eer"] > eers["znorm"]
+        how = "worse" if worse else "not clearly better"
+        text = f"{name}: EER {metrics['eer']:.2f} % is {how} than the "
         text += f"{eers['znorm']:.2f} % of the MFCC baseline"
         if difference:
             text += (

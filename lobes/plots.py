@@ -500,7 +500,8 @@ def _draw_metric(axes, validation, metric, colour):
     _scale(axes, values[metric])
     if metric in _METRIC_NAMES and axes.get_yscale() == "linear":
         # Half a percent point must not fill the panel.
-        axes.set_ylim(bottom=min(0.0, values[metric].min()))
+        lowest, highest = values[metric].min(), values[metric].max()
+        axes.set_ylim(min(0.0, lowest), max(1.12 * highest, 1.0))
     axes.set_ylabel(_METRIC_NAMES.get(metric, metric.replace("_", " ")))
 
 

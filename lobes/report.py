@@ -38,7 +38,7 @@ _ALIKE = 10
 _ROWS = 12
 
 # Columns of a plain summary: a terminal's width is unknown in a file.
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 130
 
 # Stands in a table where there is no value.
 _NONE = "\N{EN DASH}"
@@ -204,10 +204,10 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         for row in _summary_rows(results, name, metrics):
             table.add_row(*map(Text, row))
     console.print(table)
-    for text in [*_meaning(results), *results.get("warnings", ())]:
-        style = None if text in _meaning(results) else "yellow"
-        mark = "" if style is None else "warning: "
-        console.print(Text(mark + text, style=style or ""))
+    for text in _meaning(results):
+        console.print(Text(text))
+    for text in results.get("warnings", ()):
+        console.print(Text(f"warning: {text}", style="yellow"))
     where = [f"Checkpoint of step {results['step']}"]
     if "training" in results:
         where.append(str(Ending(**results["training"])))
@@ -385,7 +385,7 @@ def _span(interval):
     """An interval as text, empty where there is none."""
     if interval is None:
         return ""
-    return f"{interval['low']:.2f} to {interval['high']:.2f}"
+    return f"{interval['low']:.1f} to {interval['high']:.1f}"
 
 
 def _meaning(results):
@@ -393,10 +393,10 @@ def _meaning(results):
     units = {}
     for name, metrics in results.get("intervals", {}).items():
         for interval in filter(None, metrics.values()):
-            units[name] = f"{interval['count']:,} {interval['over']} of {name}"
-    if not units:
-        return []
-    return [f"{MEANING}; over {', '.join(units.values())}"]
+            unit = f"{interval['count']:,} {interval['over']}"
+            units.setdefault(unit, {})[name] = None
+    over = [f"{unit} ({', '.join(names)})" for unit, names in units.items()]
+    return [f"{MEANING}; over {', '.join(over)}"] if over else []
 
 
 def _letter_notes(metrics):
