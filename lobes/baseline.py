@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas
-import torch
-import torchaudio
 from tqdm import tqdm
 
 from lobes.audio import SAMPLE_RATE, read_audio
 from lobes.errors import UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy
 from lobes.scoring import check_trials, cosine_scores, equal_error_rate, read_trials
+
+pandas = lazy("pandas")
+torch = lazy("torch")
+torchaudio = lazy("torchaudio")
 
 logger = logging.getLogger(__name__)
 

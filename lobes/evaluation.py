@@ -10,20 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-from speechbrain.utils.distributed import if_main_process
-
-from lobes import ledger
-from lobes.assessment import assess, count, utterance_table
-from lobes.brain import SpeechSpeakerBrain
-from lobes.checkpoints import damage
-from lobes.distributed import join_processes
 from lobes.errors import DivergedError, UserError, user_errors_exit
 from lobes.files import write_atomically
-from lobes.opening import open_sets
+from lobes.lazy import lazy
 from lobes.recipe import parse_arguments, shell_command
-from lobes.report import print_summary, publish
-from lobes.stopping import DIVERGED, Ending
-from lobes.streams import EvaluationSet
+
+assessment = lazy("lobes.assessment")
+brains = lazy("lobes.brain")
+checkpoints = lazy("lobes.checkpoints")
+distributed = lazy("lobes.distributed")
+ledger = lazy("lobes.ledger")
+opening = lazy("lobes.opening")
+report = lazy("lobes.report")
+stopping = lazy("lobes.stopping")
+streams = lazy("lobes.streams")
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def evaluate(
     ending = brain.ending or ledger.ending(hparams)
     test_sets = test_sets or hparams["test_sets"]
     # All before the first is scored.
-    open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    opening.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
     with _made(folder):
         sets = brain.test(test_sets, str(folder))
@@ -104,12 +104,12 @@ def evaluate(
             results["command"] = command
         if own is not None:
             results["own"] = own
-        if if_main_process():
+        if _first():
             results.update(_assessed(brain, hparams, folder, sets, test_sets))
             results["assessment_seconds"] = round(time.perf_counter() - tested, 1)
             text = json.dumps(results, indent=2) + "\n"
             write_atomically(folder / "results.json", text)
-            publish(folder, run)
+            report.publish(folder, run)
     return results
 
 
@@ -119,15 +119,20 @@ def conclude(results, hparams):
     Raises ``DivergedError``, which makes the exit status 2, when the training was
     stopped because it had diverged: what it reached before is told all the same.
     """
-    if not results or not if_main_process():
+    if not results or not _first():
         return
-    print_summary(hparams["output_folder"])
-    ending = Ending(**results["training"])
-    if ending.kind == DIVERGED:
+    report.print_summary(hparams["output_folder"])
+    ending = stopping.Ending(**results["training"])
+    if ending.kind == stopping.DIVERGED:
         raise DivergedError(
             f"{ending}; lower --lr for a new run (the same command would only test "
             "again; docs/grid.md tells when it goes on)"
         )
+
+
+def _first():
+    """Whether this process is the one that writes and tells."""
+    return distributed.rank_and_world_size()[0] == 0
 
 
 @contextlib.contextmanager
@@ -147,7 +152,7 @@ def _made(folder):
 def _assessed(brain, hparams, folder, sets, test_sets):
     """What the first process adds to the metrics: intervals, data, machine, ..."""
     weights = next(brain.modules.parameters())
-    found = assess(folder, sets, test_sets, hparams, not brain.noprogressbar)
+    found = assessment.assess(folder, sets, test_sets, hparams, not brain.noprogressbar)
     found["data"] = {**_training_data(hparams), **found["data"]}
     for metric, name in hparams["headline_sets"].items():
         if metric == "eer" and name in found["baselines"]:
@@ -169,7 +174,10 @@ def _training_data(hparams):
     streams = hparams["train_streams"].items()
     opened = {t: s.utterances for t, s in streams if s.utterances is not None}
     if opened:
-        return {f"train {t}": count(utterance_table(u)) for t, u in opened.items()}
+        return {
+            f"train {t}": assessment.count(assessment.utterance_table(u))
+            for t, u in opened.items()
+        }
     try:
         path = Path(hparams["output_folder"]) / "results.json"
         data = json.loads(path.read_text(encoding="utf-8"))["data"]
@@ -201,8 +209,9 @@ def load_run(what, arguments=()):
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
     hparams, run_opts, _ = parse_arguments([str(what), *arguments], changes)
-    join_processes(run_opts)
-    return SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"]), hparams
+    distributed.join_processes(run_opts)
+    brain = brains.SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    return brain, hparams
 
 
 def load_checkpoint(checkpointer, which):
@@ -217,9 +226,9 @@ def load_checkpoint(checkpointer, which):
         found = checkpointer.find_checkpoint()
     else:
         wanted = Path(which).resolve()
-        checkpoints = checkpointer.list_checkpoints()
-        found = next((c for c in checkpoints if c.path.resolve() == wanted), None)
-        problem = found and damage(found.path)
+        listed = checkpointer.list_checkpoints()
+        found = next((c for c in listed if c.path.resolve() == wanted), None)
+        problem = found and checkpoints.damage(found.path)
         if problem:
             raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:
@@ -297,8 +306,8 @@ def main(argv=None):
                 own,
             )
         )
-    if results and if_main_process():
-        print_summary(folder)
+    if results and _first():
+        report.print_summary(folder)
 
 
 def own_folder(run, own):
@@ -355,7 +364,7 @@ def _own_sets(options, hparams):
         name = Path(options.speech_csv).stem
         labels = {"letters": hparams["letters"]}
         sets["speech"] = {
-            name: EvaluationSet(
+            name: streams.EvaluationSet(
                 options.speech_csv,
                 labels=labels,
                 max_batch_samples=budget,
@@ -365,7 +374,7 @@ def _own_sets(options, hparams):
         }
     if options.speaker_csv:
         sets["speaker"] = {
-            "own": EvaluationSet(
+            "own": streams.EvaluationSet(
                 options.speaker_csv,
                 trial_paths=options.trials,
                 max_batch_samples=budget,

@@ -20,20 +20,21 @@ import time
 from pathlib import Path
 
 import ruamel.yaml
-import torch
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from speechbrain.utils.distributed import if_main_process
 
-from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT, commit
 from lobes.scoring import CHANCE, read_trials
-from lobes.stopping import COMPLETE, DIVERGED, PATIENCE, Ending
-from lobes.streams import EvaluationSet
 from lobes.tables import read_values
+
+distributed = lazy("lobes.distributed")
+stopping = lazy("lobes.stopping")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ def entry(hparams, run_opts=None):
     Raises ``UserError`` at once when the ledger cannot be written.
     """
     path = path_of(hparams)
-    noted = if_main_process() and not (run_opts and run_opts["debug"])
+    first = distributed.rank_and_world_size()[0] == 0
+    noted = first and not (run_opts and run_opts["debug"])
     if noted:
         _check(path)
     if noted and run_opts:
@@ -122,17 +124,17 @@ def ending(hparams):
     """
     rows = ProgressLog(hparams["output_folder"]).rows()
     # The evaluation has put the stopping back to where the best checkpoint was made.
-    stopping = hparams["stopping"].anew()
+    rule = hparams["stopping"].anew()
     for row in rows:
         if row["stage"] == "valid":
-            stopping.update(row["step"], row)
+            rule.update(row["step"], row)
     saved = hparams["checkpointer"].list_checkpoints()
     steps = [row["step"] for row in rows] + [c.meta.get("step", 0) for c in saved]
     steps, planned = max(steps, default=0), hparams["steps"]
-    kind = stopping.kind or UNFINISHED
-    if steps >= planned and kind != DIVERGED:
-        kind = COMPLETE
-    return Ending(kind, steps, planned, stopping.reason)
+    kind = rule.kind or UNFINISHED
+    if steps >= planned and kind != stopping.DIVERGED:
+        kind = stopping.COMPLETE
+    return stopping.Ending(kind, steps, planned, rule.reason)
 
 
 def path_of(hparams):
@@ -288,7 +290,7 @@ def _outcome(hparams, results, error, training):
     rows = ProgressLog(hparams["output_folder"]).rows()
     end = ending(hparams)
     if "training" in results:
-        end = Ending(**results["training"])
+        end = stopping.Ending(**results["training"])
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
@@ -340,9 +342,9 @@ def _ended_by(error):
 
 def _ended(end, rows):
     """State and reason of a training that came to an end of its own."""
-    if end.kind == DIVERGED:
+    if end.kind == stopping.DIVERGED:
         return "diverged", end.reason
-    if end.kind not in (COMPLETE, PATIENCE):
+    if end.kind not in (stopping.COMPLETE, stopping.PATIENCE):
         # A limit of the command line is no verdict on the run.
         return "pre-empted", str(end)
     last = [row for row in rows if row["stage"] == "valid"][-1:]
@@ -350,7 +352,7 @@ def _ended(end, rows):
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
         return "diverged", f"not better than chance: {text}"
-    if end.kind == PATIENCE:
+    if end.kind == stopping.PATIENCE:
         return "early-stopped", end.reason
     return "finished", None
 
@@ -377,7 +379,7 @@ def _circumstances(hparams):
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
         "device": device_name(weights.device),
-        "processes": rank_and_world_size()[1],
+        "processes": distributed.rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
         "memory": peak_memory(weights.device),
         "commit": commit(),
@@ -401,7 +403,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, EvaluationSet):
+            if not isinstance(found, streams.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:

@@ -4,10 +4,11 @@ import json
 import time
 from pathlib import Path
 
-import pandas
-import torch
-
 from lobes.files import write_atomically
+from lobes.lazy import lazy
+
+pandas = lazy("pandas")
+torch = lazy("torch")
 
 
 class ProgressLog:

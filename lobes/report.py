@@ -14,16 +14,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from lobes.files import write_atomically
+from lobes.lazy import lazy
 from lobes.progress import ProgressLog
 from lobes.significance import MEANING, speakers_of
 from lobes.stopping import COMPLETE, DIVERGED, PATIENCE, Ending
+
+edit_distance = lazy("speechbrain.utils.edit_distance")
+pandas = lazy("pandas")
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +274,7 @@ def _aligned(folder, name):
     except (OSError, ValueError, KeyError) as error:
         logger.warning("%s cannot be read: %r", path, error)
         return []
-    rows = wer_details_for_batch(
+    rows = edit_distance.wer_details_for_batch(
         identities, references, hypotheses, compute_alignments=True
     )
     return sorted(rows, key=lambda row: (-row["WER"], row["key"]))

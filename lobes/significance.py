@@ -19,8 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from lobes.errors import UserError
+from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
 from lobes.text import edit_distances
+
+csgraph = lazy("scipy.sparse.csgraph")
+sparse = lazy("scipy.sparse")
 
 #: Replicates of every bootstrap, and the seed of its draws.
 REPLICATES = 1000
@@ -253,7 +257,7 @@ def _trial_units(trials, speakers):
 
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
-        _, parts = sparse.csgraph.connected_components(links, directed=False)
+        _, parts = csgraph.connected_components(links, directed=False)
         speakers = dict(zip(names, map(str, parts), strict=True))
     units, over = _units(names, speakers)
     return units[sides], over

@@ -22,7 +22,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -31,9 +30,12 @@ from rich.text import Text
 from lobes import ledger
 from lobes.errors import UserError, user_errors_exit
 from lobes.grids import MANY, Job, latest, members, read_grid, same_but
+from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
 from tools import cost
+
+torch = lazy("torch")
 
 #: Seconds between two looks at the running trainings.
 INTERVAL = 0.5
