@@ -32,7 +32,6 @@ from lobes.scoring import CHANCE, read_trials
 from lobes.tables import read_values
 
 distributed = lazy("lobes.distributed")
-pandas = lazy("pandas")
 stopping = lazy("lobes.stopping")
 streams = lazy("lobes.streams")
 torch = lazy("torch")

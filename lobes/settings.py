@@ -406,6 +406,7 @@ SETTINGS = {
     "strict": _way(FLAG),
     "header_only": _way(FLAG),
     "headline_sets": _way(MappingOf(TEXT)),
+    "mfcc_baseline": _way(FLAG),
     "librispeech": Setting(OBJECT, resumed=False),
     "voxceleb": Setting(OBJECT, resumed=False),
     "*.data_folder": _way(PATH, null=True),

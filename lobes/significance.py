@@ -253,6 +253,8 @@ def _trial_units(trials, speakers):
     row = dict(zip(names, range(len(names)), strict=True))
     sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
     if not all(speakers.get(name) for name in names):
+        from scipy import sparse
+
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
         _, parts = csgraph.connected_components(links, directed=False)

@@ -22,7 +22,7 @@ def main(argv=None):
 
     from lobes import ledger
     from lobes.brain import SpeechSpeakerBrain
-    from lobes.evaluation import evaluate
+    from lobes.evaluation import conclude, evaluate
 
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:
@@ -35,6 +35,7 @@ def main(argv=None):
         brain.open_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":
