@@ -15,6 +15,7 @@ from lobes.checkpoints import damage
 from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.names import check_keys, check_sets
 from lobes.recipe import parse_arguments, shell_command
 from lobes.report import publish
 from lobes.streams import EvaluationSet
@@ -107,6 +108,8 @@ def load_run(what, arguments=()):
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
     hparams, run_opts, _ = parse_arguments([str(what), *arguments], changes)
     join_processes(run_opts)
+    check_keys(hparams, what)
+    check_sets(hparams["test_sets"])
     return SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"]), hparams
 
 
@@ -139,11 +142,12 @@ def load_checkpoint(checkpointer, which):
 
 def headline(sets, headline_sets):
     """The one WER and the one EER that a table quotes, where they were measured."""
-    everything = {n: m for named in sets.values() for n, m in named.items()}
+    # Two tasks may have a set of one name, with other metrics.
     return {
-        metric: everything[name][metric]
+        metric: named[name][metric]
         for metric, name in headline_sets.items()
-        if name in everything
+        for named in sets.values()
+        if metric in named.get(name, ())
     }
 
 
@@ -222,4 +226,5 @@ def _own_sets(options, hparams):
                 timeout=hparams["loader_timeout"],
             )
         }
+    check_sets(sets)
     return sets or None

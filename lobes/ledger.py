@@ -21,18 +21,19 @@ import time
 from pathlib import Path
 
 import pandas
-import ruamel.yaml
 import torch
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from speechbrain.utils.distributed import if_main_process
 
+from lobes import yamls
 from lobes.distributed import rank_and_world_size
 from lobes.errors import DivergedError, UserError
 from lobes.files import write_atomically
 from lobes.locks import take
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.recipe import ROOT, commit
 from lobes.scoring import CHANCE, read_trials
+from lobes.settings import counts
 from lobes.streams import EvaluationSet
 
 logger = logging.getLogger(__name__)
@@ -188,13 +189,13 @@ def trainings(rows):
 def settings_hash(tree):
     """12 hexadecimal digits that change with what a merged YAML computes.
 
-    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+    Places, seed and how it is run (``lobes.settings``) do not count.
 
     Arguments
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -308,7 +309,7 @@ def _circumstances(hparams):
         names = folder.resolve().parts[-2:]
         identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
     settings = folder / "hyperparams.yaml"
-    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)

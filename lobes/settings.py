@@ -109,11 +109,15 @@ class Number(Kind):
     name = "a number"
 
     def __str__(self):
-        low = "" if self.low is None else f" from {_short(self.low)}"
-        above = "" if self.above is None else f" above {_short(self.above)}"
-        high = "" if self.high is None else f" to {_short(self.high)}"
-        below = "" if self.below is None else f" to below {_short(self.below)}"
-        return f"{self.name}{low or above}{high or below}"
+        start, to = "", ", at most"
+        if self.low is not None:
+            start, to = f" from {_short(self.low)}", " to"
+        elif self.above is not None:
+            start = f" above {_short(self.above)}"
+        end = "" if self.high is None else f"{to} {_short(self.high)}"
+        if self.below is not None:
+            end = f", below {_short(self.below)}"
+        return f"{self.name}{start}{end}"
 
     def check(self, value):
         """A number within the range."""
@@ -239,13 +243,12 @@ class ListOf(Kind):
     alone: bool = False
 
     def __str__(self):
-        example = f"of {_many(self.kind)}, say [a, b]"
-        if isinstance(self.kind, Number):
-            example = f"of {_many(self.kind)}, say [1, 2]"
+        of = f" of {_many(self.kind)}"
+        example = "[1, 2]" if isinstance(self.kind, Number) else "[a, b]"
         some = f" with {self.least} entries or more" if self.least > 1 else ""
         full = "non-empty " * (self.least == 1)
         one = f"{self.kind} or " if self.alone else ""
-        return f"{one}a {full}list{some} {example}"
+        return f"{one}a {full}list{some}{of}, say {example}"
 
     def check(self, value):
         """The list, its entries checked; tagged ones are references and objects."""
@@ -356,6 +359,8 @@ class Setting:
     compared: bool = True
 
     def __str__(self):
+        if self.null and isinstance(self.kind, Choice):
+            return str(Choice((*self.kind.words, "null")))
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.kind}{unit}{', or null' * self.null}"
 
@@ -374,6 +379,11 @@ _STEPS = "optimizer steps"
 _PRECISION = Choice(("fp32", "fp16", "bf16"))
 _SEED = Whole(0, LARGEST_SEED)
 _SAMPLES = Whole(400, MANY)
+
+#: Of a user's own keys, which take the kind of the value that stands there.
+WHOLE, NUMBER = Whole(), Number()
+OWN_TEXT = Setting(TEXT, null=True)
+OWN_LIST, OWN_MAPPING = ListOf(Anything()), MappingOf(Anything())
 
 SETTINGS = {
     # Where things are
@@ -820,7 +830,8 @@ def _also(error):
 
 
 def _many(kind):
-    return {"text": "texts", "a path": "paths"}.get(str(kind), f"values, each {kind}")
+    known = {"text": "texts", "a path": "paths", "any value": "values"}
+    return known.get(str(kind), f"values, each {kind}")
 
 
 def _short(number):

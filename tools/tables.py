@@ -19,15 +19,15 @@ import sys
 from pathlib import Path
 
 import pandas
-import ruamel.yaml
 from torch import nn
 
-from lobes import ledger, plots
+from lobes import ledger, plots, yamls
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT
+from lobes.recipe import ROOT
+from lobes.settings import counts
 from lobes.significance import compare_eer, compare_wer
 from tools import cost
 
@@ -140,7 +140,7 @@ def paper_table(name, runs, overrides=()):
         paper_values = {
             m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
         }
-        given = [w for w in overrides if not NOT_IN_NAME.fullmatch(_setting(w))]
+        given = [w for w in overrides if counts(_setting(w), "named")]
         steps = line.pop("steps", "")
         long = [f"--steps={steps}"] if steps == "320000" else []
         found = _runs_of(runs, recipe, variant, (*given, *long))
@@ -489,8 +489,8 @@ def _settings(pair):
         if not yaml.is_file():
             trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
             break
-        tree = ruamel.yaml.YAML().load(yaml.read_text(encoding="utf-8"))
-        names = [n for n in tree if not NOT_IN_NAME.fullmatch(n)]
+        tree = yamls.read(yaml)
+        names = [n for n in tree if counts(n, "compared")]
         trees.append({n: ledger.plain(tree[n]) for n in names})
     names = [
         n

@@ -14,11 +14,14 @@ from lobes.evaluation import evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
+#: Keys of the corpora that are prepared here.
+CORPORA = ("voxceleb",)
+
 
 @user_errors_exit
 def main(argv=None):
     """Prepare, train, evaluate."""
-    hparams, run_opts, settings = parse_arguments(argv)
+    hparams, run_opts, settings = parse_arguments(argv, corpora=CORPORA)
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:
         run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
