@@ -18,6 +18,7 @@ from lobes.files import write_atomically
 from lobes.names import check_keys, check_sets
 from lobes.recipe import parse_arguments, shell_command
 from lobes.report import publish
+from lobes.settings import PATH
 from lobes.streams import EvaluationSet
 
 logger = logging.getLogger(__name__)
@@ -160,15 +161,22 @@ def main(argv=None):
         "trained with overrides needs the same ones, a results folder none.",
         allow_abbrev=False,
     )
-    parser.add_argument("what", help="hparams/x.yaml, or a results folder")
+    parser.add_argument("what", type=PATH, help="hparams/x.yaml, or a results folder")
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last, or a folder"
     )
-    parser.add_argument("--speech_csv", help="WER on this CSV instead of the test sets")
-    parser.add_argument("--speaker_csv", help="utterances of the trials in --trials")
-    parser.add_argument("--trials", nargs="+", help="trial lists, with --speaker_csv")
+    parser.add_argument(
+        "--speech_csv", type=PATH, help="WER on this CSV instead of the test sets"
+    )
+    parser.add_argument(
+        "--speaker_csv", type=PATH, help="utterances of the trials in --trials"
+    )
+    parser.add_argument(
+        "--trials", type=PATH, nargs="+", help="trial lists, with --speaker_csv"
+    )
     parser.add_argument(
         "--to",
+        type=PATH,
         help="folder for the results; default: the run's, or with a CSV of your own "
         "<run>/own/<name of the CSV>",
     )

@@ -371,13 +371,15 @@ def _way(kind, unit="", null=False):
 
 
 FLAG, TEXT, PATH, OBJECT = Flag(), Text(), PathText(), Object()
-_COUNT, _COUNT_OR_0 = Whole(1, MANY), Whole(0, MANY)
+#: Also for options of tools that are no settings.
+COUNT, POSITIVE = Whole(1, MANY), Number(above=0, high=10**12)
+_COUNT_OR_0 = Whole(0, MANY)
 _SHARE = Number(above=0, below=1)
 _DROPOUT = Number(0, below=1)
 _PROBABILITY = Number(0, 1)
 _STEPS = "optimizer steps"
 _PRECISION = Choice(("fp32", "fp16", "bf16"))
-_SEED = Whole(0, LARGEST_SEED)
+SEED = Whole(0, LARGEST_SEED)
 _SAMPLES = Whole(400, MANY)
 
 #: Of a user's own keys, which take the kind of the value that stands there.
@@ -387,7 +389,7 @@ OWN_LIST, OWN_MAPPING = ListOf(Anything()), MappingOf(Anything())
 
 SETTINGS = {
     # Where things are
-    "seed": Setting(_SEED, named=False, compared=False),
+    "seed": Setting(SEED, named=False, compared=False),
     "__set_seed": Setting(OBJECT),
     "base": Setting(TEXT),
     "librispeech_folder": _way(PATH, null=True),
@@ -408,10 +410,10 @@ SETTINGS = {
     "voxceleb_transcripts": Setting(PATH, null=True, resumed=False),
     "n_speakers": Setting(Whole(2, 10**7), "speakers"),
     "valid_fraction": Setting(_SHARE, "share of the utterances"),
-    "valid_trials": Setting(_COUNT, "trials of each kind"),
+    "valid_trials": Setting(COUNT, "trials of each kind"),
     "valid_different_video": Setting(FLAG),
     "valid_same_sex": Setting(FLAG),
-    "split_seed": Setting(_SEED),
+    "split_seed": Setting(SEED),
     "skip_budget": Setting(_COUNT_OR_0, "utterances", resumed=False),
     "strict": _way(FLAG),
     "header_only": _way(FLAG),
@@ -426,12 +428,12 @@ SETTINGS = {
     "*.te_splits": Setting(ListOf(TEXT)),
     "*.speaker_valid_fraction": Setting(_SHARE, "share of the utterances", null=True),
     "*.trial_splits": Setting(ListOf(TEXT)),
-    "*.positive_trials": Setting(_COUNT, "trials"),
-    "*.negative_trials": Setting(_COUNT, "trials"),
+    "*.positive_trials": Setting(COUNT, "trials"),
+    "*.negative_trials": Setting(COUNT, "trials"),
     "*.trials_across_chapters": Setting(FLAG),
-    "*.valid_recordings_per_speaker": Setting(_COUNT, "recordings"),
-    "*.valid_positive_trials": Setting(_COUNT, "trials"),
-    "*.valid_negative_trials": Setting(_COUNT, "trials"),
+    "*.valid_recordings_per_speaker": Setting(COUNT, "recordings"),
+    "*.valid_positive_trials": Setting(COUNT, "trials"),
+    "*.valid_negative_trials": Setting(COUNT, "trials"),
     "*.transcripts": Setting(PATH, null=True, resumed=False),
     "*.convert": Setting(Choice(("flac", "wav")), null=True),
     "librispeech.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
@@ -445,11 +447,11 @@ SETTINGS = {
     "activation_dropout": Setting(_DROPOUT),
     "feat_proj_dropout": Setting(_DROPOUT),
     "mask_time_prob": Setting(_PROBABILITY, "share of the frames"),
-    "mask_time_length": Setting(_COUNT, "frames"),
+    "mask_time_length": Setting(COUNT, "frames"),
     "mask_feature_prob": Setting(_PROBABILITY, "share of the channels"),
-    "mask_feature_length": Setting(_COUNT, "channels"),
+    "mask_feature_length": Setting(COUNT, "channels"),
     "shared_layers": Setting(Whole(0, 1000), "layers", null=True),
-    "speaker_dims": Setting(_COUNT, "channels", null=True),
+    "speaker_dims": Setting(COUNT, "channels", null=True),
     "class_token": Setting(Choice(("constant", "learnt")), null=True),
     "gradient_checkpointing": Setting(FLAG, resumed=False),
     "freeze_cnn": Setting(FLAG),
@@ -468,7 +470,7 @@ SETTINGS = {
     "speech.column": Setting(TEXT),
     "pooling": Setting(OBJECT),
     "pooling.blank": Setting(FLAG),
-    "pooling.attention_channels": Setting(_COUNT, "channels"),
+    "pooling.attention_channels": Setting(COUNT, "channels"),
     "speech": Setting(OBJECT),
     "speaker": Setting(OBJECT),
     "tasks": Setting(OBJECT),
@@ -505,7 +507,7 @@ SETTINGS = {
     "test_sets.*.folder": _way(PATH),
     "test_sets.*.names": Setting(ListOf(TEXT)),
     # Optimisation
-    "steps": Setting(_COUNT, _STEPS),
+    "steps": Setting(COUNT, _STEPS),
     "freeze_steps": Setting(_COUNT_OR_0, _STEPS),
     "lr": Setting(Number(above=0, high=10)),
     "initial_lr": Setting(Number(0, 10)),
@@ -525,8 +527,8 @@ SETTINGS = {
     "opt_class.amsgrad": Setting(FLAG),
     "schedule": Setting(OBJECT),
     # Validation and checkpoints
-    "valid_interval": Setting(_COUNT, _STEPS),
-    "patience_steps": Setting(_COUNT, _STEPS, null=True),
+    "valid_interval": Setting(COUNT, _STEPS),
+    "patience_steps": Setting(COUNT, _STEPS, null=True),
     "max_valid_loss": Setting(Number(above=0, high=10**12), null=True),
     "selection": Setting(MappingOf(Number(-(10**6), 10**6), 1, some=True)),
     "checkpoints_to_keep": _way(Whole(1, 10**6), "checkpoints"),
@@ -541,20 +543,20 @@ SETTINGS = {
     # Running
     "threads": _way(Whole(1, most_threads()), "CPU threads", null=True),
     "ledger": _way(PATH, null=True),
-    "log_interval": _way(_COUNT, _STEPS),
+    "log_interval": _way(COUNT, _STEPS),
     "tensorboard": _way(FLAG),
     "train_logger": Setting(OBJECT, resumed=False),
     "*.save_file": _way(PATH),
     # SpeechBrain's run options that no YAML sets
-    "debug_batches": _way(_COUNT, "batches"),
-    "debug_epochs": _way(_COUNT, "epochs"),
+    "debug_batches": _way(COUNT, "batches"),
+    "debug_epochs": _way(COUNT, "epochs"),
     "device": _way(TEXT),
     "distributed_backend": _way(Choice(("nccl", "gloo", "mpi"))),
     "compile_mode": Setting(Choice(("default", "reduce-overhead", "max-autotune"))),
     "eval_precision": Setting(_PRECISION),
-    "optimizer_step_limit": _way(_COUNT, _STEPS),
+    "optimizer_step_limit": _way(COUNT, _STEPS),
     "profile_warmup": _way(_COUNT_OR_0, "steps"),
-    "profile_steps": _way(_COUNT, "steps"),
+    "profile_steps": _way(COUNT, "steps"),
     "log_config": _way(PATH),
 }
 
@@ -592,6 +594,11 @@ def _dotted():
 
 
 _DOTTED = _dotted()
+
+
+def option(*path):
+    """The kind of a setting, as a ``type`` for a tool's option."""
+    return find(path).kind
 
 
 def counts(path, column):

@@ -24,6 +24,7 @@ from transformers import Wav2Vec2Config
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import user_errors_exit
 from lobes.recipe import load_variant, parse_arguments
+from lobes.settings import POSITIVE
 from lobes.streams import RandomCrops
 
 #: Sustained TFLOP/s. The paper's GPU did 0.8 steps/s over its whole budget, and its
@@ -49,7 +50,7 @@ def main(argv=None):
         allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="+", help="YAML files of the recipes")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of your GPU")
+    parser.add_argument("--tflops", type=POSITIVE, help="sustained TFLOP/s of your GPU")
     options, overrides = parser.parse_known_args(argv)
     machines = {"GPU": options.tflops} if options.tflops else MACHINES
     hours, cards = [f"{name} h" for name in machines], [f"{card} GB" for card in CARDS]

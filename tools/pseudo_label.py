@@ -25,6 +25,7 @@ from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
+from lobes.settings import PATH, option
 from lobes.streams import Utterances
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
 
@@ -46,10 +47,12 @@ def main(argv=None):
         "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
     )
     parser.add_argument("--model", required=True, help="hub name or local folder")
-    parser.add_argument("--output", required=True, help="JSON lines; appended to")
+    parser.add_argument(
+        "--output", type=PATH, required=True, help="JSON lines; appended to"
+    )
     parser.add_argument(
         "--batch_samples",
-        type=int,
+        type=option("max_batch_samples"),
         default=3_200_000,
         help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
     )
@@ -63,7 +66,7 @@ def main(argv=None):
     )
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=option("num_workers"),
         default=min(worker_count(None), 8),
         help="reading processes (%(default)s)",
     )

@@ -27,7 +27,7 @@ from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
 from lobes.progress import ProgressLog
 from lobes.recipe import ROOT
-from lobes.settings import counts
+from lobes.settings import PATH, counts
 from lobes.significance import compare_eer, compare_wer
 from tools import cost
 
@@ -91,8 +91,10 @@ def main(argv=None):
         if name == "readme":
             sub.add_argument("--check", action="store_true", help="only look")
             continue
-        sub.add_argument("--ledger", default=str(ledger.DEFAULT))
-        sub.add_argument("--output", default=str(ROOT / "results" / "tables"))
+        sub.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
+        sub.add_argument(
+            "--output", type=PATH, default=str(ROOT / "results" / "tables")
+        )
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.command not in ("paper", "grid"):
         raise UserError(f"{overrides[0]} is no option of {options.command}")
