@@ -1,12 +1,13 @@
 """What differs between the settings of a run that began and those it resumes with."""
 
+import copy
 import json
 import time
 from pathlib import Path
 
 from ruamel.yaml.comments import TaggedScalar
 
-from lobes import settings, yamls
+from lobes import settings
 
 
 def differences(old, new):
@@ -24,15 +25,14 @@ def differences(old, new):
 
 
 def changed_settings(old, new):
-    """``differences`` of two merged YAML texts, in the settings that count.
+    """``differences`` of two merged YAML trees, in the settings that count.
 
     Those that do not (``lobes.settings``) say where things lie, what they are run on,
     what is tested and how much is written. What they lead to counts: the corpora by
     ``lobes.streams.TrainStream``, the encoder by its ``encoder_config.json``.
     """
     trees = []
-    for text in (old, new):
-        tree = yamls.load(text)
+    for tree in map(copy.deepcopy, (old, new)):
         for key in ("source", "init_from"):
             # A model that was moved is still the same one.
             if tree.get(key):

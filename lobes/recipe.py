@@ -287,7 +287,8 @@ def _check_changes(folder, settings, config, allowed):
     changes = []
     stored = folder / "hyperparams.yaml"
     if stored.is_file():
-        changes = changed_settings(stored.read_text(encoding="utf-8"), settings)
+        old = yamls.read(stored, "restore it, or choose another --output_folder")
+        changes = changed_settings(old, yamls.load(settings))
     stored = folder / "encoder_config.json"
     if stored.is_file():
         old, new = (

@@ -38,6 +38,7 @@ _TAGS = re.compile(
     r"!(ref|copy|PLACEHOLDER|beside|tuple)|!(new|name|module|apply|applyref|include):.+"
     r"|tag:yaml\.org,2002:.+"
 )
+_TUPLE = re.compile(r"\(.*\)")
 _REFERENCE = re.compile(r"<[^<>]*>")
 
 #: The arguments of objects whose tag begins so have rows; others are a user's own.
@@ -142,11 +143,10 @@ class Number(Kind):
     def parse(self, text):
         """The number that a text is; it is a float where it may be one."""
         try:
-            value = float(text) if text.isascii() else None
+            value = float(text)
         except ValueError:
-            value = None
-        if value is None:
-            raise Wrong
+            # Also what only YAML takes for a number, such as 0x10.
+            return super().parse(text)
         return self.check(value)
 
 
@@ -167,7 +167,7 @@ class Whole(Number):
     def parse(self, text):
         """The whole number that a text is."""
         try:
-            return self.check(int(text) if text.isascii() else None)
+            return self.check(int(text))
         except ValueError:
             return super().parse(text)
 
@@ -188,6 +188,8 @@ class Text(Kind):
             raise Wrong(
                 f"{found[0]} would be read as a reference to a key: write it otherwise"
             )
+        if _TUPLE.fullmatch(value):
+            raise Wrong("in brackets it would be read as a tuple")
         if not value.isprintable():
             # Also what was not UTF-8 on the command line.
             raise Wrong("it holds letters that cannot be printed")
@@ -264,6 +266,12 @@ class ListOf(Kind):
             if not _tag(entry):
                 entries[place] = self.kind.check(entry)
         return value
+
+    def parse(self, text):
+        """The list, or the one value, that a text is."""
+        if self.alone and not text.startswith("["):
+            return self.kind.parse(text)
+        return super().parse(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,6 +379,7 @@ def _way(kind, unit="", null=False):
 
 
 FLAG, TEXT, PATH, OBJECT = Flag(), Text(), PathText(), Object()
+PATHS = ListOf(PATH, 1, alone=True)
 #: Also for options of tools that are no settings.
 COUNT, POSITIVE = Whole(1, MANY), Number(above=0, high=10**12)
 _COUNT_OR_0 = Whole(0, MANY)
@@ -407,7 +416,7 @@ SETTINGS = {
     "librispeech_test_splits": _way(ListOf(TEXT)),
     "voxceleb_trial_lists": _way(ListOf(PATH)),
     "voxceleb_convert": _way(Choice(("flac", "wav")), null=True),
-    "voxceleb_transcripts": Setting(PATH, null=True, resumed=False),
+    "voxceleb_transcripts": Setting(PATHS, null=True, resumed=False),
     "n_speakers": Setting(Whole(2, 10**7), "speakers"),
     "valid_fraction": Setting(_SHARE, "share of the utterances"),
     "valid_trials": Setting(COUNT, "trials of each kind"),
@@ -434,7 +443,7 @@ SETTINGS = {
     "*.valid_recordings_per_speaker": Setting(COUNT, "recordings"),
     "*.valid_positive_trials": Setting(COUNT, "trials"),
     "*.valid_negative_trials": Setting(COUNT, "trials"),
-    "*.transcripts": Setting(PATH, null=True, resumed=False),
+    "*.transcripts": Setting(PATHS, null=True, resumed=False),
     "*.convert": Setting(Choice(("flac", "wav")), null=True),
     "librispeech.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
     "voxceleb.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
@@ -501,7 +510,7 @@ SETTINGS = {
     "valid_sets": Setting(OBJECT),
     "test_sets": Setting(OBJECT, resumed=False),
     "*.labels": Setting(OBJECT),
-    "*.csv": _way(ListOf(PATH, 1, alone=True)),
+    "*.csv": _way(PATHS),
     "*.trial_lists": _way(ListOf(PATH)),
     "*.trial_paths": _way(ListOf(PATH)),
     "test_sets.*.folder": _way(PATH),
@@ -713,8 +722,7 @@ def check_together(tree, file):
 
     Raises ``UserError``.
     """
-    plain = {k: v for k, v in tree.items() if isinstance(v, (int, float))}
-    warmup, hold = plain.get("warmup", 0), plain.get("hold", 0)
+    warmup, hold = (_of(tree, "schedule", key) or 0 for key in ("warmup", "hold"))
     # Shares such as 0.7 and 0.3 need not add up to 1 in every bit.
     if warmup + hold > 1 + 1e-9:
         raise UserError(
@@ -722,12 +730,22 @@ def check_together(tree, file):
             "sum must be at most 1"
         )
     width = _model_width(tree)
-    length = plain.get("mask_feature_length", 0)
-    if plain.get("mask_feature_prob") and width and length > width:
+    chance, length = (
+        _of(tree, "encoder", f"mask_feature_{key}") for key in ("prob", "length")
+    )
+    if chance and length and width and length > width:
         raise UserError(
             f"{file}: mask_feature_length is {length}, but the encoder has {width} "
             f"channels: give at most {width}"
         )
+
+
+def _of(tree, name, key):
+    """The number that an object's argument is, or stands at the top, or None."""
+    node = tree.get(name)
+    value = node.get(key, tree.get(key)) if isinstance(node, dict) else tree.get(key)
+    value = tree.get(_target(value), value)
+    return value if isinstance(value, (int, float)) else None
 
 
 def _model_width(tree):

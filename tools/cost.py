@@ -24,7 +24,7 @@ from transformers import Wav2Vec2Config
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import user_errors_exit
 from lobes.recipe import load_variant, parse_arguments
-from lobes.settings import POSITIVE
+from lobes.settings import POSITIVE, parse
 from lobes.streams import RandomCrops
 
 #: Sustained TFLOP/s. The paper's GPU did 0.8 steps/s over its whole budget, and its
@@ -115,10 +115,12 @@ def load(path, overrides=()):
     # Masks need values; LayerDrop would make a step smaller by chance.
     unwanted = {"mask_time_prob", "mask_feature_prob", "layerdrop"} & tree.keys()
     changes.update(dict.fromkeys(unwanted, 0.0))
-    source = given.get("source", tree.get("source"))
+    source = tree.get("source")
+    if "source" in given:
+        source = parse("source", given["source"])
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
-    elif source not in (None, "null"):
+    elif source is not None:
         config = Wav2Vec2Config.from_pretrained(source).to_dict()
         changes.update(source=None, encoder_config=config)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):

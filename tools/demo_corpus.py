@@ -1054,7 +1054,9 @@ def _parser():
         epilog="Needs `pip install -e .[demo]`.",
     )
     parser.add_argument("out", help="folder to make; a complete one is left alone")
-    parser.add_argument("--seed", type=option("seed"), default=SEED, help=f"default {SEED}")
+    parser.add_argument(
+        "--seed", type=option("seed"), default=SEED, help=f"default {SEED}"
+    )
     parser.add_argument(
         "--pretraining",
         action="store_true",
