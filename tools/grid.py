@@ -33,6 +33,7 @@ from lobes.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
+from lobes.settings import COUNT, PATH, POSITIVE, SEED
 from tools import cost
 
 torch = lazy("torch")
@@ -55,14 +56,14 @@ def main(argv=None):
     )
     parser.add_argument("files", nargs="+", help="grids, or YAML files of recipes")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="of a grid's runs")
-    parser.add_argument("--jobs", type=int, default=1, help="at a time; default: 1")
-    parser.add_argument("--ledger", default=str(ledger.DEFAULT))
+    parser.add_argument("--jobs", type=COUNT, default=1, help="at a time; default: 1")
+    parser.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
     parser.add_argument("--dry_run", action="store_true", help="only list the runs")
     parser.add_argument(
-        "--tflops", type=float, help="of the GPU, for --dry_run's hours"
+        "--tflops", type=POSITIVE, help="of the GPU, for --dry_run's hours"
     )
-    parser.add_argument("--random", type=int, metavar="N", help="draw so many points")
-    parser.add_argument("--random_seed", type=int, default=0)
+    parser.add_argument("--random", type=COUNT, metavar="N", help="draw so many points")
+    parser.add_argument("--random_seed", type=SEED, default=0)
     parser.add_argument(
         "--many", action="store_true", help=f"allow more than {MANY:,} runs"
     )
@@ -74,8 +75,6 @@ def main(argv=None):
         "slurm_partition=gpu gpus_per_node=1 timeout_min=1440",
     )
     options, overrides = parser.parse_known_args(argv)
-    if options.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {options.jobs}")
     parameters = _parameters(options.slurm or ())
     grid = read_grid(options.files, overrides, options.only)
     draws = options.random, options.random_seed

@@ -45,6 +45,7 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
+from lobes.settings import POSITIVE, option
 from lobes.tables import read_header, read_table
 
 if TYPE_CHECKING:
@@ -405,13 +406,15 @@ def main(argv=None):
     parser.add_argument("csvs", metavar="CSV", nargs="+", help="prepared CSVs")
     parser.add_argument("out", metavar="OUT", help="folder for shards and CSVs")
     parser.add_argument(
-        "--shard_size", type=float, default=1e9, help="bytes (default: 1e9)"
+        "--shard_size", type=POSITIVE, default=1e9, help="bytes (default: 1e9)"
     )
     parser.add_argument(
         "--to", choices=["flac"], help="convert m4a files, to be read in parts"
     )
     parser.add_argument(
-        "--num_workers", type=int, help="processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="processes (default: all cores)",
     )
     options = parser.parse_args(argv)
     if not options.shard_size >= 1:

@@ -22,6 +22,7 @@ from lobes.errors import UserError, user_errors_exit
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
+from lobes.settings import PATH, option
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
 
 data = lazy("torch.utils.data")
@@ -47,10 +48,12 @@ def main(argv=None):
         "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
     )
     parser.add_argument("--model", required=True, help="hub name or local folder")
-    parser.add_argument("--output", required=True, help="JSON lines; appended to")
+    parser.add_argument(
+        "--output", type=PATH, required=True, help="JSON lines; appended to"
+    )
     parser.add_argument(
         "--batch_samples",
-        type=int,
+        type=option("max_batch_samples"),
         default=3_200_000,
         help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
     )
@@ -64,7 +67,7 @@ def main(argv=None):
     )
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=option("num_workers"),
         default=min(worker_count(None), 8),
         help="reading processes (%(default)s)",
     )

@@ -45,6 +45,7 @@ from lobes.preparation import (
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
     check_budget,
     check_split_settings,
@@ -764,7 +765,7 @@ def main(arguments=None):
     )
     parser.add_argument(
         "--speaker_valid_fraction",
-        type=float,
+        type=option("librispeech", "speaker_valid_fraction"),
         help="utterances of each training split held out by chapter for the "
         "validation of speaker recognition, 0.05 for one (default: none)",
     )
@@ -782,7 +783,10 @@ def main(arguments=None):
         ("skip_budget", 0, "bad utterances that may be left out per split"),
     ):
         parser.add_argument(
-            f"--{flag}", type=int, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("librispeech", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     parser.add_argument(
         "--trials_within_chapters",
@@ -799,7 +803,9 @@ def main(arguments=None):
         help="lengths from headers, no mean and std: fast, and overlooks damage",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
     for flag, argument in (

@@ -48,6 +48,7 @@ from lobes.preparation import (
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
     Trials,
     check_budget,
@@ -961,16 +962,19 @@ def main(arguments=None):
         metavar="FILE",
         help="of VoxCeleb2, made by tools/pseudo_label.py or elsewhere (none)",
     )
-    for flag, type_, default, use in (
-        ("valid_fraction", float, 0.02, "utterances held out for validation"),
-        ("valid_recordings_per_speaker", int, 2, "held out of a speaker at most"),
-        ("valid_positive_trials", int, 5000, "validation trials of one speaker"),
-        ("valid_negative_trials", int, 5000, "validation trials of two speakers"),
-        ("seed", int, 42133724, "of the validation split"),
-        ("skip_budget", int, 0, "bad files that may be left out"),
+    for flag, default, use in (
+        ("valid_fraction", 0.02, "utterances held out for validation"),
+        ("valid_recordings_per_speaker", 2, "held out of a speaker at most"),
+        ("valid_positive_trials", 5000, "validation trials of one speaker"),
+        ("valid_negative_trials", 5000, "validation trials of two speakers"),
+        ("seed", 42133724, "of the validation split"),
+        ("skip_budget", 0, "bad files that may be left out"),
     ):
         parser.add_argument(
-            f"--{flag}", type=type_, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("voxceleb", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     for flag, use in (
         ("valid_different_video", "no positive validation trial within one video"),
@@ -989,7 +993,9 @@ def main(arguments=None):
         help="convert VoxCeleb2's m4a files first, beside them (read as they are)",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("voxceleb", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
     if options["data_folder"] == "-":
