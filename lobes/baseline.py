@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from lobes.audio import SAMPLE_RATE, read_audio
 from lobes.errors import UserError
 from lobes.lazy import lazy
 from lobes.scoring import check_trials, cosine_scores, equal_error_rate, read_trials
+from lobes.terminal import console
 
 pandas = lazy("pandas")
 torch = lazy("torch")
@@ -63,7 +63,7 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
         table.itertuples(),
         description="MFCC",
         total=len(table),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         disable=not progress,
     )
     vectors = np.stack([_mean_mfcc(mfcc, _read_utterance(row)) for row in rows])

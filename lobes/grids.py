@@ -33,6 +33,7 @@ from ruamel.yaml.comments import TaggedScalar
 
 from lobes import ledger
 from lobes.errors import UserError
+from lobes.files import read_text
 from lobes.locks import take
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT, load_variant, resolve
@@ -312,8 +313,8 @@ def _read(path):
         raise UserError(f"{path} does not exist; name a grid or a recipe's YAML file")
     yaml = ruamel.yaml.YAML()
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
-    except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(read_text(path, "name a grid or a recipe's YAML file"))
+    except ruamel.yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: {reason}; correct the YAML") from error
     return _mapping(path, "the file", tree)

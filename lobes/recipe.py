@@ -25,7 +25,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
 from lobes.changes import changed_settings, differences, record_changes
 from lobes.errors import UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy, module_alone
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
@@ -39,6 +39,12 @@ torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
+# SpeechBrain says of its own figures, of which none is made here, that they cannot be
+# saved.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
+
 #: Root of the checkout: results go below it wherever a command is started.
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +55,9 @@ NOT_IN_NAME = re.compile(
     r"ledger|log_interval|seed|threads|tensorboard|skip_prep|strict|header_only|"
     r"voxceleb_convert|valid_batch_samples|nonfinite_patience|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
 )
+
+#: What to do about a damaged file of a run.
+RESTORE = "restore it from where the run's folder was copied, or choose another run"
 
 #: The command line's word for going on although something has changed.
 ALLOW_CHANGES = "--allow_changes"
@@ -282,13 +291,15 @@ def _check_changes(folder, settings, config, allowed):
     """Compare the settings with those that the checkpoints there were made with."""
     changes = []
     stored = folder / "hyperparams.yaml"
-    if stored.is_file():
+    if not stored.exists():
+        changes = [f"unknown ones, as {stored.name} is missing there"]
+    else:
         changes = changed_settings(stored.read_text(encoding="utf-8"), settings)
     stored = folder / "encoder_config.json"
     if stored.is_file():
         old, new = (
-            {k: v for k, v in json.loads(text).items() if k != "transformers_version"}
-            for text in (stored.read_text(encoding="utf-8"), config)
+            {k: v for k, v in tree.items() if k != "transformers_version"}
+            for tree in (read_json(stored, RESTORE), json.loads(config))
         )
         lines = [line for line in differences(old, new) if line[0] != "_"]
         changes += [f"encoder {line}" for line in lines]
@@ -459,7 +470,7 @@ def _build_like(tree, values):
         )
     tree["init_from"] = str(folder)
     tree["source"] = None
-    tree["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
+    tree["encoder_config"] = read_json(config, RESTORE)
 
 
 def _apply_threads(threads):

@@ -6,20 +6,19 @@ again at any time; whatever is not there yet is left out.
 
 import base64
 import html
-import json
 import logging
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.progress import ProgressLog
+from lobes.terminal import console
 
 edit_distance = lazy("speechbrain.utils.edit_distance")
 pandas = lazy("pandas")
@@ -71,11 +70,18 @@ def publish(folder, run=None, examples=TERMINAL_EXAMPLES):
     Arguments are those of ``write_report`` and ``print_summary``. Whatever is wrong
     with the page is logged: it must not end an evaluation that has succeeded.
     """
+    written = False
     try:
-        write_report(folder, run)
+        written = bool(write_report(folder, run))
     except Exception:
-        logger.warning("%s/report.html could not be written", folder, exc_info=True)
-    print_summary(folder, examples)
+        path = Path(folder) / "report.html"
+        old = "; the one that is there is of an earlier evaluation" * path.exists()
+        logger.warning("%s could not be written%s", path, old, exc_info=True)
+    try:
+        print_summary(folder, examples, written)
+    # A terminal that is gone, or a full disk that takes the output.
+    except (OSError, ValueError) as error:
+        logger.warning("The summary of %s could not be printed: %s", folder, error)
 
 
 def write_report(folder, run=None):
@@ -95,7 +101,7 @@ def write_report(folder, run=None):
     """
     folder = Path(folder)
     run = Path(run or folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json", "evaluate again")
     name = _run_name(run)
     evaluated = time.localtime((folder / "results.json").stat().st_mtime)
     sections = [
@@ -127,7 +133,7 @@ def write_report(folder, run=None):
     return path
 
 
-def print_summary(folder, examples=TERMINAL_EXAMPLES):
+def print_summary(folder, examples=TERMINAL_EXAMPLES, with_page=True):
     """Print the metrics, some transcripts with their errors, and where the files are.
 
     In colours when standard output is a terminal, as plain text when not.
@@ -138,15 +144,17 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         An evaluation's files, with ``results.json``.
     examples : int
         Transcripts of each test set, from the worst to the best.
+    with_page : bool
+        Name ``report.html``, if it is there; False when it is an older one.
     """
     folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json", "evaluate again")
     if sys.stdout.isatty():
-        console = Console(highlight=False)
+        output = console()
     else:
         # Without a colour system nothing is styled, whatever the environment says.
-        console = Console(highlight=False, color_system=None, width=_PLAIN_WIDTH)
-    console.print()
+        output = console(color_system=None, width=_PLAIN_WIDTH)
+    output.print()
     for name in _all_sets(results):
         rows = _aligned(folder, name) if examples else []
         if not rows:
@@ -156,14 +164,14 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         title.append("[-missed-]", style="red")
         title.append(" ")
         title.append("{+added+}", style="green")
-        console.print(title)
+        output.print(title)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(justify="right")
         table.add_column(overflow="fold")
         for row in chosen:
             table.add_row(f"  {row['WER']:.0f} %", _marked_text(row))
-        console.print(table)
-        console.print()
+        output.print(table)
+        output.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(style="bold", no_wrap=True)
@@ -171,17 +179,17 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
     for name, metrics in _all_sets(results).items():
         for row in _summary_rows(results, name, metrics):
             table.add_row(*map(Text, row))
-    console.print(table)
+    output.print(table)
     where = [f"Checkpoint of step {results['step']}"]
     if "seconds" in results:
         where.append(f"{results['seconds']:.0f} seconds in all")
-    console.print("; ".join(where))
+    output.print("; ".join(where))
     page = folder / "report.html"
-    if page.is_file():
-        console.print(Text(f"Report:   {page}"), soft_wrap=True)
+    if with_page and page.is_file():
+        output.print(Text(f"Report:   {page}"), soft_wrap=True)
     pictures = ", ".join(path.name for path in sorted(folder.glob("*.png")))
     if pictures:
-        console.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
+        output.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
 
 
 # Words and their errors ------------------------------------------------------

@@ -1,11 +1,11 @@
 """Whether two systems differ by more than the choice of test utterances explains."""
 
-import csv
 import dataclasses
 
 import numpy as np
 
 from lobes.errors import UserError
+from lobes.files import read_rows
 from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
 
@@ -122,13 +122,10 @@ def _bootstrap(data, statistic, resamples, seed, paired=False, **options):
 
 def _errors(path):
     """``{ID: (errors, words, reference)}`` of a CSV of transcripts."""
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        names = [row["ID"] for row in rows]
-        texts = [[row[n].split() for row in rows] for n in ("reference", "hypothesis")]
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); evaluate again") from error
+    columns = ("reference", "hypothesis")
+    rows = read_rows(path, ["ID", *columns], "evaluate again")
+    names = [row["ID"] for row in rows]
+    texts = [[row[name].split() for row in rows] for name in columns]
     details = edit_distance.wer_details_for_batch(names, *texts)
     return {
         row["key"]: (
