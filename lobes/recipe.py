@@ -157,6 +157,10 @@ def parse_arguments(argv=None, changes=None):
         origin=origin,
         allow_changes=allow_changes,
     )
+    source = tree.get("source")
+    if changes is None and source and not Path(str(source)).is_dir():
+        # The hub may take its time: what a training lacks here must not show after it.
+        _check_corpora(tree)
     return _load(path, settings), run_opts, settings
 
 
@@ -471,6 +475,32 @@ def _build_like(tree, values):
     tree["init_from"] = str(folder)
     tree["source"] = None
     tree["encoder_config"] = read_json(config, RESTORE)
+
+
+def _check_corpora(tree):
+    """Refuse folders of corpora, and splits within them, that are not there."""
+    if tree.get("skip_prep") is True:
+        return
+    for key, folder in tree.items():
+        corpus = key.removesuffix("_folder")
+        own = key in ("output_folder", "prepared_folder")
+        if corpus == key or own or not isinstance(folder, str):
+            continue
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"{key}: the folder {folder} does not exist; set it to where the "
+                "corpus lies"
+            )
+        named = [k for k in tree if re.fullmatch(rf"{corpus}_.*_splits?", k)]
+        for name in named:
+            value = tree[name]
+            for split in value if isinstance(value, list) else [value]:
+                places = (Path(folder) / str(split), *Path(folder).glob(f"*/{split}"))
+                if not any(place.is_dir() for place in places):
+                    raise UserError(
+                        f"{name}: {folder} has no folder {split}; unpack it there, or "
+                        f"name other splits with --{name}"
+                    )
 
 
 def _apply_threads(threads):

@@ -204,24 +204,24 @@ def _from_hub(name, weights):
     folder = folders.get("config.json")
     if folder and (not weights or folder in [folders.get(file) for file in WEIGHTS]):
         return folder
-    ask_hub(name, "source", "name a folder with --source=FOLDER")
+    _ask_hub(name)
     return None
 
 
-def ask_hub(name, what, remedy):
-    """Ask the hub once whether it has a model; its library would ask for a minute.
+def cache_alone_if_offline(name):
+    """Let the hub's library ask nobody, and for no minute, if it cannot be reached.
 
-    Arguments
-    ---------
-    name : str
-        Of the model.
-    what : str
-        The setting or option that names it, for the message.
-    remedy : str
-        What to do without the hub.
-
-    Raises ``UserError`` when the hub cannot be reached or has no such model.
+    ``name`` is that of a model; one that is neither there nor in the cache is left to
+    the library, too.
     """
+    try:
+        _ask_hub(name)
+    except UserError:
+        hub_constants.HF_HUB_OFFLINE = True
+
+
+def _ask_hub(name):
+    """Ask the hub once whether it has a model; ``UserError`` if it does not answer."""
     try:
         if hub_constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
@@ -230,18 +230,18 @@ def ask_hub(name, what, remedy):
         )
     except hub_errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"{what}: the hub has no model {name}, or not for you; correct the name"
+            f"source: the hub has no model {name}, or not for you; correct the name"
         ) from error
     except hub_errors.EntryNotFoundError as error:
         raise UserError(
-            f"{what}: {name} has no config.json on the hub; name another model"
+            f"source: {name} has no config.json on the hub; name another model"
         ) from error
     # Of several libraries below it.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{what}: {name} is not in the local cache, and the hub cannot be reached "
-            f"({reason}); connect to it once, or {remedy}"
+            f"source: {name} is not in the local cache, and the hub cannot be reached "
+            f"({reason}); connect to it once, or name a folder with --source=FOLDER"
         ) from error
 
 
