@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from lobes.errors import UserError, explanation
 from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.progress import ProgressLog
@@ -73,10 +74,17 @@ def publish(folder, run=None, examples=TERMINAL_EXAMPLES):
     written = False
     try:
         written = bool(write_report(folder, run))
-    except Exception:
+    except Exception as error:
         path = Path(folder) / "report.html"
         old = "; the one that is there is of an earlier evaluation" * path.exists()
-        logger.warning("%s could not be written%s", path, old, exc_info=True)
+        told = str(error) if isinstance(error, UserError) else explanation(error)
+        logger.warning(
+            "%s could not be written%s (%s)",
+            path,
+            old,
+            told or repr(error),
+            exc_info=told is None,
+        )
     try:
         print_summary(folder, examples, written)
     # A terminal that is gone, or a full disk that takes the output.
