@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from lobes.errors import UserError
 from lobes.feed_forward import LeanFeedForward
+from lobes.source_check import check_source
 
 
 @dataclass
@@ -430,7 +432,7 @@ def _masked_group_norm(norm, hidden, valid):
 
 def _load_pretrained(model_class, source, settings):
     """The model with all its weights from the hub or a folder."""
-    source = str(source)
+    source = check_source(source, model_class)
     try:
         model, report = model_class.from_pretrained(
             source,
@@ -440,13 +442,19 @@ def _load_pretrained(model_class, source, settings):
             dtype=torch.float32,
             **settings,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except pickle.UnpicklingError as error:
+        # torch's own words tell how to run what is in it.
+        raise UserError(
+            f"source: the weights in {source} hold more than tensors, maybe code, and "
+            "were not loaded; take them from where you trust them"
+        ) from error
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         where = "folder" if os.path.isdir(source) else "hub model or folder"
         raise UserError(
             f"source: no {model_class.config_class.model_type} model can be loaded "
             f"from the {where} {source!r} ({reason}); name a folder written by "
-            "save_pretrained with --source=FOLDER, or connect to the hub once"
+            "save_pretrained with --source=FOLDER"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from lobes.errors import DivergedError, UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.prepared import check_test_sets
-from lobes.recipe import parse_arguments, shell_command
+from lobes.recipe import RESTORE, parse_arguments, shell_command
 from lobes.settings import PATH
 
 assessment = lazy("lobes.assessment")
@@ -207,7 +207,7 @@ def load_run(what, arguments=()):
         config = what / "encoder_config.json"
         if config.is_file():
             changes["source"] = None
-            changes["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
+            changes["encoder_config"] = read_json(config, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")

@@ -24,7 +24,7 @@ from lobes import settings as table
 from lobes import yamls
 from lobes.changes import changed_settings, differences, record_changes
 from lobes.errors import UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy, module_alone
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
@@ -41,8 +41,17 @@ torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
+# SpeechBrain says of its own figures, of which none is made here, that they cannot be
+# saved.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
+
 #: Root of the checkout: results go below it wherever a command is started.
 ROOT = Path(__file__).resolve().parents[1]
+
+#: What to do about a damaged file of a run.
+RESTORE = "restore it from where the run's folder was copied, or choose another run"
 
 #: The command line's word for going on although something has changed.
 ALLOW_CHANGES = "--allow_changes"
@@ -149,6 +158,10 @@ def parse_arguments(argv=None, changes=None, corpora=None):
         origin=origin,
         allow_changes=allow_changes,
     )
+    source = tree.get("source")
+    if changes is None and source and not Path(str(source)).is_dir():
+        # The hub may take its time: what a training lacks here must not show after it.
+        _check_corpora(tree)
     return _load(path, settings), run_opts, settings
 
 
@@ -289,14 +302,16 @@ def _check_changes(folder, settings, config, allowed):
     """Compare the settings with those that the checkpoints there were made with."""
     changes = []
     stored = folder / "hyperparams.yaml"
-    if stored.is_file():
+    if not stored.exists():
+        changes = [f"unknown ones, as {stored.name} is missing there"]
+    else:
         old = yamls.read(stored, "restore it, or choose another --output_folder")
         changes = changed_settings(old, yamls.load(settings))
     stored = folder / "encoder_config.json"
     if stored.is_file():
         old, new = (
-            {k: v for k, v in json.loads(text).items() if k != "transformers_version"}
-            for text in (stored.read_text(encoding="utf-8"), config)
+            {k: v for k, v in tree.items() if k != "transformers_version"}
+            for tree in (read_json(stored, RESTORE), json.loads(config))
         )
         lines = [line for line in differences(old, new) if line[0] != "_"]
         changes += [f"encoder {line}" for line in lines]
@@ -454,7 +469,33 @@ def _build_like(tree, values):
         )
     tree["init_from"] = str(folder)
     tree["source"] = None
-    tree["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
+    tree["encoder_config"] = read_json(config, RESTORE)
+
+
+def _check_corpora(tree):
+    """Refuse folders of corpora, and splits within them, that are not there."""
+    if tree.get("skip_prep") is True:
+        return
+    for key, folder in tree.items():
+        corpus = key.removesuffix("_folder")
+        own = key in ("output_folder", "prepared_folder")
+        if corpus == key or own or not isinstance(folder, str):
+            continue
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"{key}: the folder {folder} does not exist; set it to where the "
+                "corpus lies"
+            )
+        named = [k for k in tree if re.fullmatch(rf"{corpus}_.*_splits?", k)]
+        for name in named:
+            value = tree[name]
+            for split in value if isinstance(value, list) else [value]:
+                places = (Path(folder) / str(split), *Path(folder).glob(f"*/{split}"))
+                if not any(place.is_dir() for place in places):
+                    raise UserError(
+                        f"{name}: {folder} has no folder {split}; unpack it there, or "
+                        f"name other splits with --{name}"
+                    )
 
 
 def _check_tensorboard():

@@ -17,6 +17,7 @@ from lobes.errors import user_errors_exit
 from lobes.lazy import lazy
 from lobes.recipe import load_variant, parse_arguments, resolve
 from lobes.settings import POSITIVE, parse
+from lobes.source_check import check_source
 
 meters = lazy("lobes.meters")
 streams = lazy("lobes.streams")
@@ -119,6 +120,7 @@ def load(path, overrides=()):
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
     elif source is not None:
+        source = check_source(source, weights=False)
         config = transformers.Wav2Vec2Config.from_pretrained(source).to_dict()
         changes.update(source=None, encoder_config=config)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):

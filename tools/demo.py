@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lobes.baseline import mfcc_baseline
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.recipe import ROOT, parse_arguments
 from lobes.report import publish
@@ -82,7 +82,7 @@ def main(argv=None):
         print(f"2/3  Training and evaluation: {output}", flush=True)
         train.main(training)
     path = output / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path, "run the demo again")
 
     print("3/3  Baseline: mean of MFCCs, cosine", flush=True)
     trials = results["headline_sets"]["eer"]

@@ -31,13 +31,13 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from rich.console import Console
 from rich.progress import Progress
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.settings import COUNT, option
+from lobes.terminal import console
 
 #: File in the corpus folder that says what it holds; written last.
 MARKER = "corpus.json"
@@ -507,9 +507,9 @@ def _speak_all(request, speakers, jobs, progress):
     # module (with torch, perhaps) again for every voice.
     workers = []
     lengths = {}
-    console = Console(stderr=True)
+    on_stderr = console(stderr=True)
     with (
-        Progress(console=console, disable=not progress, transient=True) as bar,
+        Progress(console=on_stderr, disable=not progress, transient=True) as bar,
         selectors.DefaultSelector() as selector,
     ):
         task = bar.add_task("speakers", total=len(speakers))

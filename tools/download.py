@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import enumeration, progress_bar, say, writable_folder
 
@@ -774,14 +774,17 @@ def _unpacked(folder, name, parts):
     """Whether these parts were unpacked before; says so."""
     marker = _marker(folder, name)
     try:
-        stored = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(marker, "")
+    except UserError:
+        return False
+    md5, folders = stored.get("md5"), stored.get("folders")
+    if not (isinstance(md5, dict) and isinstance(folders, list)):
         return False
     for file in parts:
-        if file.md5 not in (None, stored["md5"].get(file.name)):
+        if file.md5 not in (None, md5.get(file.name)):
             say(f"{name}: unpacked before, but not with this md5; doing it again")
             return False
-    gone = [f for f in stored["folders"] if not (folder / f).exists()]
+    gone = [f for f in map(str, folders) if not (folder / f).exists()]
     state = f"but {', '.join(gone)} is gone" if gone else "kept"
     say(f"{name}: unpacked before; {state}; delete {marker} to unpack it again")
     return True

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +34,7 @@ from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
 from lobes.settings import COUNT, PATH, POSITIVE, SEED
+from lobes.terminal import console
 from tools import cost
 
 torch = lazy("torch")
@@ -195,7 +196,7 @@ class Progress:
         self.started = time.monotonic()
         self.live = None
         if sys.stdout.isatty():
-            self.live = Live(console=Console(highlight=False), auto_refresh=False)
+            self.live = Live(console=console(), auto_refresh=False)
 
     def __enter__(self):
         if self.live:
@@ -347,7 +348,7 @@ def _list(found, known, tflops, at_a_time):
         time_left = _duration(estimate) if estimate else ""
         table.add_row(str(number), member.name, state, time_left, source)
     wide = 110 if not sys.stdout.isatty() else None
-    Console(highlight=False, width=wide).print(table)
+    console(width=wide).print(table)
     left = sum(known.get(m.key, {}).get("state") not in ledger.DONE for m in found)
     print(
         f"{len(found)} runs, {left} to be run: about {_duration(total)}"

@@ -34,7 +34,7 @@ import numpy as np
 
 from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import (
     csv_text,
@@ -255,11 +255,12 @@ def _make_way(source, out):
 
 
 def _read_marker(path):
-    """What a marker holds; empty without one."""
+    """What a marker holds; empty without a whole one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(path, "")
+    except UserError:
         return {}
+    return stored if isinstance(stored.get("fingerprint"), str) else {}
 
 
 def _check_space(shards, out):

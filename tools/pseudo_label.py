@@ -23,6 +23,7 @@ from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
 from lobes.settings import PATH, option
+from lobes.source_check import cache_alone_if_offline, check_source
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
 
 data = lazy("torch.utils.data")
@@ -130,6 +131,10 @@ class Recogniser:
     def __init__(self, options):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        if os.path.isdir(options.model):
+            check_source(options.model)
+        else:
+            cache_alone_if_offline(options.model)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.pipeline = transformers.pipeline(
