@@ -20,20 +20,23 @@ import sys
 from pathlib import Path
 
 import ruamel.yaml
-import speechbrain as sb
-import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from speechbrain.utils.distributed import if_main_process
-from speechbrain.utils.logger import setup_logging
-from speechbrain.utils.run_opts import RunOptions
 
 from lobes.changes import changed_settings, differences, record_changes
-from lobes.distributed import join_processes
 from lobes.errors import UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy, module_alone
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
+from lobes.prepared import name_csv_folders
+
+# Imported with what is light alone: a wrong option is told at once.
+RunOptions = module_alone("speechbrain.utils.run_opts").RunOptions
+distributed = lazy("lobes.distributed")
+sb_core = lazy("speechbrain.core")
+sb_logger = lazy("speechbrain.utils.logger")
+torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +111,8 @@ def parse_arguments(argv=None, changes=None):
     hparams : dict
         The loaded YAML. ``output_folder`` is computed when it is null:
         ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
-        likewise (``results/prepared``).
+        likewise (``results/prepared``), and so are the folders of the CSVs
+        (``lobes.prepared``).
     run_opts : ExperimentOptions
     settings : str
         The merged YAML, which stock ``load_hyperpyyaml`` loads.
@@ -210,6 +214,7 @@ def resolve(argv, changes=None, load=None):
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
+    name_csv_folders(tree)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,
@@ -231,13 +236,13 @@ def start_experiment(hparams, run_opts, settings):
     checkpoints of a run with other settings, unless ``--allow_changes`` is given;
     ``changes.jsonl`` then records them.
     """
-    join_processes(run_opts)
+    distributed.join_processes(run_opts)
     handle_signals()
     _check_headline_sets(hparams)
     for task in hparams["tasks"].values():
         task.check_tasks(hparams["tasks"])
     folder = Path(hparams["output_folder"])
-    if not if_main_process():
+    if distributed.rank_and_world_size()[0]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,9 +262,9 @@ def start_experiment(hparams, run_opts, settings):
     for source in _own_modules(run_opts["param_file"]):
         write_atomically(folder / source.name, source.read_bytes())
     write_atomically(folder / "env.log", _environment())
-    log_config = run_opts["log_config"] or sb.core.DEFAULT_LOG_CONFIG
+    log_config = run_opts["log_config"] or sb_core.DEFAULT_LOG_CONFIG
     handlers = {"file_handler": {"filename": str(folder / "log.txt")}}
-    setup_logging(log_config, {"handlers": handlers})
+    sb_logger.setup_logging(log_config, {"handlers": handlers})
     # On a full disk its errors would bury the one line that says so.
     logging.raiseExceptions = False
     # At the level DEBUG it describes every font of the machine.

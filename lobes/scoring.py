@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas
 
 from lobes.errors import UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy
+
+pandas = lazy("pandas")
 
 #: A model whose metrics (percent) are all not below these has learnt nothing, as 8 of
 #: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).

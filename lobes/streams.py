@@ -3,6 +3,10 @@
 Which utterances stand in a batch, and where a crop starts, is a function of
 (seed, pass, utterance) alone. A stream that is opened again at a saved position
 therefore continues with exactly the batches it would have given.
+
+A stream cuts one batch for an optimizer step. The processes, and the parts that
+gradients are accumulated over, divide it: a step is the same step however many they
+are.
 """
 
 import atexit
@@ -68,6 +72,9 @@ class Batch:
         Per label column the text as it stands in the CSV.
     position : object
         Where the stream stands once this batch has been used.
+    share : float
+        Of the utterances of the optimizer step, the part that all processes together
+        take now: 1 unless gradients are accumulated.
     """
 
     ids: list
@@ -76,6 +83,7 @@ class Batch:
     labels: dict = field(default_factory=dict)
     columns: dict = field(default_factory=dict)
     position: object = None
+    share: float = 1.0
 
     def __len__(self):
         return len(self.ids)
@@ -331,12 +339,14 @@ class TaskStream:
 
     first_position = None
 
-    def open(self, rank=0, world_size=1):
-        """Read the CSVs, once; this process takes every ``world_size``-th batch.
+    def open(self, rank=0, world_size=1, parts=1):
+        """Read the CSVs, once; this process takes its part of every batch.
 
-        Raises ``UserError`` for any problem of theirs or of the files that they name.
+        A batch is used in ``parts`` one after another, each of them divided over the
+        ``world_size`` processes. Raises ``UserError`` for any problem of the CSVs or
+        of the files that they name.
         """
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.parts = rank, world_size, parts
         if self.utterances is None:
             utterances = Utterances(self.csvs, self.labels, self.grid)
             utterances.look()
@@ -347,8 +357,23 @@ class TaskStream:
         """Check the utterances against the stream's settings, once, at ``open``."""
 
     def requests(self, position):
-        """Yield ``(next position, requests)`` endlessly from ``position``."""
+        """Yield ``(next position, requests)`` of whole batches, endlessly."""
         raise NotImplementedError
+
+    def _own_requests(self, position):
+        """Yield ``((position, share), requests)`` of this process.
+
+        Between two parts of a batch the stream stands before it: gradients that were
+        accumulated so far are in no checkpoint.
+        """
+        for after, requests in self.requests(position):
+            pieces = divided(requests, self.parts * self.world_size)
+            for part in range(self.parts):
+                now = pieces[part * self.world_size : (part + 1) * self.world_size]
+                share = sum(map(len, now)) / len(requests)
+                stands = after if part == self.parts - 1 else position
+                yield (stands, share), now[self.rank]
+            position = after
 
     def batches(self, pin_memory=False):
         """Yield ``Batch`` objects endlessly from ``self.position``.
@@ -356,12 +381,12 @@ class TaskStream:
         ``self.position`` moves when a batch is handed out, not when a worker
         reads ahead. Raises ``UserError`` when an utterance cannot be read.
         """
-        requests = self.requests(self.position)
+        requests = self._own_requests(self.position)
         for batch in self.utterances.loader(
             requests, self.num_workers, self.timeout, pin_memory
         ):
-            self.position = batch.position
-            yield batch
+            self.position, share = batch.position
+            yield replace(batch, position=self.position, share=share)
 
     def _random(self, *key):
         """A generator that depends on the seed and ``key`` only."""
@@ -380,7 +405,9 @@ class LengthBuckets(TaskStream):
     csv, labels, seed, num_workers, timeout, length_grid_seconds
         See ``TaskStream``.
     max_batch_samples : int
-        Budget per optimizer step, all processes together.
+        Budget of all processes together, without accumulation per optimizer step.
+        With it the step has as many budgets as parts, as one: its batch is cut whole,
+        then divided, so that the parts differ by an utterance at most.
     length_jitter : float
         Relative disturbance of the lengths before sorting: 0 gives the least
         padding and the same neighbours in every pass.
@@ -408,12 +435,16 @@ class LengthBuckets(TaskStream):
         self.max_utterance_seconds = max_utterance_seconds
 
     def plan(self):
-        """Raise ``UserError`` when an utterance exceeds one process's budget."""
+        """Raise ``UserError`` when an utterance exceeds one process's budget.
+
+        And when there are not enough utterances for all processes and parts.
+        """
         if self.max_utterance_seconds is not None:
             self._leave_out()
-        self.budget = self.max_batch_samples // self.world_size
+        self.budget = self.max_batch_samples * self.parts
+        budget = self.max_batch_samples // self.world_size
         self.padded = padded_to(self.utterances.lengths, self.grid)
-        over = int((self.padded > self.budget).sum())
+        over = int((self.padded > budget).sum())
         if over:
             longest = int(self.utterances.lengths.argmax())
             samples, padded = self.utterances.lengths[longest], self.padded[longest]
@@ -422,13 +453,19 @@ class LengthBuckets(TaskStream):
                 padding = f", with padding {padded}"
                 remedy = ", lower length_grid_seconds"
             # A whole number of the grid's steps, cut to what can be typed.
-            fits = self.budget // self.grid * self.grid / SAMPLE_RATE
+            fits = budget // self.grid * self.grid / SAMPLE_RATE
             raise UserError(
                 f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
-                f"more samples than a batch may hold ({self.budget}); the longest, "
+                f"more samples than a batch may hold ({budget}); the longest, "
                 f"{self.utterances.place(longest)}, has {samples}{padding}; give "
                 f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
                 f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
+            )
+        if len(self.utterances) < self.parts * self.world_size:
+            raise UserError(
+                f"{self.csv}: {len(self.utterances)} utterances are too few for "
+                f"{self.world_size} processes and {self.parts} batches per step; lower "
+                "--nproc_per_node or --grad_accumulation_factor"
             )
 
     def _leave_out(self):
@@ -450,7 +487,11 @@ class LengthBuckets(TaskStream):
         self.utterances.keep(np.flatnonzero(short))
 
     def batches_of_pass(self, number):
-        """Row indices of every batch of one pass, in order."""
+        """Row indices of every batch of one pass, in order.
+
+        What is left over at the end of a pass may be too little for all processes and
+        parts; it is filled up with the next shorter utterances, which come twice.
+        """
         random = self._random(number)
         lengths = self.utterances.lengths
         jitter = random.uniform(
@@ -458,25 +499,21 @@ class LengthBuckets(TaskStream):
         )
         order = np.argsort(lengths * jitter, kind="stable")
         batches = pack(order, self.padded, self.budget)
+        # No other batch is smaller: so many of the longest utterance are in the budget.
+        fewest = self.parts * self.world_size
+        if len(batches[-1]) < fewest:
+            batches[-1] = order[-fewest:].tolist()
         return [batches[i] for i in random.permutation(len(batches))]
 
     def requests(self, position):
         """See ``TaskStream``; a position is (pass, batch within the pass)."""
-        everything = self._from(*position)
-        while True:
-            # One batch per process; the last ones of a pass go together with the
-            # first ones of the next, so that nothing is left over.
-            group = list(itertools.islice(everything, self.world_size))
-            rows = group[self.rank][1]
-            lengths = self.utterances.lengths
-            yield group[-1][0], [(int(row), 0, int(lengths[row])) for row in rows]
-
-    def _from(self, number, batch):
-        """Yield (next position, rows) of all processes."""
-        for number in itertools.count(number):  # noqa: B020
-            rows = self.batches_of_pass(number)
-            for index in range(batch, len(rows)):
-                yield (number, index + 1), rows[index]
+        first, batch = position
+        lengths = self.utterances.lengths
+        for number in itertools.count(first):
+            batches = self.batches_of_pass(number)
+            for index in range(batch, len(batches)):
+                rows = [(int(row), 0, int(lengths[row])) for row in batches[index]]
+                yield (number, index + 1), rows
             batch = 0
 
 
@@ -493,8 +530,9 @@ class RandomCrops(TaskStream):
     crop_seconds : float
         Length of a crop in seconds.
     max_batch_samples : int
-        Budget per optimizer step, all processes together; the batch has
-        floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
+        Budget of all processes together, without accumulation per optimizer step; a
+        batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
+        With accumulation the step has as many budgets as parts, as one.
     """
 
     first_position = 0
@@ -519,13 +557,14 @@ class RandomCrops(TaskStream):
             )
         if self.grid > 1:
             self.grid = self.crop
+        self.max_batch_samples = max_batch_samples
         self.batch_size = max_batch_samples // self.crop
         self._order = (None, None)
 
     def plan(self):
         """Raise ``UserError`` when no crop fits into one process's budget."""
-        self.share = self.batch_size // self.world_size
-        if self.share < 1:
+        self.step_size = self.max_batch_samples * self.parts // self.crop
+        if self.batch_size < self.world_size:
             raise UserError(
                 f"max_batch_samples holds {self.batch_size} crops of {self.crop} "
                 f"samples for {self.world_size} processes; raise max_batch_samples "
@@ -535,12 +574,10 @@ class RandomCrops(TaskStream):
     def requests(self, position):
         """See ``TaskStream``; a position counts crops from the start."""
         total = len(self.utterances)
-        step = self.share * self.world_size
-        for position in itertools.count(position, step):  # noqa: B020
-            first = position + self.rank * self.share
-            places = (divmod(i, total) for i in range(first, first + self.share))
-            requests = [self._crop(*place) for place in places]
-            yield position + step, requests
+        for first in itertools.count(position, self.step_size):
+            after = first + self.step_size
+            places = (divmod(place, total) for place in range(first, after))
+            yield after, [self._crop(*place) for place in places]
 
     def _crop(self, number, index):
         """Request for the ``index``-th utterance of one pass."""
@@ -680,6 +717,7 @@ class TrainStream(LoopedLoader):
             "step": self.step,
             "total_steps": self.total_steps,
             "batches_per_step": self.batches_per_step,
+            "divided": True,
             "positions": {task: s.position for task, s in self.streams.items()},
             "corpora": self._corpora,
         }
@@ -709,6 +747,16 @@ class TrainStream(LoopedLoader):
             for side in (state["corpora"], self._corpora)
         )
         changes = differences(old, new)
+        several = state["batches_per_step"] > 1 or any(
+            task.get("processes", 1) > 1
+            for task in state["corpora"].values()
+            if isinstance(task, dict)
+        )
+        if several and not state.get("divided"):
+            changes.append(
+                "its batches were cut for every process and part; now a step's batch "
+                "is cut whole and divided"
+            )
         if changes:
             report = "; ".join(changes)
             if not self.allow_changes:
@@ -872,6 +920,16 @@ class EvaluationStream(LoopedLoader):
             )
             for batch in bar:
                 yield {task: batch}
+
+
+def divided(items, parts):
+    """Consecutive pieces of a list that differ by one item at most, larger ones first.
+
+    Of utterances in order of their lengths the shorter ones make the larger pieces.
+    """
+    size, larger = divmod(len(items), parts)
+    ends = [size * i + min(i, larger) for i in range(parts + 1)]
+    return [items[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def padded_to(lengths, grid):

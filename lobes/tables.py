@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError
+from lobes.lazy import lazy
+
+pandas = lazy("pandas")
 
 #: Columns that hold numbers; every other column is text.
 NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")

@@ -31,25 +31,26 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas
-import speechbrain as sb
-import torch
-from matplotlib.figure import Figure
-from speechbrain.utils.run_opts import RunOptions
-from torch.utils.flop_counter import FlopCounterMode
 
 from lobes.audio import SAMPLE_RATE
-from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
-from lobes.plots import COLOURS, dress, save
-from lobes.recipe import ROOT
+from lobes.lazy import lazy
+from lobes.recipe import ROOT, RunOptions
 from lobes.scoring import Trials, cosine_scores, equal_error_rate, verification_metrics
-from lobes.streams import EvaluationSet, EvaluationStream, Utterances, end_loading
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
-from tools import bench_systems as systems
-from tools.cost import _convolution_backward
+
+distributed = lazy("lobes.distributed")
+flop_counter = lazy("torch.utils.flop_counter")
+matplotlib_figure = lazy("matplotlib.figure")
+meters = lazy("lobes.meters")
+pandas = lazy("pandas")
+plots = lazy("lobes.plots")
+sb = lazy("speechbrain")
+streams = lazy("lobes.streams")
+systems = lazy("tools.bench_systems")
+torch = lazy("torch")
 
 #: What each kind of machine can be asked: seconds of audio per task and step, batches
 #: per round, utterances evaluated, and audio per task where memory is measured; audio
@@ -418,10 +419,10 @@ def first_losses(compared, batches, options):
 
 def count_flops(brain, batches):
     """Operations of our step, forward and back; attention counts on GPUs only."""
-    counts = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counts = {torch.ops.aten.convolution_backward: meters.convolution_backward}
     encoder = brain.hparams.encoder
     encoder.freeze(False)
-    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
             given = dict(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
@@ -515,7 +516,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        end_loading(stream)
+        streams.end_loading(stream)
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
@@ -586,14 +587,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, streams.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(streams.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -675,7 +676,7 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", Utterances, path, labels)
+        took = clock("cpu", streams.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 
@@ -785,7 +786,7 @@ def scaling_steps(setup, ranks, port, rounds, rank=0):
             "WORLD_SIZE": str(ranks),
         }
         backend = "nccl" if setup.device == "cuda" else "gloo"
-        join_processes(RunOptions(distributed_backend=backend))
+        distributed.join_processes(RunOptions(distributed_backend=backend))
     if setup.device == "cuda":
         # Without a number SpeechBrain would take the first one in every process.
         setup = setup.but(device=f"cuda:{rank}")
@@ -955,19 +956,19 @@ def report(found):
 
 def draw(found, path):
     """The ratios with their goals, and memory against audio."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = matplotlib_figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     goals = {row["name"]: float(row["goal"].split()[1]) for row in found["goals"]}
     for place, (name, one) in enumerate(found["ratios"].items()):
-        left.plot([one["min"], one["max"]], [place] * 2, color=COLOURS[0], lw=2)
-        left.plot(one["median"], place, "o", color=COLOURS[0])
+        left.plot([one["min"], one["max"]], [place] * 2, color=plots.COLOURS[0], lw=2)
+        left.plot(one["median"], place, "o", color=plots.COLOURS[0])
         if name in goals:
-            left.plot(goals[name], place, "|", color=COLOURS[1], ms=16, mew=2)
+            left.plot(goals[name], place, "|", color=plots.COLOURS[1], ms=16, mew=2)
     left.set_yticks(range(len(found["ratios"])), list(found["ratios"]))
     left.set_xlabel("ratio: least, median, greatest; goal in orange")
     left.invert_yaxis()
     points = found.get("memory", {}).get("points", {})
-    for colour, (name, rows) in zip(COLOURS, points.items(), strict=False):
+    for colour, (name, rows) in zip(plots.COLOURS, points.items(), strict=False):
         amounts = [row["audio"] for row in rows]
         right.plot(amounts, [r["peak"] / 1e9 for r in rows], "o-", color=colour)
         right.annotate(
@@ -977,8 +978,8 @@ def draw(found, path):
     right.set_xlabel("audio in a step, both tasks (s)")
     right.set_ylabel("peak memory (GB)")
     for axes in (left, right):
-        dress(axes)
-    save(figure, path)
+        plots.dress(axes)
+    plots.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ bytes of its tensors from when they are made until they are freed.
 
 import argparse
 import tempfile
-import weakref
 from pathlib import Path
-
-import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import Wav2Vec2Config
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import user_errors_exit
-from lobes.recipe import load_variant, parse_arguments
-from lobes.streams import RandomCrops
+from lobes.lazy import lazy
+from lobes.recipe import load_variant, parse_arguments, resolve
+
+meters = lazy("lobes.meters")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 #: Sustained TFLOP/s. The paper's GPU did 0.8 steps/s over its whole budget, and its
 #: code takes 21.1 TFLOP a step (back through the CNN, forward twice); an H200 is
@@ -114,11 +110,13 @@ def load(path, overrides=()):
     # Masks need values; LayerDrop would make a step smaller by chance.
     unwanted = {"mask_time_prob", "mask_feature_prob", "layerdrop"} & tree.keys()
     changes.update(dict.fromkeys(unwanted, 0.0))
+    # A wrong option is told before torch is imported.
+    resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
     source = given.get("source", tree.get("source"))
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
     elif source not in (None, "null"):
-        config = Wav2Vec2Config.from_pretrained(source).to_dict()
+        config = transformers.Wav2Vec2Config.from_pretrained(source).to_dict()
         changes.update(source=None, encoder_config=config)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         changes["output_folder"] = folder
@@ -127,15 +125,18 @@ def load(path, overrides=()):
 
 def trace(hparams, frozen=False):
     """Operations, and bytes at the worst moment, of one forward and backward pass."""
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.flop_counter import FlopCounterMode
+
     encoder, tasks = hparams["encoder"].train(), hparams["tasks"]
     encoder.freeze(frozen)
     for p in torch.nn.ModuleList([encoder, *tasks.values()]).parameters():
         p.grad = torch.empty_like(p) if p.requires_grad else None
     streams = hparams["train_streams"]
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    on_cuda, memory, outputs = AsOnCUDA(), Allocations(), []
+    on_cuda, memory, outputs = meters.AsOnCUDA(), meters.Allocations(), []
     on_cuda.low = low.get(hparams["precision"])
-    counts = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counts = {torch.ops.aten.convolution_backward: meters.convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=counts) as flops, memory:
         for stream in {id(stream): stream for stream in streams.values()}.values():
             fed = [tasks[name] for name in streams if streams[name] is stream]
@@ -157,67 +158,15 @@ def trace(hparams, frozen=False):
 
 def _batch(stream):
     """Waveforms [batch, samples] without values, and lengths, as a stream gives."""
-    if isinstance(stream, RandomCrops):
+    if isinstance(stream, streams.RandomCrops):
         count, samples = stream.batch_size, stream.crop
     else:
         samples = round(UTTERANCE_SECONDS * SAMPLE_RATE)
         count = max(stream.max_batch_samples // samples, 1)
     lengths = torch.full((count,), samples)
-    if not isinstance(stream, RandomCrops):
+    if not isinstance(stream, streams.RandomCrops):
         lengths[-1] -= samples // 50  # Padded batches take another way.
     return torch.empty(count, samples, device="meta"), lengths
-
-
-class AsOnCUDA(TorchFunctionMode):
-    """Lets the meta device take CUDA's kernels, and its autocast to ``low``."""
-
-    low = None
-    lowered = {functional.linear, functional.conv1d}
-    raised = {functional.layer_norm, functional.group_norm}
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-        if function is functional.dropout and kwargs["training"] and kwargs["p"] > 0:
-            return torch.native_dropout(args[0], kwargs["p"], True)[0]
-        if self.low is not None and function in self.lowered | self.raised:
-            dtype = self.low if function in self.lowered else torch.float32
-            args, kwargs = tree_map_only(
-                torch.Tensor, lambda tensor: tensor.to(dtype), (args, kwargs)
-            )
-        return function(*args, **kwargs)
-
-
-class Allocations(TorchDispatchMode):
-    """Counts the bytes alive of tensors made under it; ``peak`` is the most."""
-
-    live = peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        for storage in _storages((args, kwargs)):
-            storage.known = True  # It was there before.
-        made = function(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if not getattr(storage, "known", False):
-                storage.known = True
-                self._add(storage.nbytes())
-                weakref.finalize(storage, self._add, -storage.nbytes())
-        return made
-
-    def _add(self, size):
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def _storages(tree):
-    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    return [tensor.untyped_storage() for tensor in tensors if tensor.is_meta]
-
-
-def _convolution_backward(gradient, inputs, weight, *args, **_):
-    """Operations of a convolution's gradients, by shapes; torch forgets the groups."""
-    return 2 * gradient.numel() * weight[1:].numel() * sum(args[-1][:2])
 
 
 if __name__ == "__main__":

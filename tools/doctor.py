@@ -24,16 +24,17 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+INSTALL = "pip install -c constraints.txt -e ."
+
 try:
     import numpy as np
     import soundfile
-    import torch
     from packaging.requirements import Requirement
     from packaging.version import Version
 
     from lobes.audio import encode_audio, import_pyav
     from lobes.errors import UserError, user_errors_exit
-    from lobes.labels import Categories
+    from lobes.lazy import lazy
     from lobes.official import TRIALS, Count, official_count
     from lobes.opening import check_leaks, open_sets
     from lobes.preparation import children, worker_count
@@ -41,9 +42,10 @@ try:
     from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
-    raise SystemExit(
-        f"FAIL  packages      {error}; pip install -c constraints.txt -e ."
-    ) from error
+    raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
+
+labels = lazy("lobes.labels")
+torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
 DISTRIBUTION = "speech-speaker-mtl"
@@ -85,6 +87,10 @@ def main(argv=None):
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.yaml is None:
         raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
     statuses = []
     for finding in findings(options.yaml, overrides):
         print(finding, flush=True)
@@ -144,12 +150,11 @@ def packages():
             # Of an extra: where it matters it has a line of its own.
             continue
         found = version(one.name)
-        where = "pip install -c constraints.txt -e ."
         if found is None:
-            yield Finding("FAIL", one.name, "not installed", where)
+            yield Finding("FAIL", one.name, "not installed", INSTALL)
         elif not one.specifier.contains(found, prereleases=True):
             yield Finding(
-                "FAIL", one.name, f"{found}, but {one.specifier} is needed", where
+                "FAIL", one.name, f"{found}, but {one.specifier} is needed", INSTALL
             )
         elif one.name == "torch":
             yield torch_and_torchaudio(tested)
@@ -359,7 +364,7 @@ def corpora(hparams):
         yield from voxceleb(voices)
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
-        if isinstance(label, Categories) and "n_speakers" in hparams:
+        if isinstance(label, labels.Categories) and "n_speakers" in hparams:
             yield from classes(label.csvs, hparams["n_speakers"])
 
 
@@ -385,11 +390,13 @@ def voxceleb(settings):
     save_folder = Path(settings["save_folder"])
     two, one = settings["data_folder"], settings["test_folder"]
     train, valid, test = (save_folder / f"{n}.csv" for n in ("train", "valid", "test"))
-    official = official_count("VoxCeleb2/dev")
+    # Then the training speakers are VoxCeleb1's, which are counted below.
+    same = settings.get("without_test_speakers")
+    official = official_count("VoxCeleb1/dev" if same else "VoxCeleb2/dev")
     if train.is_file():
         csvs = [path for path in (train, valid) if path.is_file()]
-        yield prepared("VoxCeleb2", csvs, official)
-    elif two is not None:
+        yield prepared("VoxCeleb1's dev" if same else "VoxCeleb2", csvs, official)
+    elif two is not None and not same:
         yield listed("VoxCeleb2", settings, two, "voxceleb2_folder", [_ROOTS], official)
     if test.is_file():
         # As many as the lists name, of which no number is published.

@@ -12,18 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from transformers import (
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    Wav2Vec2Processor,
-)
-
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.evaluation import load_checkpoint, load_run
 from lobes.files import write_atomically
+from lobes.lazy import lazy
+
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 
 @user_errors_exit
@@ -84,19 +80,19 @@ def with_speech_head(hparams, out):
     config.vocab_size = len(symbols)
     config.pad_token_id = speech.vocabulary.blank_index
     with torch.device("meta"):
-        model = Wav2Vec2ForCTC(config)
+        model = transformers.Wav2Vec2ForCTC(config)
     model.wav2vec2 = encoder.model
     model.lm_head = speech.linear
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     write_atomically(out / "vocab.json", json.dumps(vocabulary) + "\n")
-    Wav2Vec2Processor(
+    transformers.Wav2Vec2Processor(
         # As wav2vec2's own: models with group norm were trained without a mask.
-        Wav2Vec2FeatureExtractor(
+        transformers.Wav2Vec2FeatureExtractor(
             sampling_rate=SAMPLE_RATE,
             return_attention_mask=config.feat_extract_norm == "layer",
         ),
-        Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
+        transformers.Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
     ).save_pretrained(out)
     return model
 

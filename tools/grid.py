@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -21,7 +22,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -30,9 +30,12 @@ from rich.text import Text
 from lobes import ledger
 from lobes.errors import UserError, user_errors_exit
 from lobes.grids import MANY, Job, latest, members, read_grid, same_but
+from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
 from tools import cost
+
+torch = lazy("torch")
 
 #: Seconds between two looks at the running trainings.
 INTERVAL = 0.5
@@ -316,7 +319,7 @@ def _list(found, known, tflops, at_a_time):
     for row in known.values():
         if row["state"] == "finished":
             seconds[same_but(row, {"lr"})].append(row["total_seconds"])
-    rate = tflops or cost.MACHINES["RTX 3090"]
+    rate, machine = tflops, f"on a GPU of {tflops or 0:g} TFLOP/s"
     costs, total = {}, 0.0
     table = Table(box=None)
     for heading in ("", "run", "state", "estimate", "from"):
@@ -330,13 +333,15 @@ def _list(found, known, tflops, at_a_time):
                 estimate = sum(seconds[same]) / len(seconds[same])
                 source = "runs like it"
             else:
+                if rate is None:
+                    rate, machine = _rate(known)
                 if same not in costs:
                     costs[same] = cost.estimate(
                         member.arguments[0],
                         [w for w in member.arguments[1:] if "=" in w],
                     )["run_flops"]
                 estimate = costs[same] / (rate * 1e12)
-                source = f"{rate:g} TFLOP/s"
+                source = f"{rate:.3g} TFLOP/s"
             # It goes on where it was interrupted.
             estimate *= max(0.0, 1 - (row.get("steps") or 0) / member.steps)
         total += estimate
@@ -352,17 +357,44 @@ def _list(found, known, tflops, at_a_time):
             if at_a_time > 1
             else ""
         )
-        + (
-            f"; where no run is like it: training alone, on a GPU of {rate:g} TFLOP/s"
-            + ("" if tflops else " (RTX 3090)")
-            if costs
-            else ""
-        )
+        + (f"; where no run is like it: training alone, {machine}" if costs else "")
     )
+
+
+def _rate(known):
+    """TFLOP/s to reckon with, and what they are, as words.
+
+    What this machine did in the newest training of the ledger whose YAML is still
+    there; without any, the paper's GPU.
+    """
+    gpu = torch.cuda.is_available()
+    here = ledger.device_name(torch.device("cuda" if gpu else "cpu"))
+    rows = sorted(known.values(), key=lambda row: row.get("time", ""), reverse=True)
+    for row in rows:
+        # Of a combination the ledger has the names, not the files.
+        if (row["state"], row.get("device")) != ("finished", here) or (
+            "base" in row["changes"]
+        ):
+            continue
+        recipe = ROOT / "recipes" / str(row["recipe"])
+        path = recipe / "hparams" / f"{row['variant']}.yaml"
+        words = [f"--{key}={json.dumps(v)}" for key, v in row["changes"].items()]
+        if path.is_file() and row["total_seconds"] > 0:
+            with contextlib.suppress(UserError):
+                flops = cost.estimate(path, words)["run_flops"]
+                rate = flops / row["total_seconds"] / 1e12
+                return rate, f"at the {rate:.3g} TFLOP/s of {row['variant']!r} here"
+    rate = cost.MACHINES["RTX 3090"]
+    words = f"on a GPU of {rate:g} TFLOP/s (RTX 3090)"
+    if not gpu:
+        words += "; this machine has none and takes far longer: give its --tflops"
+    return rate, words
 
 
 def _duration(seconds):
     """Time in the unit that suits it."""
+    if 0 < seconds < 1:
+        return "less than a second"
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

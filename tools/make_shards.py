@@ -28,10 +28,9 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas
 
 from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.errors import UserError, user_errors_exit
@@ -48,6 +47,9 @@ from lobes.preparation import (
 )
 from lobes.tables import read_header, read_table
 
+if TYPE_CHECKING:
+    import pandas
+
 # Raised when the content of the output files changes for the same input.
 _FORMAT = 1
 
@@ -60,7 +62,7 @@ class Shard(NamedTuple):
 
     path: Path
     csv: str
-    rows: pandas.DataFrame
+    rows: "pandas.DataFrame"
     names: list
     sizes: list
     to: str | None

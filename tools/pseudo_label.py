@@ -17,16 +17,17 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-import torch
-import transformers
-from torch.utils.data import DataLoader
-
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
+from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
-from lobes.streams import Utterances
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
+
+data = lazy("torch.utils.data")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 # Seconds between two flushes to the disk: what a power failure may cost.
 _SYNC_INTERVAL = 30
@@ -79,15 +80,20 @@ def main(argv=None):
         print(output.summary())
 
 
-class Waveforms(Utterances):
+class Waveforms:
     """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
 
     def __init__(self, csvs):
-        super().__init__(csvs, labels={})
+        self._utterances = streams.Utterances(csvs, labels={})
+        self.ids, self.lengths = self._utterances.ids, self._utterances.lengths
+
+    def __len__(self):
+        return len(self._utterances)
 
     def __getitem__(self, rows):
+        read = self._utterances._read
         try:
-            return [self._read(row, 0, self.lengths[row]) for row in rows]
+            return [read(row, 0, self.lengths[row]) for row in rows]
         except UserError as error:
             # Raised in a worker, it would reach the user as a page of traceback.
             return error
@@ -293,7 +299,7 @@ def _transcribe(utterances, recogniser, output, options):
     # A batch that was written in part is done again as a whole: among the same
     # neighbours, rounding is the same.
     plan = [rows for rows in plan if any(ids[row] not in output.done for row in rows)]
-    loader = DataLoader(
+    loader = data.DataLoader(
         utterances,
         sampler=plan,
         batch_size=None,

@@ -18,18 +18,21 @@ import re
 import sys
 from pathlib import Path
 
-import pandas
 import ruamel.yaml
-from torch import nn
 
-from lobes import ledger, plots
+from lobes import ledger
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
+from lobes.lazy import lazy
 from lobes.progress import ProgressLog
 from lobes.recipe import NOT_IN_NAME, ROOT
 from lobes.significance import compare_eer, compare_wer
 from tools import cost
+
+nn = lazy("torch.nn")
+pandas = lazy("pandas")
+plots = lazy("lobes.plots")
 
 PAPER = ROOT / "docs" / "paper"
 

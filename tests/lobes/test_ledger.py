@@ -9,6 +9,7 @@ import os
 import pandas
 import pytest
 import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes import brain, evaluation, ledger, locks
 from lobes.errors import DivergedError, UserError
@@ -43,6 +44,7 @@ def hparams(tmp_path):
         "seed": 1,
         "lr": 0.1,
         "steps": 100,
+        "checkpointer": Checkpointer(tmp_path / "save"),
         "train_streams": {},
         "valid_sets": {},
         "test_sets": {},
@@ -186,7 +188,7 @@ def test_what_diverges_before_its_test_has_its_last_validation(hparams):
 
 
 def test_what_cannot_be_noted_hides_no_error(hparams, tmp_path, caplog):
-    (tmp_path / "progress.jsonl").write_text('{"stage": "valid"}\n')
+    (tmp_path / "hyperparams.yaml").write_text("[")
     with pytest.raises(ValueError, match="the run's own"):
         with ledger.entry(hparams, OPTIONS):
             raise ValueError("the run's own")

@@ -851,7 +851,7 @@ def test_every_yaml_stands_as_one_document():
 
 
 def test_start_experiment_writes_what_an_evaluation_needs(mtl, monkeypatch):
-    monkeypatch.setattr(recipe, "setup_logging", lambda *a, **k: None)
+    monkeypatch.setattr("speechbrain.utils.logger.setup_logging", lambda *a, **k: None)
     start_experiment(*mtl)
     output = Path(mtl[0]["output_folder"])
     assert (output / "hyperparams.yaml").read_text(encoding="utf-8") == mtl[2]
@@ -903,7 +903,7 @@ def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, caps
 
 
 def test_start_experiment_needs_no_git(mtl, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipe, "setup_logging", lambda *a, **k: None)
+    monkeypatch.setattr("speechbrain.utils.logger.setup_logging", lambda *a, **k: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     start_experiment(*mtl)
     env = Path(mtl[0]["output_folder"]) / "env.log"

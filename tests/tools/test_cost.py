@@ -171,7 +171,7 @@ def test_operations_and_memory_are_those_of_a_real_pass():
 
     aten = torch.ops.aten
     counts = {  # What torch does not count on CPU, or not right.
-        aten.convolution_backward: cost._convolution_backward,
+        aten.convolution_backward: cost.meters.convolution_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: (
             lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
         ),
@@ -197,7 +197,7 @@ def test_operations_and_memory_are_those_of_a_real_pass():
 def test_bytes_are_counted_from_the_first_to_the_last_use():
     weight = torch.empty(1000, 1000, device="meta")
     batch = torch.empty(500, 1000, device="meta")
-    with cost.Allocations() as memory:
+    with cost.meters.Allocations() as memory:
         output = batch @ weight.t()  # 2 MB; what it comes from was there before
         output = output.relu()  # 2 MB more, until the first ones go
         assert (memory.live, memory.peak) == (2_000_000, 4_000_000)

@@ -7,12 +7,7 @@ Every step takes a LibriSpeech and a VoxCeleb batch. Paper: "Multi-task learning
 of speech and speaker recognition" (Vaessen and van Leeuwen).
 """
 
-from speechbrain.utils.distributed import run_on_main
-
-from lobes import ledger
-from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
-from lobes.evaluation import evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
@@ -22,6 +17,13 @@ from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
 def main(argv=None):
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv)
+    # These take seconds: a wrong option is told before.
+    from speechbrain.utils.distributed import run_on_main
+
+    from lobes import ledger
+    from lobes.brain import SpeechSpeakerBrain
+    from lobes.evaluation import conclude, evaluate
+
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:
         # LibriSpeech may take hours: what VoxCeleb lacks must not show up after them.
@@ -33,6 +35,7 @@ def main(argv=None):
         brain.open_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":

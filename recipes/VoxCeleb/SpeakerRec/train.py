@@ -5,12 +5,7 @@
 The single-task baseline of the multi-task recipe, with the same Brain.
 """
 
-from speechbrain.utils.distributed import run_on_main
-
-from lobes import ledger
-from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
-from lobes.evaluation import evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -19,6 +14,13 @@ from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 def main(argv=None):
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv)
+    # These take seconds: a wrong option is told before.
+    from speechbrain.utils.distributed import run_on_main
+
+    from lobes import ledger
+    from lobes.brain import SpeechSpeakerBrain
+    from lobes.evaluation import conclude, evaluate
+
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:
         run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
@@ -27,6 +29,7 @@ def main(argv=None):
         brain.open_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":
