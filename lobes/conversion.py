@@ -289,8 +289,8 @@ def _convert_file(source, target, to, delete):
                 f"nothing was deleted: delete one of them"
             )
     else:
-        _check_not_another(source, target)
         samples = read_audio(source)
+        _check_not_another(source, target)
         if not len(samples):
             raise UserError(f"{source}: it has no samples; leave it out")
         limited = np.clip(samples, -1, _LARGEST)

@@ -244,7 +244,8 @@ def test_names_of_any_kind_are_converted_or_listed(tmp_path):
     (tmp_path / "in" / names[0]).rename(tmp_path / "in" / "bad\udcfe.wav")
     counts = convert(tmp_path / "in", tmp_path / "out", "flac", num_workers=1)
     assert (counts["converted"], counts["failed"]) == (3, 1)
-    assert r"bad\xfe.wav,its path is not UTF-8" in (tmp_path / "out" / FAILED).read_text()
+    failed = (tmp_path / "out" / FAILED).read_text()
+    assert r"bad\xfe.wav,its path is not UTF-8" in failed
 
 
 def test_the_corpus_itself_may_be_the_output(corpus, tmp_path, monkeypatch):
