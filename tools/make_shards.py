@@ -122,13 +122,17 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
     that another program wrote, and a full disk.
     """
     began = time.monotonic()
-    out = writable_folder(out, "OUT")
+    worker_count(num_workers)
+    out = Path(os.path.abspath(out))
     names = [Path(path).stem for path in csvs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two CSVs are called {name}.csv; give each an OUT")
+    sources = [Source(path, out) for path in csvs]
+    for source in sources:
+        _check_outside(out, source)
+    out = writable_folder(out, "OUT")
     with one_writer(out / ".make_shards.lock"):
-        sources = [Source(path, out) for path in csvs]
         shards = _plan(sources, out, shard_size, to)
         written = []
         if not all(_is_complete(source, out) for source in sources):
@@ -145,6 +149,16 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
         "bytes": sum(written),
         "seconds": time.monotonic() - began,
     }
+
+
+def _check_outside(out, source):
+    """Refuse to put shards among the files that a CSV lists."""
+    folders = set(map(os.path.dirname, source.table["wav"]))
+    if folders & {str(out), os.path.realpath(out)}:
+        raise UserError(
+            f"OUT: {out} is a folder of audio that {source.path} lists; choose another "
+            f"one"
+        )
 
 
 def _plan(sources, out, shard_size, to):
@@ -418,8 +432,11 @@ def main(argv=None):
         help="processes (default: all cores)",
     )
     options = parser.parse_args(argv)
-    if not options.shard_size >= 1:
-        raise UserError("--shard_size is less than a byte; name a size like 1e9")
+    if not 1 <= options.shard_size < 1e18:
+        raise UserError(
+            f"--shard_size={options.shard_size}: it is a number of bytes from 1; name "
+            f"a size like 1e9"
+        )
     options.shard_size = int(options.shard_size)
     try:
         counts = make_shards(**vars(options))

@@ -675,7 +675,8 @@ def _check_splits(tr_splits, other_splits, merge_name):
             "te_splits (--train, --dev, --test)"
         )
     for split in (*tr_splits, *other_splits):
-        if not split.strip() or Path(split).name != split or "\\" in split:
+        plain = split.strip() and Path(split).name == split and "\\" not in split
+        if not plain or split in (".", ".."):
             home, name = os.path.split(split.rstrip("/"))
             raise UserError(
                 f"{split!r} is no name of a split: name the split, not its path"
@@ -758,7 +759,12 @@ def main(arguments=None):
         ("test", "evaluation"),
     ):
         parser.add_argument(
-            f"--{flag}", nargs="+", default=[], metavar="SPLIT", help=f"for {use}"
+            f"--{flag}",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="SPLIT",
+            help=f"for {use}",
         )
     parser.add_argument(
         "--merge_name", default="train.csv", help="the merged CSV (%(default)s)"
@@ -772,6 +778,7 @@ def main(arguments=None):
     parser.add_argument(
         "--trials",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SPLIT",
         help="dev and test splits that get a trial list (default: none)",
