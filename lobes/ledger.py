@@ -281,7 +281,7 @@ def _outcome(hparams, results, error, training):
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams["selection"]
+        weights = hparams.get("rate_selection") or hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)
