@@ -31,6 +31,7 @@ from lobes.distributed import (
 from lobes.errors import DivergedError, UserError
 from lobes.opening import check_leaks, open_sets
 from lobes.plots import plot_curves
+from lobes.prepared import record_test_sets
 from lobes.progress import ProgressLog, StepAverages
 from lobes.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.streams import EvaluationStream, TrainStream, end_loading
@@ -260,6 +261,7 @@ class SpeechSpeakerBrain(sb.Brain):
         """One optimizer over everything that ever trains (the CNN never does)."""
         frozen = set(self.hparams.encoder.never_trained())
         self.parameters = [p for p in self.modules.parameters() if p not in frozen]
+        self._buffers = list(self.modules.buffers())
         self.optimizer = self.opt_class(self.parameters)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
@@ -322,6 +324,9 @@ class SpeechSpeakerBrain(sb.Brain):
         """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batches, should_step)
+        if not self._step_means:
+            # A forward pass changes them; a skipped step must not.
+            self._buffers_before = [buffer.clone() for buffer in self._buffers]
         with self._enough_memory(batches):
             with self.training_ctx:
                 outputs = self.compute_forward(batches, sb.Stage.TRAIN)
@@ -389,8 +394,8 @@ class SpeechSpeakerBrain(sb.Brain):
     def optimizers_step(self):
         """Update the weights, unless a gradient is not finite.
 
-        A step with a non-finite loss or gradient leaves weights and Adam's state
-        as they were; it is counted, and its utterances are logged. The run ends
+        A step with a non-finite loss or gradient leaves weights, buffers and Adam's
+        state as they were; it is counted, and its utterances are logged. The run ends
         with a ``UserError`` when more than ``nonfinite_patience`` were skipped.
         """
         rate = self.hparams.schedule(self.optimizer_step)
@@ -405,6 +410,8 @@ class SpeechSpeakerBrain(sb.Brain):
                 self.parameters, self.max_grad_norm, norm
             )
         skipped = ~torch.isfinite(norm)
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
         means = self._step_means.items()
         losses = {name: value for name, value in means if name.endswith("_loss")}
         if self.optimizer.param_groups[0].get("fused") and not self.scaler.is_enabled():
@@ -596,6 +603,7 @@ class SpeechSpeakerBrain(sb.Brain):
     def open_sets(self):
         """Open the sets of training, validation and test before the training.
 
+        What the test sets hold is noted, for later evaluations (``lobes.prepared``).
         A fault in the last of them must not show after days. Raises ``UserError`` for
         all that is wrong with any of them, and for leaks between them.
         """
@@ -606,6 +614,8 @@ class SpeechSpeakerBrain(sb.Brain):
         )
         open_sets(*sets, self.rank, self.world_size)
         check_leaks(*sets, allowed=self.hparams.allow_leaks)
+        if if_main_process():
+            record_test_sets(self.hparams.output_folder, self.hparams.test_sets)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

@@ -13,6 +13,7 @@ from pathlib import Path
 from lobes.errors import DivergedError, UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.lazy import lazy
+from lobes.prepared import check_test_sets
 from lobes.recipe import parse_arguments, shell_command
 
 assessment = lazy("lobes.assessment")
@@ -288,19 +289,25 @@ def main(argv=None):
     options, rest = parser.parse_known_args(argv)
     if bool(options.speaker_csv) != bool(options.trials):
         raise UserError("--speaker_csv and --trials go together; give both or neither")
+    _look_at_own_sets(options)
     brain, hparams = load_run(options.what, rest)
     own = _own_files(options)
     folder = Path(options.to or hparams["output_folder"])
     if own and not options.to:
         # The run's own results stay what they are.
         folder = own_folder(folder, own)
+    sets = _own_sets(options, hparams)
+    if sets is None and not brain.allow_changes:
+        check_test_sets(
+            hparams["output_folder"], hparams["test_sets"], brain.rank, brain.world_size
+        )
     with ledger.entry(hparams) as results:
         results.update(
             evaluate(
                 brain,
                 hparams,
                 options.checkpoint,
-                _own_sets(options, hparams),
+                sets,
                 folder,
                 shell_command(sys.argv[0], sys.argv[1:]) if argv is None else None,
                 own,
@@ -347,6 +354,19 @@ def _own_files(options):
         if value
     }
     return full or None
+
+
+def _look_at_own_sets(options):
+    """Find what is wrong with the files of the user's own before a model is loaded."""
+    sets = {"speech": {}, "speaker": {}}
+    if options.speech_csv:
+        sets["speech"]["own"] = streams.EvaluationSet(options.speech_csv)
+    if options.speaker_csv:
+        trials = options.trials
+        sets["speaker"]["own"] = streams.EvaluationSet(
+            options.speaker_csv, trial_paths=trials
+        )
+    opening.open_sets({}, {}, sets)
 
 
 def _own_sets(options, hparams):

@@ -119,7 +119,7 @@ class Journal:
         """All whole and undamaged records."""
         try:
             records = np.fromfile(self.path, _RECORD)
-        except FileNotFoundError:
+        except OSError:
             return np.zeros(0, _RECORD)
         return records[records["check"] == _check(records)]
 

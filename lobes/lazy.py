@@ -16,6 +16,10 @@ class _Lazy(types.ModuleType):
     def __getattr__(self, name):
         return getattr(importlib.import_module(self.__name__), name)
 
+    @property
+    def __dict__(self):
+        return vars(importlib.import_module(self.__name__))
+
     def __setattr__(self, name, value):
         setattr(importlib.import_module(self.__name__), name, value)
 

@@ -23,7 +23,7 @@ import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from lobes.errors import DivergedError, UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, usable_rows, write_atomically
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
@@ -167,30 +167,7 @@ def read(path=DEFAULT, report=True):
     Lines that are damaged are skipped; they are named in the log and counted, unless
     ``report`` is False because they were before.
     """
-    path, rows, damaged = Path(path), [], 0
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name another ledger") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            problem = None
-        except ValueError:
-            problem = "no JSON, perhaps of a process that was killed"
-        else:
-            problem = _problem(row)
-        if problem is None:
-            rows.append(row)
-            continue
-        damaged += 1
-        if report:
-            logger.warning("%s, line %d: %s; skipped", path, number, problem)
-    if damaged and report:
-        logger.warning("%s: %d of its lines skipped", path, damaged)
-    return rows
+    return usable_rows(path, "name another ledger", _problem, report)
 
 
 def _problem(row):
@@ -360,9 +337,9 @@ def _ended(end, rows):
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    try:
-        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except OSError:
+    if (folder / IDENTITY).exists():
+        identity = read_json(folder / IDENTITY, "restore it, or move it away")
+    else:
         # Of a run of before there was a ledger its folder's name tells most.
         names = folder.resolve().parts[-2:]
         identity = {"recipe": None, "variant": "/".join(names), "changes": {}}

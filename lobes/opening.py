@@ -4,6 +4,7 @@ A fault that shows when an utterance is drawn costs the days before it. Everythi
 acts when a set is opened, before the first step and before a model is loaded.
 """
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -30,6 +31,7 @@ from lobes.preparation import (
     vouched_since,
     worker_count,
 )
+from lobes.scoring import check_trials
 from lobes.tables import read_header
 
 logger = logging.getLogger(__name__)
@@ -151,16 +153,20 @@ def true_stops(csv, table, lines):
         problems.append((known & (fits > ROUNDING), contradiction))
     problems += _statistics_problems(table, frames)
     _refuse(csv, lines, problems)
-    if rounded.any() and if_main_process():
-        logger.warning(
-            "%s: %s of %s utterances end up to %.1f ms behind the end of their file, "
-            "as rounded durations do; they are read to its end",
-            csv,
-            f"{int(rounded.sum()):,}",
-            f"{len(table):,}",
-            1000 * (stops - ends).max() / SAMPLE_RATE,
+    if rounded.any():
+        _warn(
+            f"{csv}: {int(rounded.sum()):,} of {len(table):,} utterances end up to "
+            f"{1000 * (stops - ends).max() / SAMPLE_RATE:.1f} ms behind the end of "
+            "their file, as rounded durations do; they are read to its end"
         )
     return ends
+
+
+@functools.cache
+def _warn(text):
+    """Log a warning, also where several processes or sets would say it, once."""
+    if if_main_process():
+        logger.warning("%s", text)
 
 
 def _refuse(csv, lines, problems):
@@ -297,7 +303,62 @@ def _header(path, window):
         return str(error)
 
 
-# Means and standard deviations ---------------------------------------------------
+# Trials -------------------------------------------------------------------------
+
+
+def look_at_trials(trials, csv, table):
+    """The trials by ID, if they can be scored on the utterances of a table.
+
+    Arguments
+    ---------
+    trials : lobes.scoring.Trials
+        By ID, or by the ends of their files' paths.
+    csv : str or Path
+        Where the table was read.
+    table : pandas.DataFrame
+        All rows of ``lobes.tables.read_table``.
+
+    Counted in a warning are trials of two utterances that are the same audio, whose
+    score is always the highest, and labels that contradict the column ``spk_id``.
+    Raises ``UserError`` as ``lobes.scoring.check_trials`` does, and where all
+    same-speaker trials are of the same audio.
+    """
+    trials = check_trials(trials, table["ID"], csv, table["wav"])
+    rows = pandas.Index(table["ID"])
+    enrol, test = rows.get_indexer(trials.enrol), rows.get_indexer(trials.test)
+    same = enrol == test
+    columns = [c for c in ("wav", "start", "stop", "offset") if c in table]
+    equal = [table[c].to_numpy()[enrol] == table[c].to_numpy()[test] for c in columns]
+    same |= np.logical_and.reduce(equal)
+    if same[trials.labels].all():
+        raise UserError(
+            f"{trials.path}: each of its {int(trials.labels.sum()):,} same-speaker "
+            "trials is of an utterance and itself, which no system can fail; take two "
+            "utterances of a speaker"
+        )
+    if same.any():
+        _warn(
+            f"{trials.path}: {_counted(same)} are of an utterance and itself, which no "
+            "system can fail"
+        )
+    if "spk_id" in table:
+        speakers = pandas.factorize(table["spk_id"])[0]
+        odd = (speakers[enrol] == speakers[test]) != trials.labels
+        if odd.any():
+            _warn(
+                f"{trials.path}: the labels of {_counted(odd)} contradict the column "
+                f"spk_id of {csv}"
+            )
+    return trials
+
+
+def _counted(marked):
+    """How many trials are marked, and the lines of the first."""
+    lines = [str(row + 1) for row in np.flatnonzero(marked)]
+    return f"{len(lines):,} of {len(marked):,} trials (line {', '.join(lines[:_TOLD])})"
+
+
+# Means and standard deviations --------------------------------------------------
 
 
 def _statistics_problems(table, frames):
@@ -348,7 +409,7 @@ def _measure(row, frames):
     return samples.mean(dtype=np.float64), samples.std(dtype=np.float64)
 
 
-# Leaks ----------------------------------------------------------------------------
+# Leaks --------------------------------------------------------------------------
 
 
 def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
@@ -384,8 +445,8 @@ def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
             f"{'; '.join(errors)}; take them out of one of the two, or add "
             "--allow_leaks=True if this is what you want to measure"
         )
-    for text in [*errors, *warnings] if if_main_process() else ():
-        logger.warning("%s", text)
+    for text in [*errors, *warnings]:
+        _warn(text)
 
 
 def _distinct(pairs):
@@ -425,8 +486,7 @@ def _shared(pieces, owner, one, same_task, how):
     ours, theirs = common[["row_x", "row_y"]].iloc[0]
     return [
         f"{one.csv}: {len(common):,} of {len(others):,} utterances are {how}, too: "
-        f"line {one.utterances.lines[theirs]} ({one.utterances.ids[theirs]}) is line "
-        f"{owner.utterances.lines[ours]} of {owner.utterances.source(ours)}"
+        f"{one.utterances.place(theirs)} is {owner.utterances.place(ours)}"
     ]
 
 

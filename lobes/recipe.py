@@ -29,6 +29,7 @@ from lobes.files import write_atomically
 from lobes.lazy import lazy, module_alone
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
+from lobes.prepared import name_csv_folders
 
 # Imported with what is light alone: a wrong option is told at once.
 RunOptions = module_alone("speechbrain.utils.run_opts").RunOptions
@@ -110,7 +111,8 @@ def parse_arguments(argv=None, changes=None):
     hparams : dict
         The loaded YAML. ``output_folder`` is computed when it is null:
         ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
-        likewise (``results/prepared``).
+        likewise (``results/prepared``), and so are the folders of the CSVs
+        (``lobes.prepared``).
     run_opts : ExperimentOptions
     settings : str
         The merged YAML, which stock ``load_hyperpyyaml`` loads.
@@ -212,6 +214,7 @@ def resolve(argv, changes=None, load=None):
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
+    name_csv_folders(tree)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,

@@ -35,9 +35,9 @@ from tqdm import tqdm
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.changes import differences, record_changes
 from lobes.errors import UserError
-from lobes.opening import true_stops
+from lobes.opening import look_at_trials, true_stops
 from lobes.preemption import protect_worker
-from lobes.scoring import check_trials, read_trials
+from lobes.scoring import read_trials
 from lobes.tables import as_paths, concatenate, read_table
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,13 @@ class Utterances(torch.utils.data.Dataset):
         self._ends = np.cumsum([len(table) for table in tables])
         #: Of each row, in the CSV that it stands in.
         self.lines = np.concatenate([table.index for table in tables])
-        self.table = table = concatenate(self.csvs, tables)
+        self._hold(concatenate(self.csvs, tables))
+        # The row that each loading process reads now, and -1: it reads none.
+        self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def _hold(self, table):
+        """Take the columns that are used for every batch."""
+        self.table = table
         self.ids = table["ID"].to_numpy(dtype=object)
         self.paths = table["wav"].to_numpy(dtype=object)
         self.starts = table["start"].to_numpy()
@@ -140,8 +146,12 @@ class Utterances(torch.utils.data.Dataset):
         self.windows = None
         if "offset" in table and "size" in table:
             self.windows = table[["offset", "size"]].to_numpy()
-        # The row that each loading process reads now, and -1: it reads none.
-        self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def keep(self, rows):
+        """Forget all rows but some (sorted, int array)."""
+        self._ends = np.searchsorted(rows, self._ends)
+        self.lines = self.lines[rows]
+        self._hold(self.table.iloc[rows])
 
     def look(self, rows=None):
         """Look at the files of some rows, or of all, before they are read.
@@ -181,6 +191,10 @@ class Utterances(torch.utils.data.Dataset):
     def source(self, row):
         """The CSV that a row stands in, for messages."""
         return self.csvs[int(np.searchsorted(self._ends, row, side="right"))]
+
+    def place(self, row):
+        """What messages call a row."""
+        return f"{self.ids[row]} ({self.source(row)}, line {self.lines[row]})"
 
     def __getitem__(self, item):
         position, requests = item
@@ -397,6 +411,8 @@ class LengthBuckets(TaskStream):
     length_jitter : float
         Relative disturbance of the lengths before sorting: 0 gives the least
         padding and the same neighbours in every pass.
+    max_utterance_seconds : float or None
+        Longer utterances are left out, and counted; None leaves out none.
     """
 
     first_position = (0, 0)
@@ -411,31 +427,39 @@ class LengthBuckets(TaskStream):
         num_workers=0,
         timeout=0,
         length_grid_seconds=0.0,
+        max_utterance_seconds=None,
     ):
         super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
         self.max_batch_samples = max_batch_samples
         self.length_jitter = length_jitter
+        self.max_utterance_seconds = max_utterance_seconds
 
     def plan(self):
         """Raise ``UserError`` when an utterance exceeds one process's budget.
 
         And when there are not enough utterances for all processes and parts.
         """
+        if self.max_utterance_seconds is not None:
+            self._leave_out()
         self.budget = self.max_batch_samples * self.parts
         budget = self.max_batch_samples // self.world_size
         self.padded = padded_to(self.utterances.lengths, self.grid)
-        longest = int(self.utterances.lengths.argmax())
-        samples, padded = self.utterances.lengths[longest], self.padded[longest]
-        if padded > budget:
+        over = int((self.padded > budget).sum())
+        if over:
+            longest = int(self.utterances.lengths.argmax())
+            samples, padded = self.utterances.lengths[longest], self.padded[longest]
             padding = remedy = ""
             if padded > samples:
-                padding = f", with its padding {padded}"
+                padding = f", with padding {padded}"
                 remedy = ", lower length_grid_seconds"
+            # A whole number of the grid's steps, cut to what can be typed.
+            fits = budget // self.grid * self.grid / SAMPLE_RATE
             raise UserError(
-                f"{self.utterances.source(longest)}: {self.utterances.ids[longest]} "
-                f"has {samples} samples{padding}, more than a batch may hold "
-                f"({budget}); raise max_batch_samples{remedy} or remove the "
-                "utterance"
+                f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
+                f"more samples than a batch may hold ({budget}); the longest, "
+                f"{self.utterances.place(longest)}, has {samples}{padding}; give "
+                f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
+                f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
             )
         if len(self.utterances) < self.parts * self.world_size:
             raise UserError(
@@ -443,6 +467,24 @@ class LengthBuckets(TaskStream):
                 f"{self.world_size} processes and {self.parts} batches per step; lower "
                 "--nproc_per_node or --grad_accumulation_factor"
             )
+
+    def _leave_out(self):
+        """Forget the utterances that are longer than ``max_utterance_seconds``."""
+        lengths = self.utterances.lengths
+        short = lengths <= self.max_utterance_seconds * SAMPLE_RATE
+        if short.all():
+            return
+        told = (
+            f"{self.csv}: {int((~short).sum()):,} of {len(lengths):,} utterances "
+            f"({lengths[~short].sum() / SAMPLE_RATE / 3600:.2f} of "
+            f"{lengths.sum() / SAMPLE_RATE / 3600:.2f} hours) are longer than "
+            f"max_utterance_seconds={self.max_utterance_seconds}"
+        )
+        if not short.any():
+            raise UserError(f"{told}; none is left: raise it")
+        if if_main_process():
+            logger.warning("%s and are left out", told)
+        self.utterances.keep(np.flatnonzero(short))
 
     def batches_of_pass(self, number):
         """Row indices of every batch of one pass, in order.
@@ -793,11 +835,10 @@ class EvaluationSet:
         self.utterances = Utterances(self.csv, self.labels)
         # Official lists repeat a few trials; they count as often as they stand.
         trials = {p.stem: read_trials(p, allow_repeats=True) for p in self.trial_paths}
-        known = set(self.utterances.ids)
         named = set()
-        for one in trials.values():
-            check_trials(one, known, self.csv)
-            named.update(one.enrol, one.test)
+        for name, one in trials.items():
+            trials[name] = look_at_trials(one, self.csv, self.utterances.table)
+            named.update(trials[name].utterances())
         ids = enumerate(self.utterances.ids)
         #: The utterances that are read, by their place in ``utterances``.
         self.rows = np.array([row for row, i in ids if not trials or i in named])

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pandas
 import soundfile
+import torch
 
 from lobes.brain import SpeechSpeakerBrain
 from lobes.recipe import ROOT, load_variant, parse_arguments, start_experiment
@@ -171,3 +172,10 @@ def parameters(system):
     """Copies of all parameters by name."""
     state = system.modules.state_dict()
     return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def flat(system):
+    """All weights but the keys' biases, whose gradient is rounding noise, as one."""
+    names = [n for n in sorted(parameters(system)) if not n.endswith("k_proj.bias")]
+    state = system.modules.state_dict()
+    return torch.cat([state[name].flatten().double() for name in names])

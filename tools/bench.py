@@ -527,7 +527,8 @@ def measure_evaluation(setup, options):
     for task, corpus in (("speech", "LibriSpeech"), ("speaker", "VoxCeleb")):
         source = Path(setup.folder, "prepared", corpus, "train.csv")
         lists[task] = source.with_name("evaluated.csv")
-        pandas.read_csv(source, dtype=str).head(count).to_csv(lists[task], index=False)
+        table = pandas.read_csv(source, dtype=str, keep_default_na=False)
+        table.head(count).to_csv(lists[task], index=False)
     brain = systems.Ours(setup)
     seconds = EVALUATION_SECONDS * setup.scale
     budgets = {"batched": round(seconds * SAMPLE_RATE), "single": None}
@@ -668,7 +669,7 @@ def measure_preparation(setup, options):
     if "preparation" not in options.only:
         return {"rows": rows, "growth": growth}
     source = folder / "prepared" / "LibriSpeech" / "train.csv"
-    table = pandas.read_csv(source, dtype=str)
+    table = pandas.read_csv(source, dtype=str, keep_default_na=False)
     labels = {"letters": systems.load(setup)[0]["letters"]}
     for count in SIZES[options.kind]["growth"]:
         repeated = table.iloc[np.arange(count) % len(table)].copy()

@@ -62,6 +62,9 @@ def main(argv=None):
         f"--voxceleb1_folder={corpus / 'VoxCeleb1'}",
         f"--output_folder={output}",
         f"--prepared_folder={prepared}",
+        # Where the baseline looks, and whoever reads the demo's folder.
+        f"--librispeech_csv_folder={prepared / 'LibriSpeech'}",
+        f"--voxceleb_csv_folder={prepared / 'VoxCeleb'}",
     ]
     _check(training, overrides)
     training += overrides

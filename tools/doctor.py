@@ -363,11 +363,13 @@ def voxceleb(settings):
     save_folder = Path(settings["save_folder"])
     two, one = settings["data_folder"], settings["test_folder"]
     train, valid, test = (save_folder / f"{n}.csv" for n in ("train", "valid", "test"))
-    official = official_count("VoxCeleb2/dev")
+    # Then the training speakers are VoxCeleb1's, which are counted below.
+    same = settings.get("without_test_speakers")
+    official = official_count("VoxCeleb1/dev" if same else "VoxCeleb2/dev")
     if train.is_file():
         csvs = [path for path in (train, valid) if path.is_file()]
-        yield prepared("VoxCeleb2", csvs, official)
-    elif two is not None:
+        yield prepared("VoxCeleb1's dev" if same else "VoxCeleb2", csvs, official)
+    elif two is not None and not same:
         yield listed("VoxCeleb2", settings, two, "voxceleb2_folder", [_ROOTS], official)
     if test.is_file():
         # As many as the lists name, of which no number is published.

@@ -202,6 +202,38 @@ def test_a_non_finite_loss_skips_the_whole_step(make, task, tmp_path):
     assert trained(system, weights)
 
 
+@pytest.mark.fault(
+    "A10",
+    "pool_attentive.yaml and dwa.yaml: one batch, or one gradient, that is not finite",
+    "the step is skipped with its buffers: running statistics and losses seen",
+)
+@pytest.mark.parametrize("variant", ["pool_attentive", "dwa"])
+@pytest.mark.parametrize("where", ["samples", "gradient"])
+def test_a_skipped_step_leaves_no_trace_in_the_buffers(make, variant, where):
+    system = make(yaml=tiny.MTL.with_name(f"{variant}.yaml"), freeze_steps=0)
+    batch = prepared(system)
+    step(system, batch)
+    buffers = dict(system.modules.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    assert len(before) >= 2
+    wavs = batch["speaker"].wavs
+    if where == "samples":
+        whole = wavs.clone()
+        wavs[0, 10] = math.nan
+    else:
+        hook = system.modules["speaker"].weight.register_hook(lambda g: g * math.inf)
+    step(system, batch)
+    assert system.skipped_steps == 1
+    assert all(torch.equal(buffers[name], before[name]) for name in before)
+    if where == "samples":
+        wavs.copy_(whole)
+    else:
+        hook.remove()
+    step(system, batch)
+    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+    assert all(torch.isfinite(buffer).all() for buffer in buffers.values())
+
+
 def test_clipping_is_off_by_default_and_covers_all_parameters(make):
     norms = {}
     for clip in (None, -1.0, 1e-4):
@@ -294,6 +326,86 @@ def test_accumulation_takes_the_same_number_of_optimizer_steps(make):
     assert [r["step"] for r in rows if r["stage"] == "train"] == [1, 2, 3, 4]
     stream = system.checkpointer.recoverables["train_stream"]
     assert stream.total_steps == 8
+
+
+STATIC = tiny.MTL.with_name("static_0.88_9s.yaml")
+
+
+@pytest.mark.fault(
+    "A5",
+    "a factor of 2 or 5 that does not divide the batch",
+    "the update and the logged losses of one batch",
+)
+@pytest.mark.parametrize("factor", [2, 5])
+def test_an_accumulated_step_is_that_of_one_batch(make, factor):
+    """Parts of different sizes: a mean of their means would be wrong."""
+    settings = {"yaml": STATIC, "freeze_steps": 1, "steps": 3, "valid_interval": 3}
+    budget = 250_000  # 12 utterances, 39 crops
+    whole = make("whole", max_batch_samples=budget, **settings)
+    expected = [r for r in tiny.fit(whole) if r["stage"] == "train"]
+    options = [f"--grad_accumulation_factor={factor}"]
+    parts = make(
+        "parts", options=options, max_batch_samples=budget // factor, **settings
+    )
+    sizes, fit_batch = [], parts.fit_batch
+
+    def record(batches):
+        sizes.append(len(batches["speaker"]))
+        return fit_batch(batches)
+
+    parts.fit_batch = record
+    found = [r for r in tiny.fit(parts) if r["stage"] == "train"]
+    assert len(sizes) == 3 * factor and len(set(sizes)) > 1
+    names = ("speech_loss", "speaker_loss", "speech_weight", "lr")
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+    ours, theirs = tiny.flat(parts), tiny.flat(whole)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.fault(
+    "A8",
+    "after 3 steps half of max_batch_samples, factor 2, --allow_changes",
+    "every update has both of its parts, and no part is left over",
+)
+def test_a_resumed_run_may_divide_its_steps(make):
+    settings = {"yaml": STATIC, "steps": 8, "valid_interval": 5}
+    whole = make("whole", **settings)
+    expected = [r for r in tiny.fit(whole) if r["stage"] == "train"]
+    options = ["--optimizer_step_limit=3", "--ckpt_interval_steps=1"]
+    # A limit ends in a validation, a signal between two of them.
+    first = make(options=options, **settings)
+    first._save_checkpoint = lambda metrics: None
+    tiny.fit(first)
+    assert [c.meta["step"] for c in first.checkpointer.list_checkpoints()] == [3]
+    options = ["--grad_accumulation_factor=2", "--allow_changes"]
+    second = make(options=options, max_batch_samples=32_000, **settings)
+    calls, fit_batch = [], second.fit_batch
+
+    def record(batches):
+        loss = fit_batch(batches)
+        calls.append((second.optimizer_step, batches["speech"].share))
+        return loss
+
+    second.fit_batch = record
+    found = [r for r in tiny.fit(second) if r["stage"] == "train"]
+    # The number of updates after each part, from the fourth on.
+    assert [c[0] for c in calls] == [3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
+    for (_, share), (_, other) in zip(calls[::2], calls[1::2], strict=True):
+        assert share + other == pytest.approx(1)
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("speech_loss", "speaker_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_checkpoints_by_steps_count_optimizer_steps(make):
+    options = ["--grad_accumulation_factor=2", "--ckpt_interval_steps=2"]
+    system = make(options=options, steps=6, valid_interval=6)
+    saved = []
+    system._save_intra_epoch_ckpt = lambda: saved.append(system.optimizer_step)
+    tiny.fit(system)
+    assert saved == [2, 4, 6]
 
 
 def test_a_shared_batch_is_encoded_once(make):

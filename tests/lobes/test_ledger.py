@@ -188,7 +188,7 @@ def test_what_diverges_before_its_test_has_its_last_validation(hparams):
 
 
 def test_what_cannot_be_noted_hides_no_error(hparams, tmp_path, caplog):
-    (tmp_path / "progress.jsonl").write_text('{"stage": "valid"}\n')
+    (tmp_path / "hyperparams.yaml").write_text("[")
     with pytest.raises(ValueError, match="the run's own"):
         with ledger.entry(hparams, OPTIONS):
             raise ValueError("the run's own")
