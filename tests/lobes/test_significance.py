@@ -62,9 +62,9 @@ def test_pairs_count(tmp_path):
 def scores(path, noise, seed=1, count=500):
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 2 == 0
-    names = [f"u{i}" for i in range(count)]
+    names, others = ([f"{side}{i}" for i in range(count)] for side in "uv")
     values = labels + noise * random.normal(size=count)
-    write_scores(path, Trials(labels, names, names[::-1], "list"), values)
+    write_scores(path, Trials(labels, names, others, "list"), values)
     return path, equal_error_rate(values, labels)[0]
 
 
@@ -74,7 +74,7 @@ def test_eer(tmp_path):
     second, other = scores(tmp_path / "b.txt", 0.4)
     found = compare_eer(first, second)
     assert found.difference == pytest.approx(other - one)
-    assert (found.over, found.count) == ("speakers", 250)
+    assert (found.over, found.count) == ("groups", 750)
     assert found.low < found.difference < found.high < 0 and found.p <= 0.01
     assert compare_eer(first, second) == found, "another seed each time"
     third, _ = scores(tmp_path / "c.txt", 1.0, seed=3)
