@@ -180,8 +180,18 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         An evaluation's files, with ``results.json``.
     examples : int
         Transcripts of each test set, from the worst to the best.
+
+    Where nothing can be printed, the log says so: the evaluation has succeeded.
     """
-    folder = Path(folder)
+    try:
+        _print_summary(Path(folder), examples)
+    # A terminal that is gone, or a full disk that takes the output.
+    except OSError as error:
+        logger.warning("The summary of %s could not be printed: %s", folder, error)
+
+
+def _print_summary(folder, examples):
+    """Print the summary on standard output as it is now."""
     results = read_json(folder / "results.json", "evaluate again")
     if sys.stdout.isatty():
         output = console()

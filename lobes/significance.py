@@ -45,9 +45,10 @@ MEANING = (
 class Interval:
     """The middle 95 % of the replicates, ``low`` to ``high``, in percent.
 
-    ``count`` units were drawn, which are ``over``: ``speakers``, or ``utterances``
-    where fewer than ``FEWEST`` speakers are known. The interval then holds for these
-    speakers only.
+    ``count`` units were drawn, which are ``over``: ``speakers``; ``groups`` of the
+    utterances that same-speaker trials link, where not all speakers are known; or
+    ``utterances`` where there are fewer than ``FEWEST`` of these. The interval then
+    holds for these speakers only.
     """
 
     low: float
@@ -252,6 +253,8 @@ def _trial_units(trials, speakers):
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
         _, parts = csgraph.connected_components(links, directed=False)
         speakers = dict(zip(names, map(str, parts), strict=True))
+        units, over = _units(names, speakers)
+        return units[sides], over.replace("speakers", "groups")
     units, over = _units(names, speakers)
     return units[sides], over
 

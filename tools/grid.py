@@ -33,7 +33,7 @@ from lobes.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
-from lobes.settings import COUNT, PATH, POSITIVE, SEED
+from lobes.settings import COUNT, PATH, POSITIVE, SEED, Whole
 from lobes.terminal import console
 from tools import cost
 
@@ -41,6 +41,9 @@ torch = lazy("torch")
 
 #: Seconds between two looks at the running trainings.
 INTERVAL = 0.5
+
+#: More trainings at a time are a mistake on any machine or cluster.
+MOST_JOBS = 10_000
 
 #: Ended runs that the table still shows.
 _SHOWN = 12
@@ -57,7 +60,9 @@ def main(argv=None):
     )
     parser.add_argument("files", nargs="+", help="grids, or YAML files of recipes")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="of a grid's runs")
-    parser.add_argument("--jobs", type=COUNT, default=1, help="at a time; default: 1")
+    parser.add_argument(
+        "--jobs", type=Whole(1, MOST_JOBS), default=1, help="at a time; default: 1"
+    )
     parser.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
     parser.add_argument("--dry_run", action="store_true", help="only list the runs")
     parser.add_argument(
@@ -298,13 +303,15 @@ def _reached(state, row):
         return ""
     if state not in ledger.DONE:
         return row.get("reason") or ""
-    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in ("wer", "eer") if n in row]
-    return ", ".join([*metrics, f"{row['seconds']:.0f} s"])
+    rates = [n for n in ("wer", "cer", "eer") if n in row]
+    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in rates]
+    return ", ".join([*metrics, f"{row.get('seconds', 0):.0f} s"])
 
 
 def _warn_of_other_settings(found, known):
     """Say which runs of the ledger were made with other defaults than today's."""
-    other = [m for m in found if known.get(m.key, vars(m))["settings"] != m.settings]
+    made = {key: row["settings"] for key, row in known.items() if "settings" in row}
+    other = [m for m in found if made.get(m.key, m.settings) != m.settings]
     if other:
         print(
             f"warning: {len(other)} runs of the ledger had other settings than the "

@@ -26,7 +26,7 @@ from lobes.lazy import lazy
 from lobes.progress import ProgressLog
 from lobes.recipe import ROOT
 from lobes.settings import PATH, counts
-from lobes.significance import compare_eer, compare_wer
+from lobes.significance import MEANING, compare_eer, compare_words
 from tools import cost
 
 nn = lazy("torch.nn")
@@ -66,6 +66,9 @@ README_ROWS = (
 )
 
 _METRICS = ("wer", "eer")
+
+#: Error rates in percent of a test; the CER stands where the WER does.
+_RATES = ("wer", "cer", "eer")
 _WHOLE = ("steps", "parameters")
 
 
@@ -200,18 +203,24 @@ def grid_tables(named):
             {
                 "system": name,
                 "lr": best["lr"],
-                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _METRICS for s in _ENDS},
+                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _RATES for s in _ENDS},
                 "score": valid["score"],
                 **{c: best[c] for c in ("steps", "seeds", "diverged", "parameters")},
                 "minutes": best["seconds"] / 60,
             }
         )
-    tables = {"selected": pandas.DataFrame(rows)}
+    tables = {"selected": _told(pandas.DataFrame(rows))}
     table = all_rates(named)
     if len(table):
-        names = {f"{m}{s}": f"our_{m}{s}" for m in _METRICS for s in _ENDS}
-        tables["validation"] = table.rename(columns=names)
+        names = {f"{m}{s}": f"our_{m}{s}" for m in _RATES for s in _ENDS}
+        tables["validation"] = _told(table.rename(columns=names))
     return tables
+
+
+def _told(table):
+    """The table without the CER where no run has one, as those of long ago."""
+    names = [f"our_cer{end}" for end in _ENDS]
+    return table.drop(columns=names) if table[names[0]].isna().all() else table
 
 
 _ENDS = ("", "_std")
@@ -219,7 +228,7 @@ _ENDS = ("", "_std")
 
 def all_rates(named):
     """Validation results of every learning rate of every system, as a DataFrame."""
-    kept = [f"{m}{s}" for m in _METRICS for s in _ENDS]
+    kept = [f"{m}{s}" for m in _RATES for s in _ENDS]
     kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
     rows = [
         {"system": name, **{c: found[c] for c in kept}}
@@ -285,7 +294,7 @@ def summary(rows, kind):
             {
                 **{
                     m: (row if kind == "test" else row.get("validation", {})).get(m)
-                    for m in _METRICS
+                    for m in _RATES
                 },
                 "score": row.get("score"),
                 **{c: row.get(c) for c in ("lr", "steps", "parameters")},
@@ -293,13 +302,13 @@ def summary(rows, kind):
             }
             for row in rows
         ],
-        columns=[*_METRICS, "score", "lr", "steps", "parameters", "seconds"],
+        columns=[*_RATES, "score", "lr", "steps", "parameters", "seconds"],
         dtype=float,
     )
     means, stds = frame.mean(), frame.std()
     return {
         **means.to_dict(),
-        **{f"{name}_std": stds[name] for name in (*_METRICS, "score")},
+        **{f"{name}_std": stds[name] for name in (*_RATES, "score")},
         "seeds": len(rows),
         "diverged": sum(row["state"] == "diverged" for row in rows),
     }
@@ -371,7 +380,7 @@ def markdown(table):
 
 
 def _heading(name):
-    for metric in _METRICS:
+    for metric in _RATES:
         name = re.sub(rf"^difference_{metric}$", "difference", name)
         name = re.sub(rf"_{metric}$", f" {metric.upper()}", name)
     return name.replace("difference_score", "difference").replace("_", " ")
@@ -389,7 +398,7 @@ def _cell(name, row):
         metric = name.rpartition("_")[2]
         # What a system of one task cannot have is not missing.
         told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
-        absent = row.get("seeds") and metric in _METRICS
+        absent = row.get("seeds") and metric in _RATES
         return "-" if told and not absent and not name.startswith("paper") else ""
     if name in _WHOLE:
         return f"{value:,.0f}"
@@ -442,7 +451,7 @@ def _plot_run(path, folder):
     training, validation = ProgressLog(folder).tables()
     if not len(training):
         return
-    names = {"step", *_METRICS, "score"}
+    names = {"step", *_RATES, "score"}
     kept = [c for c in validation if c in names or c.endswith("_loss")]
     plots.plot_curves(path, training, validation[kept])
 
@@ -520,7 +529,7 @@ def _metrics(pair):
                     for sets in row.get("sets", {}).values()
                     for name, metrics in sets.items()
                     for metric, value in metrics.items()
-                    if metric in _METRICS or metric.startswith("min_dcf")
+                    if metric in _RATES or metric.startswith("min_dcf")
                 }
                 for row in rows
             ]
@@ -530,7 +539,7 @@ def _metrics(pair):
     lines = ["| set | metric | first | second | difference |", "|---|---|---|---|---|"]
     for column in frames[0].columns.intersection(frames[1].columns, sort=False):
         name, metric = column
-        digits = 2 if metric in _METRICS else 3
+        digits = 2 if metric in _RATES else 3
         means = [frame[column].mean() for frame in frames]
         cells = []
         for frame, mean in zip(frames, means, strict=True):
@@ -551,23 +560,24 @@ def _significance(pair):
     folders = [ROOT / row["output_folder"] for row in (one, other)]
     lines = [
         f"Seeds {one['seed']} and {other['seed']}; percent points, second minus first; "
-        "a paired bootstrap over utterances or trials.\n",
-        "| set | metric | difference | 95 % | p | of |",
+        f"{MEANING}.\n",
+        "| set | metric | difference | 95 % | p | over |",
         "|---|---|---|---|---|---|",
     ]
     for pattern, metric, test in (
-        ("transcripts_*.csv", "WER", compare_wer),
+        ("transcripts_*.csv", "WER", compare_words),
+        ("transcripts_*.csv", "CER", functools.partial(compare_words, metric="cer")),
         ("scores_*.txt", "EER", compare_eer),
     ):
         for path in sorted(folders[0].glob(pattern)):
             twin = folders[1] / path.name
-            if not twin.is_file():
+            found = test(path, twin) if twin.is_file() else None
+            if found is None:
                 continue
-            found = test(path, twin)
             name = path.stem.partition("_")[2]
             lines.append(
                 f"| {name} | {metric} | {found.difference:+.2f} | {found.low:+.2f} to "
-                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} |"
+                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} {found.over} |"
             )
     if len(lines) == 3:
         return "Their folders hold no evaluation of the same set."

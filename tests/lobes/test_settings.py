@@ -256,7 +256,8 @@ def test_what_counts_for_a_name_a_resume_and_a_table():
     ways = {
         "output_folder", "num_workers", "threads", "log_interval", "ledger",
         "skip_prep", "voxceleb_trial_lists", "headline_sets", "checkpoints_to_keep",
-        "strict", "librispeech_test_splits", "valid_batch_samples", "nonfinite_patience",
+        "strict", "librispeech_test_splits", "valid_batch_samples",
+        "nonfinite_patience",
     }  # fmt: skip
     for key in ways:
         assert not any(
