@@ -159,5 +159,5 @@ def _check_headline_sets(hparams):
         )
         raise UserError(
             f"headline_sets: {name} is a set of {' and '.join(owners)}, which gives no "
-            f"{metric}{similar(metric, known)}; {remedy}"
+            f"{metric}{hint}; {remedy}"
         )

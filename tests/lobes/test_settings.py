@@ -255,7 +255,8 @@ def test_what_counts_for_a_name_a_resume_and_a_table():
     """As the lists of names did that the table has replaced."""
     ways = {
         "output_folder", "num_workers", "threads", "log_interval", "ledger",
-        "skip_prep", "voxceleb_trial_lists", "headline_sets", "checkpoints_to_keep", "strict",
+        "skip_prep", "voxceleb_trial_lists", "headline_sets", "strict",
+        "checkpoints_to_keep",
         "librispeech_test_splits", "valid_batch_samples", "nonfinite_patience",
     }  # fmt: skip
     for key in ways:
