@@ -154,6 +154,7 @@ def _check_headline_sets(hparams):
             if metric in (reports[task] or ())
             for one in names
         ]
+        hint = "" if metric in known else similar(metric, known)
         remedy = (
             f"take one of {', '.join(fitting)}" if fitting else "correct the metric"
         )
