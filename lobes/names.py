@@ -154,10 +154,11 @@ def _check_headline_sets(hparams):
             if metric in (reports[task] or ())
             for one in names
         ]
+        hint = "" if metric in known else similar(metric, known)
         remedy = (
             f"take one of {', '.join(fitting)}" if fitting else "correct the metric"
         )
         raise UserError(
             f"headline_sets: {name} is a set of {' and '.join(owners)}, which gives no "
-            f"{metric}{similar(metric, known)}; {remedy}"
+            f"{metric}{hint}; {remedy}"
         )
