@@ -138,12 +138,14 @@ def explanation(error):
     """The line about an exception that the machine or a file caused, or None."""
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_line(error)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # What a loading process raised comes with its whole traceback.
+    first = lines[-1 if lines[0].startswith("Caught ") else 0][:200]
     if isinstance(error, MemoryError):
         return f"there is too little memory ({first}); {_MEMORY}"
     for part, meaning, remedy in _OF_THE_MACHINE:
         # Also safetensors' errors, whose class is imported with it.
-        if part in str(error) and not isinstance(error, OSError | KeyError):
+        if part in str(error) and not isinstance(error, KeyError):
             return f"{meaning} ({first}); {remedy}"
     if isinstance(error, _DAMAGED) or _is_yaml_error(error):
         if isinstance(error, pickle.UnpicklingError):

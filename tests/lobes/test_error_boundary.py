@@ -163,9 +163,16 @@ def test_torch_s_words_for_the_machine():
         ("unable to allocate shared memory(shm) for file", "--num_workers=0"),
         ("Too many open files. Communication with", "ulimit -n"),
         ("DefaultCPUAllocator: can't allocate memory: you", "too little memory"),
+        (
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback\n"
+            "OSError: [Errno 24] Too many open files",
+            "too many files are open (OSError: [Errno 24] Too many open files); raise",
+        ),
         ("[enforce fail] . PytorchStreamWriter failed writing", "make room"),
     ):
-        assert told in explanation(RuntimeError(f"{words}\nand more"))
+        assert told in explanation(RuntimeError(words))
+    wrapped = OSError("Caught OSError in DataLoader worker\nToo many open files")
+    assert "ulimit -n" in explanation(wrapped)
 
 
 def test_what_is_no_fault_of_the_machine_is_a_defect():
