@@ -167,6 +167,30 @@ def global_losses(losses, counts):
     return result
 
 
+class _Summed(torch.autograd.Function):
+    """A sum over all processes whose gradient is summed over them, too."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def summed(tensor):
+    """Sum of every process's tensor, on every process; gradients pass through.
+
+    All processes must call it the same number of times, and go back through it.
+    """
+    return tensor if rank_and_world_size()[1] == 1 else _Summed.apply(tensor)
+
+
 def average_gradients(parameters, request=0):
     """Average the gradients over all processes.
 

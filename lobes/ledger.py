@@ -7,7 +7,6 @@ for each of its parts.
 """
 
 import contextlib
-import copy
 import hashlib
 import importlib.metadata
 import json
@@ -20,19 +19,21 @@ import resource
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from lobes import yamls
 from lobes.errors import DivergedError, UserError
 from lobes.files import read_json, usable_rows, write_atomically
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.recipe import ROOT, commit
 from lobes.scoring import CHANCE, read_trials
+from lobes.settings import counts
+from lobes.tables import read_values
 
 distributed = lazy("lobes.distributed")
-pandas = lazy("pandas")
+stopping = lazy("lobes.stopping")
 streams = lazy("lobes.streams")
 torch = lazy("torch")
 
@@ -44,6 +45,9 @@ DEFAULT = ROOT / "results" / "ledger.jsonl"
 STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
 DONE = STATES[:3]
 
+#: The kind of an ``Ending`` of a training that goes on, or was ended from outside.
+UNFINISHED = "unfinished"
+
 #: What a diverged run has reached where no validation tells, in percent.
 WORST = {"wer": 100.0, "eer": 50.0}
 
@@ -51,26 +55,14 @@ WORST = {"wer": 100.0, "eer": 50.0}
 IDENTITY = "run.json"
 
 _NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
-_NUMBER, _NOTHING = (int, float), type(None)
-#: What the fields of a line may be, where readers rely on it.
-_KINDS = {
-    "kind": str,
-    "state": str,
-    "recipe": (str, _NOTHING),
-    "variant": str,
-    "changes": dict,
-    "seed": (int, list, _NOTHING),
-    "lr": _NUMBER,
-    "seconds": _NUMBER,
-    "steps": (int, _NOTHING),
-    "score": (*_NUMBER, _NOTHING),
-    "validation": (dict, _NOTHING),
-    "sets": dict,
-    "output_folder": str,
-    "settings": str,
-    "time": str,
-    "wer": _NUMBER,
-    "eer": _NUMBER,
+
+# What a field must hold where it is there; whole numbers are floats, too.
+_HOLDS = {
+    **dict.fromkeys(("lr", "seconds", "parameters", "wer", "cer", "eer"), float),
+    **dict.fromkeys(("steps", "score"), (float, type(None))),
+    **dict.fromkeys(("output_folder", "settings", "time"), str),
+    **dict.fromkeys(("recipe", "variant", "reason"), (str, type(None))),
+    **dict.fromkeys(("changes", "validation", "sets"), dict),
 }
 _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
@@ -128,6 +120,27 @@ def entry(hparams, run_opts=None):
                 logger.exception("%s: the run could not be noted", path)
 
 
+def ending(hparams):
+    """How far a training has come (``lobes.stopping.Ending``), as its folder tells.
+
+    Its steps are those of ``progress.jsonl`` or of the newest checkpoint, which a
+    signal may have saved before a row was written.
+    """
+    rows = ProgressLog(hparams["output_folder"]).rows()
+    # The evaluation has put the stopping back to where the best checkpoint was made.
+    rule = hparams["stopping"].anew()
+    for row in rows:
+        if row["stage"] == "valid":
+            rule.update(row["step"], row)
+    saved = hparams["checkpointer"].list_checkpoints()
+    steps = [row["step"] for row in rows] + [c.meta.get("step", 0) for c in saved]
+    steps, planned = max(steps, default=0), hparams["steps"]
+    kind = rule.kind or UNFINISHED
+    if steps >= planned and kind != stopping.DIVERGED:
+        kind = stopping.COMPLETE
+    return stopping.Ending(kind, steps, planned, rule.reason)
+
+
 def path_of(hparams):
     """Where the ledger of a run is."""
     # A run's folder of before there was a ledger has no such key.
@@ -158,20 +171,36 @@ def read(path=DEFAULT, report=True):
     Lines that are damaged are skipped; they are named in the log and counted, unless
     ``report`` is False because they were before.
     """
-    return usable_rows(path, "name another ledger", _problem_of, report)
+    return usable_rows(path, "name another ledger", _problem, report)
 
 
-def _problem_of(row):
-    """Why a line of the ledger cannot be used, or None."""
-    if not row.keys() >= _NEEDED:
+def _problem(row):
+    """What a line lacks or has wrong, or None."""
+    if not isinstance(row, dict) or not row.keys() >= _NEEDED:
         return f"no run ({', '.join(sorted(_NEEDED))} are needed)"
     if row["state"] not in STATES:
         return f"the state {row['state']!r} is none of {', '.join(STATES)}"
-    for name, value in row.items():
-        kinds = _KINDS.get(name)
-        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
-            return f"{name} is {json.dumps(value)}"
+    for name, kinds in _HOLDS.items():
+        if name in row and not _is(row[name], kinds):
+            return f"{name} is {json.dumps(row[name])[:40]}"
+    for sets in ({"": {"": row.get("validation", {})}}, row.get("sets", {})):
+        for metrics in (m for named in sets.values() for m in _values(named)):
+            if not isinstance(metrics, dict) or not all(
+                _is(value, float) for value in metrics.values()
+            ):
+                return f"metrics are {json.dumps(metrics)[:40]}"
     return None
+
+
+def _is(value, kinds):
+    """Whether a value is of a kind; whole numbers are floats, too."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(0.0 if whole else value, kinds)
+
+
+def _values(node):
+    """The values of a mapping; of anything else itself."""
+    return node.values() if isinstance(node, dict) else [node]
 
 
 def key(row):
@@ -201,13 +230,13 @@ def trainings(rows):
 def settings_hash(tree):
     """12 hexadecimal digits that change with what a merged YAML computes.
 
-    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+    Places, seed and how it is run (``lobes.settings``) do not count.
 
     Arguments
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -240,25 +269,28 @@ def _check(path):
 def _outcome(hparams, results, error, training):
     """How it ended and what was reached."""
     rows = ProgressLog(hparams["output_folder"]).rows()
-    steps = max((row["step"] for row in rows), default=0)
+    end = ending(hparams)
+    if "training" in results:
+        end = stopping.Ending(**results["training"])
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
     elif training:
-        state, reason = _ended(hparams, rows, steps)
-    outcome = {"state": state, "reason": reason, "steps": steps if training else None}
+        state, reason = _ended(end, rows)
+    steps = end.steps if training else None
+    outcome = {"state": state, "reason": reason, "steps": steps}
     validation = results.get("validation")
     if state == "diverged" and not results:
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams["selection"]
+        weights = hparams.get("rate_selection") or hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)
     if results:
         outcome.update(
-            {name: results[name] for name in ("wer", "eer") if name in results},
+            {name: results[name] for name in ("wer", "cer", "eer") if name in results},
             sets=results["sets"],
             checkpoint=Path(results["checkpoint"]).name,
             checkpoint_step=results["step"],
@@ -289,25 +321,20 @@ def _ended_by(error):
     return state, text if isinstance(error, UserError) else f"{name}: {text}"
 
 
-def _ended(hparams, rows, steps):
-    """State and reason of a training that came to its end."""
-    # The evaluation has put the stopping back to where the best checkpoint was made.
-    stopping = copy.copy(hparams["stopping"])
-    stopping.best, stopping.last, stopping.reason = {}, None, None
-    for row in rows:
-        if row["stage"] == "valid":
-            stopping.update(row["step"], row)
-    reason = stopping.reason
-    known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
-    if reason is not None and reason.startswith("diverged"):
-        return "diverged", reason
+def _ended(end, rows):
+    """State and reason of a training that came to an end of its own."""
+    if end.kind == stopping.DIVERGED:
+        return "diverged", end.reason
+    if end.kind not in (stopping.COMPLETE, stopping.PATIENCE):
+        # A limit of the command line is no verdict on the run.
+        return "pre-empted", str(end)
+    last = [row for row in rows if row["stage"] == "valid"][-1:]
+    known = {n: v for row in last for n, v in row.items() if n in CHANCE}
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
         return "diverged", f"not better than chance: {text}"
-    if reason is not None:
-        return "early-stopped", reason
-    if steps < hparams["steps"]:
-        return "pre-empted", f"at --optimizer_step_limit, of {hparams['steps']} steps"
+    if end.kind == stopping.PATIENCE:
+        return "early-stopped", end.reason
     return "finished", None
 
 
@@ -316,7 +343,7 @@ def _circumstances(hparams):
     folder = Path(hparams["output_folder"])
     identity = _identity(folder)
     settings = folder / "hyperparams.yaml"
-    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)
@@ -327,10 +354,10 @@ def _circumstances(hparams):
         "settings": settings_hash(tree),
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
-        "device": _device(weights.device),
+        "device": device_name(weights.device),
         "processes": distributed.rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
-        "memory": _peak_memory(weights.device),
+        "memory": peak_memory(weights.device),
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
@@ -377,7 +404,8 @@ def data_hashes(hparams):
 def _utterances(paths):
     """Names of all utterances of some CSVs."""
     for path in paths:
-        yield from pandas.read_csv(path, usecols=["ID"], dtype=str)["ID"]
+        # Not pandas' own reader, to which an ID may be "NA" and then none.
+        yield from read_values(path, "ID")
 
 
 def _trials(path):
@@ -398,7 +426,7 @@ def _hash(texts_of, place):
     return f"{len(texts)}:{digest[:12]}"
 
 
-def _device(device):
+def device_name(device):
     """Name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -410,7 +438,7 @@ def _device(device):
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _peak_memory(device):
+def peak_memory(device):
     """Most bytes held at a time by this process on the host, and on its GPU."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -91,6 +91,12 @@ def read_table(path, columns=()):
     return table
 
 
+def read_header(path):
+    """The names of the columns (list of str) of a CSV that can be read."""
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        return next(csv.reader(stream))
+
+
 def read_values(path, column):
     """The distinct cells (set of str) of one column of a CSV, faster than a table.
 

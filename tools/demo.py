@@ -6,22 +6,31 @@
 """
 
 import argparse
+import contextlib
 import json
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
-from lobes.baseline import mfcc_baseline
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
-from lobes.recipe import ROOT
+from lobes.recipe import ROOT, parse_arguments
 from lobes.report import publish
+from lobes.settings import PATH
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tools.demo_corpus import SMALL, make_demo_corpus
 
 #: Marks a folder that a demo may remove: every training has the other files.
 MARKER = ".demo"
+
+#: What the corpus of ``--small`` asks for in place of the YAML's.
+_FOR_SMALL = (
+    f"--n_speakers={SMALL.vox2[0]}",
+    "--valid_fraction=0.3",
+    "--valid_trials=10",
+)
 
 RECIPE = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL"
 
@@ -34,63 +43,115 @@ def main(argv=None):
         epilog="Further options are those of train.py, such as --steps=600.",
         allow_abbrev=False,
     )
-    parser.add_argument("--yaml", default=str(RECIPE / "hparams" / "demo.yaml"))
-    parser.add_argument("--corpus", default=str(ROOT / "data" / "demo"))
-    parser.add_argument("--output_folder", default=str(ROOT / "results" / "demo"))
+    parser.add_argument(
+        "--yaml", type=PATH, default=str(RECIPE / "hparams" / "demo.yaml")
+    )
+    parser.add_argument("--corpus", type=PATH, default=str(ROOT / "data" / "demo"))
+    parser.add_argument(
+        "--output_folder", type=PATH, default=str(ROOT / "results" / "demo")
+    )
     parser.add_argument(
         "--small", action="store_true", help="a corpus of 18 speakers, for a quick look"
     )
     options, overrides = parser.parse_known_args(argv)
     started = time.perf_counter()
-    corpus, output = Path(options.corpus), Path(options.output_folder)
+    corpus, output = Path(options.corpus), Path(options.output_folder).resolve()
     prepared = output / "prepared"
+    if options.small:
+        overrides = [*_FOR_SMALL, *overrides]
+    training = [
+        options.yaml,
+        f"--librispeech_folder={corpus / 'LibriSpeech'}",
+        f"--voxceleb2_folder={corpus / 'VoxCeleb2'}",
+        f"--voxceleb1_folder={corpus / 'VoxCeleb1'}",
+        f"--output_folder={output}",
+        f"--prepared_folder={prepared}",
+        # Where the baseline looks, and whoever reads the demo's folder.
+        f"--librispeech_csv_folder={prepared / 'LibriSpeech'}",
+        f"--voxceleb_csv_folder={prepared / 'VoxCeleb'}",
+    ]
+    _check(training, overrides)
+    training += overrides
 
-    print(f"1/3  Corpus: {corpus}", flush=True)
+    print(f"1/2  Corpus: {corpus}", flush=True)
     made = make_demo_corpus(
         corpus, sizes=SMALL if options.small else None, progress=True
     )
-    _start_afresh(output)
-
-    print(f"2/3  Training and evaluation: {output}", flush=True)
-    train.main(
-        [
-            options.yaml,
-            f"--librispeech_folder={corpus / 'LibriSpeech'}",
-            f"--voxceleb2_folder={corpus / 'VoxCeleb2'}",
-            f"--voxceleb1_folder={corpus / 'VoxCeleb1'}",
-            f"--output_folder={output}",
-            f"--prepared_folder={prepared}",
-            *overrides,
-        ]
-    )
+    with _afresh(output):
+        print(f"2/2  Training and evaluation: {output}", flush=True)
+        train.main(training)
     path = output / "results.json"
     results = read_json(path, "run the demo again")
 
-    print("3/3  Baseline: mean of MFCCs, cosine", flush=True)
-    trials = results["headline_sets"]["eer"]
-    voxceleb = prepared / "VoxCeleb"
-    baseline = mfcc_baseline(voxceleb / "test.csv", voxceleb / f"{trials}.txt")
-    results["baseline_eer"] = baseline["eer_znorm"]
-    results["baseline_eer_raw"] = baseline["eer_raw"]
     # A corpus that was there already counts with what it took to make.
     seconds = time.perf_counter() - started + (not made["made"]) * made["seconds"]
     results["seconds"] = round(seconds, 1)
     write_atomically(path, json.dumps(results, indent=2) + "\n")
-    # The evaluation has just shown transcripts.
-    publish(output, examples=0)
+    publish(output)
+    print(f"{seconds:.0f} seconds in all")
     print("None of the speakers and sentences of these tests was heard in training.")
 
 
-def _start_afresh(output):
-    """Remove the last demo, so that each run trains and times everything."""
-    if output.exists() and any(output.iterdir()):
-        if not (output / MARKER).is_file():
-            raise UserError(f"{output} is not a demo's folder; give --output_folder")
-        print(f"     Removing the last run in {output}", flush=True)
+def _check(training, overrides):
+    """Raise ``UserError`` for a command line that cannot train, or not as a demo.
+
+    Nothing is made or removed before: a mistyped option costs no finished demo.
+    """
+    fixed = {word.partition("=")[0] for word in training} | {"--debug"}
+    for word in overrides:
+        if word.partition("=")[0] in fixed:
+            raise UserError(
+                f"{word}: the demo has folders and results of its own (--corpus, "
+                "--output_folder); give it to train.py"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        # Loading makes folders below the output folder.
+        changes = {"output_folder": folder}
+        hparams = parse_arguments([*training, *overrides], changes)[0]
+    missing = {"wer", "eer"} - set(hparams["headline_sets"])
+    if missing:
+        raise UserError(
+            f"headline_sets: the demo shows WER and EER; name a set for "
+            f"{' and '.join(sorted(missing))}"
+        )
+
+
+@contextlib.contextmanager
+def _afresh(output):
+    """An empty folder for a new demo; the last one is removed when this one is made.
+
+    It waits under the name ``<output>.last``, and comes back when the new one fails.
+    """
+    last = output.with_name(f"{output.name}.last")
+    for folder in (output, last):
+        if _holds_something(folder) and not (folder / MARKER).is_file():
+            raise UserError(f"{folder} is not a demo's folder; give --output_folder")
+    if _holds_something(output):
         with one_writer(output / "lock"):  # unless it is still running
-            shutil.rmtree(output)
+            # One that was killed is worth less than a finished one before it.
+            if (output / "results.json").is_file() or not last.exists():
+                shutil.rmtree(last, ignore_errors=True)
+                output.rename(last)
+            else:
+                shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
+    try:
+        yield
+    except BaseException:
+        if last.exists():
+            shutil.rmtree(output)
+            last.rename(output)
+            print(f"     The last demo is still in {output}", flush=True)
+        raise
+    if last.exists():
+        print(f"     Removing the last demo of {output}", flush=True)
+        shutil.rmtree(last)
+
+
+def _holds_something(folder):
+    """Whether there is a folder that is not empty, or a file."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from rich.progress import Progress
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.settings import COUNT, option
 from lobes.terminal import console
 
 #: File in the corpus folder that says what it holds; written last.
@@ -759,6 +760,8 @@ def make_demo_corpus(
     existing = _existing_marker(out)
     if existing and existing.get("options") == options and _is_complete(out, existing):
         return existing | {"made": False}
+    if existing:
+        _check_nothing_added(out, existing)
     library, source = _installed_espeak()
     speakers = plan(seed, sizes, pretraining)
     part = _start_part(out)
@@ -784,8 +787,8 @@ def make_demo_corpus(
             "audio_bytes": _audio_files(part)[1],
             "seconds": round(time.monotonic() - started, 1),
         }
-        (part / _LOCK).unlink()
         write_atomically(part / MARKER, json.dumps(marker, indent=2) + "\n")
+        (part / _LOCK).unlink()
         _replace(part, out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -797,6 +800,18 @@ def make_demo_corpus(
 _LOCK = "making.json"
 
 _FOLDERS = ("LibriSpeech", "VoxCeleb1", "VoxCeleb2")
+
+# All that there is in a corpus.
+_AUDIO = (".flac", ".wav")
+_ENDINGS = (*_AUDIO, ".trans.txt")
+_LISTS = (
+    MARKER,
+    "SPEAKERS.TXT",
+    "vox1_meta.csv",
+    "vox2_meta.csv",
+    "veri_test2.txt",
+    "list_test_hard2.txt",
+)
 
 
 def _usable_cores():
@@ -867,13 +882,30 @@ def _is_complete(out, marker):
     return _audio_files(out) == (marker["utterances"], marker["audio_bytes"])
 
 
+def _check_nothing_added(out, marker):
+    """Raise ``UserError`` for files in a corpus that another one must not replace."""
+    audio = _audio_files(out)[0] - marker.get("utterances", 0)
+    added = f"{audio} more recordings than it was made with" if audio > 0 else None
+    for path in out.rglob("*"):
+        name = path.name
+        if path.is_dir() or name in _LISTS or name.endswith(_ENDINGS):
+            continue
+        added = str(path.relative_to(out))
+        break
+    if added:
+        raise UserError(
+            f"{out}: it would be made anew, but holds {added}, which {TOOL} did not "
+            "write; move that away or name another folder"
+        )
+
+
 def _audio_files(out):
     """Number and total size in bytes of the flac and wav files."""
     sizes = [
         os.path.getsize(os.path.join(folder, name))
         for folder, _, names in os.walk(out)
         for name in names
-        if name.endswith((".flac", ".wav"))
+        if name.endswith(_AUDIO)
     ]
     return len(sizes), sum(sizes)
 
@@ -941,9 +973,13 @@ def _start_part(out):
             lock = json.loads((part / _LOCK).read_text(encoding="utf-8"))
             pid, host = int(lock["pid"]), lock["host"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f"{part}: it exists and was not left by {TOOL}; move it away"
-            ) from error
+            # Killed between its last file and its new name, it is a whole corpus.
+            if not (part / MARKER).is_file():
+                raise UserError(
+                    f"{part}: it exists and was not left by {TOOL}; move it away"
+                ) from error
+            _check_nothing_added(part, _existing_marker(part))
+            pid, host = os.getpid(), socket.gethostname()
         if host != socket.gethostname() or (pid != os.getpid() and _is_alive(pid)):
             raise UserError(
                 f"{part}: process {pid} on {host} is making this corpus; wait for it, "
@@ -1056,14 +1092,16 @@ def _parser():
         epilog="Needs `pip install -e .[demo]`.",
     )
     parser.add_argument("out", help="folder to make; a complete one is left alone")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"default {SEED}")
+    parser.add_argument(
+        "--seed", type=option("seed"), default=SEED, help=f"default {SEED}"
+    )
     parser.add_argument(
         "--pretraining",
         action="store_true",
         help="sentences that no corpus without this option has",
     )
     parser.add_argument(
-        "--jobs", type=int, help="processes at a time (default: one per usable core)"
+        "--jobs", type=COUNT, help="processes at a time (default: one per usable core)"
     )
     parser.add_argument(
         "--small", action="store_true", help="a tiny corpus for tests, in seconds"
@@ -1079,14 +1117,14 @@ def _parser():
         default = " ".join(map(str, getattr(Sizes(), name)))
         parser.add_argument(
             f"--{name}",
-            type=int,
+            type=COUNT,
             nargs=len(metavar),
             metavar=metavar,
             help=f"{what} (default {default})",
         )
     parser.add_argument(
         "--trials",
-        type=int,
+        type=COUNT,
         help=f"length of each VoxCeleb1 trial list (default {Sizes().trials})",
     )
     return parser

@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -32,6 +33,7 @@ from lobes.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
+from lobes.settings import COUNT, PATH, POSITIVE, SEED, Whole
 from lobes.terminal import console
 from tools import cost
 
@@ -39,6 +41,9 @@ torch = lazy("torch")
 
 #: Seconds between two looks at the running trainings.
 INTERVAL = 0.5
+
+#: More trainings at a time are a mistake on any machine or cluster.
+MOST_JOBS = 10_000
 
 #: Ended runs that the table still shows.
 _SHOWN = 12
@@ -55,14 +60,16 @@ def main(argv=None):
     )
     parser.add_argument("files", nargs="+", help="grids, or YAML files of recipes")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="of a grid's runs")
-    parser.add_argument("--jobs", type=int, default=1, help="at a time; default: 1")
-    parser.add_argument("--ledger", default=str(ledger.DEFAULT))
+    parser.add_argument(
+        "--jobs", type=Whole(1, MOST_JOBS), default=1, help="at a time; default: 1"
+    )
+    parser.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
     parser.add_argument("--dry_run", action="store_true", help="only list the runs")
     parser.add_argument(
-        "--tflops", type=float, help="of the GPU, for --dry_run's hours"
+        "--tflops", type=POSITIVE, help="of the GPU, for --dry_run's hours"
     )
-    parser.add_argument("--random", type=int, metavar="N", help="draw so many points")
-    parser.add_argument("--random_seed", type=int, default=0)
+    parser.add_argument("--random", type=COUNT, metavar="N", help="draw so many points")
+    parser.add_argument("--random_seed", type=SEED, default=0)
     parser.add_argument(
         "--many", action="store_true", help=f"allow more than {MANY:,} runs"
     )
@@ -74,8 +81,6 @@ def main(argv=None):
         "slurm_partition=gpu gpus_per_node=1 timeout_min=1440",
     )
     options, overrides = parser.parse_known_args(argv)
-    if options.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {options.jobs}")
     parameters = _parameters(options.slurm or ())
     grid = read_grid(options.files, overrides, options.only)
     draws = options.random, options.random_seed
@@ -298,13 +303,15 @@ def _reached(state, row):
         return ""
     if state not in ledger.DONE:
         return row.get("reason") or ""
-    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in ("wer", "eer") if n in row]
-    return ", ".join([*metrics, f"{row['seconds']:.0f} s"])
+    rates = [n for n in ("wer", "cer", "eer") if n in row]
+    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in rates]
+    return ", ".join([*metrics, f"{row.get('seconds', 0):.0f} s"])
 
 
 def _warn_of_other_settings(found, known):
     """Say which runs of the ledger were made with other defaults than today's."""
-    other = [m for m in found if known.get(m.key, vars(m))["settings"] != m.settings]
+    made = {key: row["settings"] for key, row in known.items() if "settings" in row}
+    other = [m for m in found if made.get(m.key, m.settings) != m.settings]
     if other:
         print(
             f"warning: {len(other)} runs of the ledger had other settings than the "
@@ -319,7 +326,7 @@ def _list(found, known, tflops, at_a_time):
     for row in known.values():
         if row["state"] == "finished":
             seconds[same_but(row, {"lr"})].append(row["total_seconds"])
-    rate = tflops or cost.MACHINES["RTX 3090"]
+    rate, machine = tflops, f"on a GPU of {tflops or 0:g} TFLOP/s"
     costs, total = {}, 0.0
     table = Table(box=None)
     for heading in ("", "run", "state", "estimate", "from"):
@@ -333,13 +340,15 @@ def _list(found, known, tflops, at_a_time):
                 estimate = sum(seconds[same]) / len(seconds[same])
                 source = "runs like it"
             else:
+                if rate is None:
+                    rate, machine = _rate(known)
                 if same not in costs:
                     costs[same] = cost.estimate(
                         member.arguments[0],
                         [w for w in member.arguments[1:] if "=" in w],
                     )["run_flops"]
                 estimate = costs[same] / (rate * 1e12)
-                source = f"{rate:g} TFLOP/s"
+                source = f"{rate:.3g} TFLOP/s"
             # It goes on where it was interrupted.
             estimate *= max(0.0, 1 - (row.get("steps") or 0) / member.steps)
         total += estimate
@@ -355,17 +364,44 @@ def _list(found, known, tflops, at_a_time):
             if at_a_time > 1
             else ""
         )
-        + (
-            f"; where no run is like it: training alone, on a GPU of {rate:g} TFLOP/s"
-            + ("" if tflops else " (RTX 3090)")
-            if costs
-            else ""
-        )
+        + (f"; where no run is like it: training alone, {machine}" if costs else "")
     )
+
+
+def _rate(known):
+    """TFLOP/s to reckon with, and what they are, as words.
+
+    What this machine did in the newest training of the ledger whose YAML is still
+    there; without any, the paper's GPU.
+    """
+    gpu = torch.cuda.is_available()
+    here = ledger.device_name(torch.device("cuda" if gpu else "cpu"))
+    rows = sorted(known.values(), key=lambda row: row.get("time", ""), reverse=True)
+    for row in rows:
+        # Of a combination the ledger has the names, not the files.
+        if (row["state"], row.get("device")) != ("finished", here) or (
+            "base" in row["changes"]
+        ):
+            continue
+        recipe = ROOT / "recipes" / str(row["recipe"])
+        path = recipe / "hparams" / f"{row['variant']}.yaml"
+        words = [f"--{key}={json.dumps(v)}" for key, v in row["changes"].items()]
+        if path.is_file() and row["total_seconds"] > 0:
+            with contextlib.suppress(UserError):
+                flops = cost.estimate(path, words)["run_flops"]
+                rate = flops / row["total_seconds"] / 1e12
+                return rate, f"at the {rate:.3g} TFLOP/s of {row['variant']!r} here"
+    rate = cost.MACHINES["RTX 3090"]
+    words = f"on a GPU of {rate:g} TFLOP/s (RTX 3090)"
+    if not gpu:
+        words += "; this machine has none and takes far longer: give its --tflops"
+    return rate, words
 
 
 def _duration(seconds):
     """Time in the unit that suits it."""
+    if 0 < seconds < 1:
+        return "less than a second"
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -222,6 +222,64 @@ def one_process(yaml, changes, corpus, folder):
     return states, losses
 
 
+#: What each rank runs where gradients are accumulated as well.
+DIVIDED = """
+import json, sys, torch
+from pathlib import Path
+from tests import tiny
+corpus, output, yaml = map(Path, sys.argv[1:4])
+settings = json.loads(sys.argv[4])
+system = tiny.brain(
+    corpus, output / "run", yaml, options=["--distributed_backend=gloo"], **settings
+)
+sizes = []
+fit_batch = system.fit_batch
+def record(batch):
+    sizes.append({task: len(b) for task, b in batch.items()})
+    return fit_batch(batch)
+system.fit_batch = record
+tiny.fit(system)
+torch.save({"weights": tiny.flat(system), "sizes": sizes}, output / f"{system.rank}.pt")
+"""
+
+
+@pytest.mark.fault(
+    "A5",
+    "two processes and a factor of 2 or 5, parts of different sizes",
+    "the weights of one process without accumulation",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["static_0.88_9s", "pool_attentive"])
+@pytest.mark.parametrize("factor", [1, 2, 5])
+def test_a_step_of_two_ranks_is_that_of_one(
+    variant, factor, tiny_corpus, tmp_path, torchrun
+):
+    yaml = tiny.MTL.with_name(f"{variant}.yaml")
+    if variant == "pool_attentive" and factor > 1:
+        pytest.skip("batch norm and dynamic weights follow the parts")
+    settings = {"steps": 4, "valid_interval": 4, "freeze_steps": 1}
+    budget = 250_000  # 12 utterances, 39 crops
+    whole = tiny.brain(
+        tiny_corpus, tmp_path / "one", yaml, max_batch_samples=budget, **settings
+    )
+    tiny.fit(whole)
+    settings |= {
+        "max_batch_samples": budget // factor,
+        "grad_accumulation_factor": factor,
+    }
+    arguments = (tiny_corpus, tmp_path, yaml, json.dumps(settings))
+    done = torchrun(DIVIDED, *arguments, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    sizes = [rank["sizes"] for rank in ranks]
+    assert len(sizes[0]) == 4 * factor
+    crops = {step["speaker"] for rank in sizes for step in rank}
+    assert len(crops) > 1, "all parts were of one size: nothing is shown"
+    expected = tiny.flat(whole)
+    assert (ranks[0]["weights"] - expected).norm() < 1e-5 * expected.norm()
+
+
 def flat(state):
     """All weights but the keys' biases in one vector."""
     names = [name for name in sorted(state) if not name.endswith("k_proj.bias")]

@@ -180,13 +180,13 @@ def test_test_sets_are_read_before_training(tiny_corpus, tmp_path):
         "headline_sets": "{wer: test-other}",
     }
     with pytest.raises(UserError, match="missing.txt"):
-        tiny.brain(tiny_corpus, tmp_path / "b", **wrong).open_test_sets()
+        tiny.brain(tiny_corpus, tmp_path / "b", **wrong).open_sets()
 
 
 def test_a_list_given_by_its_path_is_read_as_prepared(tiny_corpus, tmp_path):
     """Preparation turns file names into IDs and writes the list beside the CSV."""
     lists = {"voxceleb_trial_lists": "[/elsewhere/veri_test2.txt]"}
     system = tiny.brain(tiny_corpus, tmp_path / "run", **lists)
-    system.open_test_sets()
+    system.open_sets()
     trials = system.hparams.test_sets["speaker"]["voxceleb1"].trials["veri_test2"]
     assert trials.path == str(tiny_corpus / "VoxCeleb" / "veri_test2.txt")

@@ -9,6 +9,7 @@ import os
 import pandas
 import pytest
 import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes import brain, evaluation, ledger, locks
 from lobes.errors import DivergedError, UserError
@@ -43,6 +44,7 @@ def hparams(tmp_path):
         "seed": 1,
         "lr": 0.1,
         "steps": 100,
+        "checkpointer": Checkpointer(tmp_path / "save"),
         "train_streams": {},
         "valid_sets": {},
         "test_sets": {},

@@ -22,9 +22,6 @@ def arguments(tmp_path_factory):
         f"--output_folder={folder / 'results'}",
         "--source=null",
         f"--encoder_config={encoder}",
-        "--n_speakers=6",
-        "--valid_fraction=0.3",
-        "--valid_trials=10",
         "--steps=4",
         "--freeze_steps=1",
         "--valid_interval=2",
@@ -48,7 +45,7 @@ def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys):
         printed = capsys.readouterr().out
         assert "WER" in printed and f"{results['eer']:.2f}" in printed
         assert f"{results['baseline_eer']:.2f}" in printed
-    assert "Removing the last run" in printed
+    assert "Removing the last demo" in printed
 
 
 def test_a_demo_that_still_runs_is_not_removed(arguments, tmp_path, capsys):
@@ -79,3 +76,76 @@ def test_another_run_s_folder_is_not_removed(arguments, tmp_path, capsys):
         demo.main([*command, f"--output_folder={tmp_path}"])
     assert "is not a demo's folder" in capsys.readouterr().err
     assert (tmp_path / "hyperparams.yaml").exists()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A demo's folder with a result."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / ".demo").touch()
+    (folder / "results.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.fault(
+    "C6", "`demo.py --stepz=5`", "the option is refused, the finished demo stays"
+)
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--stepz=5", "stepz"),
+        ("--steps=no", "steps"),
+        ("--prepared_folder=elsewhere", "--prepared_folder=elsewhere: the demo has"),
+        ("--debug", "--debug: the demo has"),
+        ("--headline_sets={wer: test-other}", "name a set for eer"),
+    ],
+)
+def test_a_command_that_cannot_train_removes_nothing(
+    option, told, arguments, finished, monkeypatch, capsys
+):
+    _, command = arguments
+    monkeypatch.setattr(demo, "make_demo_corpus", lambda *_, **__: pytest.fail("made"))
+    with pytest.raises(SystemExit):
+        demo.main([*command, f"--output_folder={finished}", option])
+    assert told in capsys.readouterr().err
+    assert (finished / "results.json").exists()
+
+
+@pytest.mark.fault(
+    "C6",
+    "a demo whose training fails after the start",
+    "The last demo is still in {output}",
+)
+def test_a_demo_that_fails_brings_the_last_one_back(
+    arguments, finished, monkeypatch, capsys
+):
+    _, command = arguments
+
+    def fail(_):
+        (finished / "half").touch()
+        assert not (finished / "results.json").exists()
+        raise SystemExit(2)
+
+    monkeypatch.setattr(demo.train, "main", fail)
+    with pytest.raises(SystemExit):
+        demo.main([*command, f"--output_folder={finished}"])
+    assert f"The last demo is still in {finished}" in capsys.readouterr().out
+    assert sorted(p.name for p in finished.iterdir()) == [
+        ".demo",
+        "lock",
+        "results.json",
+    ]
+    assert not finished.with_name("demo.last").exists()
+
+
+def test_a_killed_demo_costs_no_finished_one(arguments, finished, monkeypatch):
+    _, command = arguments
+    killed, last = finished, finished.with_name("demo.last")
+    finished.rename(last)
+    killed.mkdir()
+    (killed / ".demo").touch()
+    monkeypatch.setattr(demo.train, "main", lambda _: sys.exit(2))
+    with pytest.raises(SystemExit):
+        demo.main([*command, f"--output_folder={killed}"])
+    assert (killed / "results.json").exists() and not last.exists()

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -343,6 +344,35 @@ def test_refuses_to_delete_files_added_to_a_corpus(tmp_path):
     (out / "corpus.json").write_text(json.dumps(marker))
     with pytest.raises(UserError, match="not only"):
         make_demo_corpus(out, sizes=TINY)
+
+
+@pytest.mark.fault(
+    "C6",
+    "own recordings or CSVs laid into the demo's corpus, which is then made anew",
+    "it would be made anew, but holds ..., which tools/demo_corpus.py did not write",
+)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("LibriSpeech/train-clean-100/own/1/own-1-1.flac", "1 more recordings"),
+        ("LibriSpeech/train-clean-100/train.csv", "train-clean-100/train.csv"),
+    ],
+)
+def test_own_files_inside_a_corpus_are_not_replaced(tiny, tmp_path, name, told):
+    out = tmp_path / "corpus"
+    shutil.copytree(tiny, out)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text("precious")
+    with pytest.raises(UserError, match=told):
+        make_demo_corpus(out, seed=4, sizes=TINY)
+    assert (out / name).read_text() == "precious"
+
+
+def test_an_attempt_killed_at_its_very_end_is_cleared(tiny, tmp_path):
+    out = tmp_path / "corpus"
+    shutil.copytree(tiny, tmp_path / "corpus.part")
+    assert make_demo_corpus(out, seed=3, sizes=TINY)["made"]
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
