@@ -84,7 +84,7 @@ def _check_launch(run_opts):
     if options.get("device") != "cpu" and on_gpus and count > gpus:
         fewer = f"--nproc_per_node={gpus}, or " if gpus else ""
         raise UserError(
-            f"{count} processes, {gpus or 'no'} GPU{'' if gpus == 1 else 's'}: "
+            f"{count} processes, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}: "
             f"{fewer}--distributed_backend=gloo --device=cpu"
         )
 
