@@ -151,10 +151,8 @@ def test_a_damaged_marker_vouches_for_nothing(content, tmp_path):
     "name, value",
     [
         ("changes", None),
-        ("variant", None),
         ("state", 5),
         ("seconds", "x"),
-        ("seed", "x"),
         ("validation", [1]),
         ("output_folder", None),
         ("wer", None),
