@@ -69,12 +69,13 @@ def _check_launch(run_opts):
         return
     missing = [name for name in LAUNCH if name not in found]
     odd = [name for name, text in ranks.items() if not text.isdecimal()]
-    if missing or odd:
+    problem = ", ".join(missing) or ", ".join(odd)
+    if problem:
+        kind = "without" if missing else "which is no number:"
         raise UserError(
-            f"{', '.join(f'{n}={v}' for n, v in ranks.items())} is in the environment, "
-            f"but {', '.join([*missing, *odd])} {'is' if missing else 'is no number'}"
-            f"{' not' if missing else ''}: start several processes with torchrun, or "
-            f"one after unset {' '.join(ranks)}"
+            f"{', '.join(f'{n}={v}' for n, v in ranks.items())} in the environment, "
+            f"{kind} {problem}: start several processes with torchrun, or one after "
+            f"unset {' '.join(ranks)}"
         )
     here = os.environ.get("LOCAL_WORLD_SIZE", ranks["WORLD_SIZE"])
     count, gpus = int(here), torch.cuda.device_count()
@@ -83,7 +84,7 @@ def _check_launch(run_opts):
     if options.get("device") != "cpu" and on_gpus and count > gpus:
         fewer = f"--nproc_per_node={gpus}, or " if gpus else ""
         raise UserError(
-            f"{count} processes, {gpus or 'no'} GPU{'' if gpus == 1 else 's'}: "
+            f"{count} processes, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}: "
             f"{fewer}--distributed_backend=gloo --device=cpu"
         )
 

@@ -138,21 +138,21 @@ def explanation(error):
     """The line about an exception that the machine or a file caused, or None."""
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_line(error)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # What a loading process raised comes with its whole traceback.
+    first = lines[-1 if lines[0].startswith("Caught ") else 0][:200]
     if isinstance(error, MemoryError):
         return f"there is too little memory ({first}); {_MEMORY}"
     for part, meaning, remedy in _OF_THE_MACHINE:
         # Also safetensors' errors, whose class is imported with it.
-        if part in str(error) and not isinstance(error, OSError | KeyError):
+        if part in str(error) and not isinstance(error, KeyError):
             return f"{meaning} ({first}); {remedy}"
     if isinstance(error, _DAMAGED) or _is_yaml_error(error):
         if isinstance(error, pickle.UnpicklingError):
             # torch's own words tell how to run what is in it.
             first = "it holds more than data, maybe code"
-        return (
-            f"a file cannot be read ({type(error).__name__}: {first}){_place(error)}; "
-            "restore it"
-        )
+        kind = type(error).__name__
+        return f"{_file_of(error)} cannot be read ({kind}: {first}); restore it"
     return None
 
 
@@ -165,7 +165,7 @@ def os_error_line(error, path=None):
     where = " and ".join(map(_text, names)) or (path and str(path))
     reason = error.strerror or os.strerror(error.errno)
     remedy = _REMEDIES.get(error.errno, "correct that, and start the command again")
-    return f"{where or f'a file{_place(error)}'}: {reason}; {remedy}"
+    return f"{where or _file_of(error)}: {reason}; {remedy}"
 
 
 def _end(line, status=2, prefix="error: "):
@@ -183,16 +183,22 @@ def _is_yaml_error(error):
     return any(kind.__name__ == "YAMLError" for kind in type(error).__mro__)
 
 
-def _place(error):
-    """Where in this program an error came up, for a message that knows no file."""
+def _file_of(error):
+    """The file that was open where an error came up; else where that was."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in list(frame.f_locals.values()):
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else 0
+            if isinstance(name, str):
+                return name
     root = Path(__file__).resolve().parents[1]
     frames = traceback.extract_tb(error.__traceback__)
     frames = [f for f in frames if f.filename != __file__]
     ours = [f for f in frames if Path(f.filename).is_relative_to(root / "lobes")]
-    ours = ours or [f for f in frames if Path(f.filename).is_relative_to(root)]
+    ours = ours or frames[-1:]
     if not ours:
-        return ""
-    return f" (read in {Path(ours[-1].filename).name}, line {ours[-1].lineno})"
+        return "a file"
+    return f"a file ({Path(ours[-1].filename).name}, line {ours[-1].lineno})"
 
 
 def _tracker():

@@ -91,6 +91,9 @@ def entry(hparams, run_opts=None):
     noted = first and not (run_opts and run_opts["debug"])
     if noted:
         _check(path)
+    if noted and not run_opts:
+        # A damaged file must not show after the tests.
+        _identity(Path(hparams["output_folder"]))
     if noted and run_opts:
         identity = {**run_opts.origin, "seed": hparams["seed"]}
         text = json.dumps(identity, indent=2, default=str)
@@ -338,12 +341,7 @@ def _ended(end, rows):
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    if (folder / IDENTITY).exists():
-        identity = read_json(folder / IDENTITY, "restore it, or move it away")
-    else:
-        # Of a run of before there was a ledger its folder's name tells most.
-        names = folder.resolve().parts[-2:]
-        identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
+    identity = _identity(folder)
     settings = folder / "hyperparams.yaml"
     tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
@@ -366,6 +364,15 @@ def _circumstances(hparams):
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _identity(folder):
+    """What the training of a run's folder was."""
+    if (folder / IDENTITY).exists():
+        return read_json(folder / IDENTITY, "restore it, or move it away")
+    # Of a run of before there was a ledger its folder's name tells most.
+    names = folder.resolve().parts[-2:]
+    return {"recipe": None, "variant": "/".join(names), "changes": {}}
 
 
 def data_hashes(hparams):

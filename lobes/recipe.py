@@ -159,9 +159,9 @@ def parse_arguments(argv=None, changes=None, corpora=None):
         allow_changes=allow_changes,
     )
     source = tree.get("source")
-    if changes is None and source and not Path(str(source)).is_dir():
+    if corpora is not None and source and not Path(str(source)).is_dir():
         # The hub may take its time: what a training lacks here must not show after it.
-        _check_corpora(tree)
+        _check_folders(tree)
     return _load(path, settings), run_opts, settings
 
 
@@ -218,7 +218,6 @@ def resolve(argv, changes=None, load=None):
     }
     for key, value in {**values, **(changes or {})}.items():
         tree[key] = value
-    table.check_references(tree, path)
     if tree.get("init_from"):
         _build_like(tree, values)
     elif "encoder_config" not in (changes or {}):
@@ -233,6 +232,7 @@ def resolve(argv, changes=None, load=None):
     _check_placeholders(path, tree)
     table.check_together(tree, path)
     name_csv_folders(tree)
+    table.check_references(tree, path)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,
@@ -472,7 +472,7 @@ def _build_like(tree, values):
     tree["encoder_config"] = read_json(config, RESTORE)
 
 
-def _check_corpora(tree):
+def _check_folders(tree):
     """Refuse folders of corpora, and splits within them, that are not there."""
     if tree.get("skip_prep") is True:
         return

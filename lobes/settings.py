@@ -406,8 +406,8 @@ SETTINGS = {
     "voxceleb1_folder": _way(PATH, null=True),
     "output_folder": _way(PATH, null=True),
     "prepared_folder": _way(PATH, null=True),
-    "librispeech_csv_folder": _way(PATH),
-    "voxceleb_csv_folder": _way(PATH),
+    "librispeech_csv_folder": _way(PATH, null=True),
+    "voxceleb_csv_folder": _way(PATH, null=True),
     "skip_prep": _way(FLAG),
     "init_from": Setting(PATH, null=True),
     # Corpora

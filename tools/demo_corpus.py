@@ -965,6 +965,9 @@ def _variant_name(speaker):
 def _start_part(out):
     """The empty folder ``<out>.part``, taken by this process."""
     part = out.with_name(out.name + ".part")
+    if part.is_dir() and not any(part.iterdir()):
+        # A disk was full before its owner could write its name there.
+        part.rmdir()
     if part.exists():
         try:
             lock = json.loads((part / _LOCK).read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ def main(argv=None):
         told = explanation(error)
         if told is None:
             raise
-        raise UserError(f"{out}: {told}") from error
+        raise UserError(told if str(out) in told else f"{out}: {told}") from error
     provenance = {
         "made_by": "tools/export_encoder.py",
         "step": found.meta.get("step"),

@@ -131,19 +131,19 @@ def test_launches_that_are_right(launch):
 @pytest.mark.parametrize(
     "environment, told",
     [
-        ({"RANK": "0"}, "RANK=0 is in the environment, but LOCAL_RANK, WORLD_SIZE, "),
+        ({"RANK": "0"}, "RANK=0 in the environment, without LOCAL_RANK, WORLD_SIZE, "),
         ({"RANK": "0", "LOCAL_RANK": "0"}, "or one after unset RANK LOCAL_RANK"),
         ({"LOCAL_RANK": "0"}, "start several processes with torchrun, or"),
         ({"WORLD_SIZE": "4"}, "or one after unset WORLD_SIZE"),
-        ({**LAUNCHED, "RANK": "first"}, "but RANK is no number"),
-        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"}, "but LOCAL_RANK, MAST"),
+        ({**LAUNCHED, "RANK": "first"}, "which is no number: RANK: start"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"}, "without LOCAL_RANK"),
     ],
 )
 @pytest.mark.fault(
     "D6",
     "RANK, LOCAL_RANK or WORLD_SIZE in the environment of a plain train.py",
-    "... is in the environment, but ... is not: start several processes with torchrun, "
-    "or one after unset ...",
+    "RANK=0 in the environment, without LOCAL_RANK, ...: start several processes with "
+    "torchrun, or one after unset RANK",
 )
 def test_what_is_left_in_the_environment(launch, environment, told):
     with pytest.raises(UserError) as caught:

@@ -53,6 +53,14 @@ CASES = {
         FULL + "write_atomically('out.json', 'x' * 99)",
         "out.json: File too large; no file may be so large there",
     ),
+    "a full disk behind an open file": (
+        FULL + "with open('out.txt', 'w', buffering=1) as file: file.write('x' * 99)",
+        "out.txt: File too large; no file may be so large there",
+    ),
+    "an open file of other bytes than text": (
+        "pathlib.Path('f').write_bytes(b'\\xff')\npathlib.Path('f').read_text()",
+        "f cannot be read (UnicodeDecodeError: ",
+    ),
     "an output below a file": (
         "pathlib.Path('f').write_text('')\nwrite_atomically('f/out.json', 'x')",
         "f: ",
@@ -66,12 +74,12 @@ CASES = {
         "/proc/out: No such file or directory",
     ),
     "too little memory": ("bytearray(1 << 62)", "there is too little memory"),
-    "broken JSON": ("json.loads('{')", "a file cannot be read (JSONDecodeError: "),
+    "broken JSON": ("json.loads('{')", "cannot be read (JSONDecodeError: "),
     "bytes that are no text": ("b'\\xff'.decode()", "(UnicodeDecodeError: "),
-    "broken YAML": ("ruamel.yaml.YAML().load('[')", "a file cannot be read ("),
+    "broken YAML": ("ruamel.yaml.YAML().load('[')", " cannot be read ("),
     "a zip that is none": (
         "pathlib.Path('f').write_text('f')\nzipfile.ZipFile('f')",
-        "a file cannot be read (BadZipFile: ",
+        "f cannot be read (BadZipFile: ",
     ),
 }
 
@@ -155,9 +163,16 @@ def test_torch_s_words_for_the_machine():
         ("unable to allocate shared memory(shm) for file", "--num_workers=0"),
         ("Too many open files. Communication with", "ulimit -n"),
         ("DefaultCPUAllocator: can't allocate memory: you", "too little memory"),
+        (
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback\n"
+            "OSError: [Errno 24] Too many open files",
+            "too many files are open (OSError: [Errno 24] Too many open files); raise",
+        ),
         ("[enforce fail] . PytorchStreamWriter failed writing", "make room"),
     ):
-        assert told in explanation(RuntimeError(f"{words}\nand more"))
+        assert told in explanation(RuntimeError(words))
+    wrapped = OSError("Caught OSError in DataLoader worker\nToo many open files")
+    assert "ulimit -n" in explanation(wrapped)
 
 
 def test_what_is_no_fault_of_the_machine_is_a_defect():

@@ -5,7 +5,9 @@ import logging
 
 import pytest
 
+from lobes import ledger, preparation
 from lobes.errors import UserError
+from lobes.evaluation import load_run
 from lobes.files import parse_json, read_json, read_rows, read_text, usable_rows
 from lobes.progress import ProgressLog
 
@@ -105,3 +107,67 @@ def test_rows_of_a_file_that_is_not_there_or_no_file(tmp_path):
     assert usable_rows(tmp_path / "absent", REMEDY) == []
     with pytest.raises(UserError, match="Is a directory"):
         usable_rows(tmp_path, REMEDY)
+
+
+@pytest.mark.parametrize("content", ["", "5", "{", '{"hidden_size": 32'])
+@pytest.mark.fault(
+    "C5",
+    "a damaged encoder_config.json of a run",
+    "named with its line; restore it from where the run's folder was copied",
+)
+def test_a_damaged_configuration_of_the_encoder(content, tmp_path):
+    (tmp_path / "hyperparams.yaml").write_text("seed: 1\n")
+    (tmp_path / "encoder_config.json").write_text(content)
+    with pytest.raises(UserError, match="encoder_config.json.*restore it from where"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "5", "null", '{"recipe": '])
+@pytest.mark.fault(
+    "C5", "a damaged run.json", "named before anything is tested; restore it"
+)
+def test_a_damaged_identity(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    hparams = {"ledger": tmp_path / "ledger.jsonl", "output_folder": tmp_path}
+    with pytest.raises(UserError, match="run.json.*; restore it, or move it away"):
+        with ledger.entry(hparams):
+            pytest.fail("the tests have begun")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "5", "[]", '{"format": 1}', '{"skipped": "x", "files": 5}']
+)
+@pytest.mark.fault("C5", "a damaged prepared.json", "the part is prepared again")
+def test_a_damaged_marker_vouches_for_nothing(content, tmp_path):
+    part = preparation.Part(tmp_path, "train", "VoxCeleb", {}, "inputs")
+    part.marker.write_text(content)
+    assert part.reusable(skip_budget=0) is None
+    keys = ("format", "corpus", "options", "inputs", "skipped", "counts", "files")
+    part.marker.write_text(json.dumps(dict.fromkeys(keys, "x")))
+    assert part.reusable(skip_budget=0) is None
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("changes", None),
+        ("state", 5),
+        ("seconds", "x"),
+        ("validation", [1]),
+        ("output_folder", None),
+        ("wer", None),
+    ],
+)
+@pytest.mark.fault(
+    "C5", "ledger rows with null or of other kinds", "named with the line, and skipped"
+)
+def test_a_line_of_the_ledger_of_other_kinds(name, value, tmp_path, caplog):
+    path = tmp_path / "ledger.jsonl"
+    good = {"kind": "training", "state": "finished", "recipe": None, "variant": "mtl"}
+    good |= {"changes": {}, "seed": 1}
+    lines = [{**good, name: value}, good]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ledger.read(path) == [good]
+    assert f"line 1: {name} is {json.dumps(value)}; skipped" in caplog.text or (
+        name == "state" and "line 1: the state 5 is none of" in caplog.text
+    )
