@@ -388,6 +388,7 @@ SETTINGS = {
     "librispeech_csv_folder": _way(PATH),
     "voxceleb_csv_folder": _way(PATH),
     "skip_prep": _way(FLAG),
+    "allow_leaks": Setting(FLAG, resumed=False),
     "init_from": Setting(PATH, null=True),
     # Corpora
     "librispeech_train_splits": Setting(ListOf(TEXT)),
@@ -481,6 +482,7 @@ SETTINGS = {
     "valid_sets.*.max_batch_samples": Setting(_SAMPLES, "samples", null=True),
     "test_sets.*.max_batch_samples": Setting(_SAMPLES, "samples", null=True),
     "length_grid_seconds": Setting(Number(0, 3600), "seconds"),
+    "max_utterance_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
     "num_workers": _way(Whole(0, MOST_WORKERS), "processes"),
     "loader_timeout": _way(Number(0, 10**6), "seconds"),
     "*.timeout": _way(Number(0, 10**6), "seconds"),
