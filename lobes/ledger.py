@@ -19,16 +19,17 @@ import resource
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from lobes import yamls
 from lobes.errors import DivergedError, UserError
 from lobes.files import read_json, usable_rows, write_atomically
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.recipe import ROOT, commit
 from lobes.scoring import CHANCE, read_trials
+from lobes.settings import counts
 from lobes.tables import read_values
 
 distributed = lazy("lobes.distributed")
@@ -226,13 +227,13 @@ def trainings(rows):
 def settings_hash(tree):
     """12 hexadecimal digits that change with what a merged YAML computes.
 
-    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+    Places, seed and how it is run (``lobes.settings``) do not count.
 
     Arguments
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -280,7 +281,7 @@ def _outcome(hparams, results, error, training):
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams["selection"]
+        weights = hparams.get("rate_selection") or hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)
@@ -344,7 +345,7 @@ def _circumstances(hparams):
         names = folder.resolve().parts[-2:]
         identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
     settings = folder / "hyperparams.yaml"
-    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)

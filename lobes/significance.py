@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lobes.errors import UserError
+from lobes.files import read_rows
 from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
 from lobes.text import edit_distances
@@ -44,9 +45,10 @@ MEANING = (
 class Interval:
     """The middle 95 % of the replicates, ``low`` to ``high``, in percent.
 
-    ``count`` units were drawn, which are ``over``: ``speakers``, or ``utterances``
-    where fewer than ``FEWEST`` speakers are known. The interval then holds for these
-    speakers only.
+    ``count`` units were drawn, which are ``over``: ``speakers``; ``groups`` of the
+    utterances that same-speaker trials link, where not all speakers are known; or
+    ``utterances`` where there are fewer than ``FEWEST`` of these. The interval then
+    holds for these speakers only.
     """
 
     low: float
@@ -87,16 +89,10 @@ def read_words(path):
 
     Raises ``UserError`` when it cannot be read.
     """
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        ids = [row["ID"] for row in rows]
-        texts = [
-            [" ".join(row[name].split()) for row in rows]
-            for name in ("reference", "hypothesis")
-        ]
-    except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); evaluate again") from error
+    columns = ("reference", "hypothesis")
+    rows = read_rows(path, ["ID", *columns], "evaluate again")
+    ids = [row["ID"] for row in rows]
+    texts = [[" ".join(row[name].split()) for row in rows] for name in columns]
     return Words(
         ids,
         *texts,
@@ -253,12 +249,12 @@ def _trial_units(trials, speakers):
     row = dict(zip(names, range(len(names)), strict=True))
     sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
     if not all(speakers.get(name) for name in names):
-        from scipy import sparse
-
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
         _, parts = csgraph.connected_components(links, directed=False)
         speakers = dict(zip(names, map(str, parts), strict=True))
+        units, over = _units(names, speakers)
+        return units[sides], over.replace("speakers", "groups")
     units, over = _units(names, speakers)
     return units[sides], over
 

@@ -330,7 +330,8 @@ def test_two_runs_are_compared(tmp_path, capsys):
     assert "| lr | 1.0 | 0.3 |" in text and "seed |" not in text
     assert "| test-other | wer | 22.00 ± 2.83 | 10.00 | -12.00 |" in text
     assert "Seeds: 1, 2 and 1." in text
-    assert "| test-other | WER | -10.00 |" in text and "| 200 |" in text
+    assert "| test-other | WER | -10.00 |" in text and "| 200 utterances |" in text
+    assert "| test-other | CER | -13.33 |" in text and "| 300 groups |" in text
     significance = [
         x for x in text.splitlines() if x.startswith("| veri_test2 | EER |")
     ]

@@ -1,0 +1,12 @@
+"""What is printed for people to read."""
+
+from rich.console import Console
+
+
+def console(**settings):
+    """A rich console that takes every text as it is.
+
+    A name may hold what rich would read as markup, ``[/bold]``, or as an emoji.
+    ``settings`` are those of ``rich.console.Console``.
+    """
+    return Console(**{"highlight": False, "markup": False, "emoji": False, **settings})
