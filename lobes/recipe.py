@@ -218,6 +218,7 @@ def resolve(argv, changes=None, load=None):
     }
     for key, value in {**values, **(changes or {})}.items():
         tree[key] = value
+    name_csv_folders(tree)
     table.check_references(tree, path)
     if tree.get("init_from"):
         _build_like(tree, values)
@@ -232,7 +233,6 @@ def resolve(argv, changes=None, load=None):
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
     table.check_together(tree, path)
-    name_csv_folders(tree)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,
