@@ -74,7 +74,7 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     """
     trials = read_trials(trials_path, allow_repeats=True)
     table = _read_csv(csv_path)
-    check_trials(trials, table.index, csv_path)
+    trials = check_trials(trials, table.index, csv_path, table["wav"])
     pieces = [_piece(row) for row in table.loc[trials.utterances()].itertuples()]
     vectors = mean_mfccs(pieces, progress=progress)
     return {

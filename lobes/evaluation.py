@@ -309,7 +309,10 @@ def main(argv=None):
         # The run's own results stay what they are.
         folder = own_folder(folder, own)
     sets = _own_sets(options, hparams)
-    if sets is None and not brain.allow_changes:
+    if sets is not None:
+        opening.open_sets({}, {}, sets, brain.rank, brain.world_size)
+        _warn_of_leaks(hparams, sets)
+    elif not brain.allow_changes:
         check_test_sets(
             hparams["output_folder"], hparams["test_sets"], brain.rank, brain.world_size
         )
@@ -379,6 +382,20 @@ def _look_at_own_sets(options):
             options.speaker_csv, trial_paths=trials
         )
     opening.open_sets({}, {}, sets)
+
+
+def _warn_of_leaks(hparams, sets):
+    """Count what a run was trained on among a user's own test sets, if it is known."""
+    trained = {
+        task: stream
+        for task, stream in hparams["train_streams"].items()
+        if all(Path(path).is_file() for path in stream.csvs)
+    }
+    # A fault in the CSVs of a training that is over is not this evaluation's.
+    with contextlib.suppress(UserError):
+        for stream in trained.values():
+            stream.utterances = streams.Utterances(stream.csvs, {})
+        opening.check_leaks(trained, {}, sets, allowed=True)
 
 
 def _own_sets(options, hparams):

@@ -47,7 +47,7 @@ def name_csv_folders(tree):
         if key not in tree or tree[key] is not None:
             continue
         where = f"<prepared_folder>/{folder}"
-        if tree.get("skip_prep") is not True:
+        if tree.get("skip_prep") is not True and corpus in tree:
             where += f"/{options_digest(_plain(tree[corpus], tree))}"
         tree[key] = TaggedScalar(where, style=None, tag="!ref")
 
@@ -147,19 +147,25 @@ def _absolute(value):
     return os.path.abspath(value) if isinstance(value, str) else value
 
 
-def _plain(node, tree):
-    """A YAML node as plain values, references replaced by what they name."""
+def _plain(node, tree, within=()):
+    """A YAML node as plain values, references replaced by what they name.
+
+    One to a key ``within`` which it stands stays: loading will refuse the circle.
+    """
+
+    def named(found):
+        key = found[1]
+        if key not in tree or key in within:
+            return found[0]
+        return _plain(tree[key], tree, (*within, key))
+
     if isinstance(node, TaggedScalar):
         whole = re.fullmatch(r"<(\w+)>", node.value)
-        if whole and whole[1] in tree:
-            return _plain(tree[whole[1]], tree)
-        return re.sub(
-            r"<(\w+)>",
-            lambda found: str(_plain(tree.get(found[1], found[0]), tree)),
-            node.value,
-        )
+        if whole:
+            return named(whole)
+        return re.sub(r"<(\w+)>", lambda found: str(named(found)), node.value)
     if isinstance(node, dict):
-        return {str(key): _plain(child, tree) for key, child in node.items()}
+        return {str(key): _plain(child, tree, within) for key, child in node.items()}
     if isinstance(node, list):
-        return [_plain(child, tree) for child in node]
+        return [_plain(child, tree, within) for child in node]
     return node

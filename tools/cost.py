@@ -114,9 +114,7 @@ def load(path, overrides=()):
     changes.update(dict.fromkeys(unwanted, 0.0))
     # A wrong option is told before torch is imported.
     resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
-    source = tree.get("source")
-    if "source" in given:
-        source = parse("source", given["source"])
+    source = source_of(path, overrides)
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
     elif source is not None:
@@ -126,6 +124,14 @@ def load(path, overrides=()):
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         changes["output_folder"] = folder
         return parse_arguments([str(path), *overrides], changes)[0]
+
+
+def source_of(path, overrides=()):
+    """What the setting ``source`` of a YAML is, or None."""
+    given = dict(item[2:].partition("=")[::2] for item in overrides)
+    if "source" in given:
+        return parse("source", given["source"])
+    return load_variant(path, given.get("base"))[0].get("source")
 
 
 def trace(hparams, frozen=False):

@@ -33,12 +33,14 @@ try:
     from packaging.version import Version
 
     from lobes.audio import encode_audio, import_pyav
+    from lobes.encoder import Wav2Vec2Encoder
     from lobes.errors import UserError, user_errors_exit
     from lobes.lazy import lazy
     from lobes.official import TRIALS, Count, official_count
     from lobes.opening import check_leaks, open_sets
     from lobes.preparation import children, worker_count
     from lobes.recipe import ROOT
+    from lobes.source_check import check_source
     from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
@@ -111,6 +113,7 @@ def findings(yaml=None, overrides=()):
         yield disk(ROOT / "results")
         return
     try:
+        yield from source(cost.source_of(yaml, overrides))
         hparams = cost.load(yaml, overrides)
         estimate = cost.estimate(yaml, overrides)
     except UserError as error:
@@ -324,6 +327,20 @@ def shared_memory(needed=2e8, folder="/dev/shm"):
         return
     remedy = "read with --num_workers=0, or start the container with --shm-size=1g"
     yield Finding("FAIL", folder, found, remedy)
+
+
+def source(name):
+    """Whether the weights that a training starts from are whole."""
+    if name is None:
+        return
+    try:
+        found = check_source(name, Wav2Vec2Encoder.model_class)
+    except UserError as error:
+        yield Finding("FAIL", "source", str(error).removeprefix("source: "))
+        return
+    there = os.path.isdir(found)
+    text = f"{name}: whole, in {found}" if there else f"{name}: the hub has it"
+    yield Finding("OK", "source", text)
 
 
 def loading(hparams):

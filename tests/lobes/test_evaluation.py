@@ -7,7 +7,7 @@ import pandas
 import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes import evaluation
+from lobes import evaluation, opening
 from lobes.errors import UserError
 from lobes.scoring import read_scores, verification_metrics
 from tests import tiny
@@ -85,7 +85,8 @@ def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
     assert all((trained / n).read_bytes() == (to / n).read_bytes() for n in names)
 
 
-def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
+def test_own_csv_and_trials(trained, tiny_corpus, tmp_path, caplog):
+    opening._warn.cache_clear()
     before = (trained / "results.json").read_text()
     trials = tmp_path / "mine.txt"
     lines = (tiny_corpus / "VoxCeleb/veri_test2.txt").read_text().splitlines()[:40]
@@ -102,6 +103,7 @@ def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
     assert (trained / "results.json").read_text() == before
     assert sets["speech"]["train"]["utterances"] == 12
     assert sets["speaker"]["mine"]["trials"] == 40
+    assert "12 of 12 utterances are trained on, too" in caplog.text
 
 
 def test_own_csvs_in_shards_give_the_same_results(trained, tiny_corpus, tmp_path):
@@ -162,10 +164,10 @@ def test_an_unknown_checkpoint_is_named(trained):
 def test_a_task_that_the_run_lacks_is_named(tiny_corpus, tmp_path, capsys):
     run = tmp_path / "asr"
     tiny.brain(tiny_corpus, run, yaml=tiny.ASR)
+    own = [f"--speaker_csv={tiny_corpus / 'VoxCeleb/test.csv'}"]
+    own += ["--trials", str(tiny_corpus / "VoxCeleb/veri_test2.txt")]
     with pytest.raises(SystemExit):
-        evaluation.main(
-            [str(run), "--device=cpu", "--speaker_csv=x.csv", "--trials", "y.txt"]
-        )
+        evaluation.main([str(run), "--device=cpu", *own])
     assert "this run has no speaker task" in capsys.readouterr().err
 
 

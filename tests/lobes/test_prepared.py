@@ -198,7 +198,7 @@ def test_a_run_without_a_record_is_not_compared(trained, content):
 
 def test_a_training_leaves_the_record(tiny_corpus, tmp_path):
     system = tiny.brain(tiny_corpus, tmp_path / "run")
-    system.open_test_sets()
+    system.open_sets()
     stored = json.loads((tmp_path / "run" / TEST_SETS).read_text())
     assert set(stored) == {"speech/test-other", "speaker/voxceleb1"}
 

@@ -571,7 +571,9 @@ def test_crops_are_normalised_by_the_whole_utterance(tmp_path):
     random = np.random.default_rng(0)
     wave = random.normal(0, 1, 8 * CROP) * np.repeat([0.01, 0.5], 4 * CROP)
     for statistics in (True, False):
-        rows = [corpus.row("a", wave.astype(np.float32), statistics)]
+        wave = wave.astype(np.float32)
+        names = "ab" if statistics else "cd"
+        rows = [corpus.row(name, wave, statistics) for name in names]
         pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
         stream = make(corpus, "crops", csv=str(tmp_path / "a.csv"), budget=CROP)
         scales = [float(b.wavs.std()) for b in take(stream, 30)[0]]
@@ -595,7 +597,7 @@ def test_statistics_in_the_csv_change_no_sample(corpus, kind):
 def test_silence_stays_finite(tmp_path, statistics, value):
     corpus = Corpus(tmp_path)
     wave = np.full(2 * CROP, value, dtype=np.float32)
-    rows = [corpus.row("a", wave, statistics)]
+    rows = [corpus.row(name, wave, statistics) for name in "ab"]
     pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
     for each in ("buckets", "crops"):
         batch = take(make(corpus, each, csv=str(tmp_path / "a.csv")), 1)[0][0]

@@ -8,6 +8,7 @@ import pandas
 import pytest
 import soundfile
 import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lobes.official import Count, Trials
 from tests import tiny
@@ -280,7 +281,7 @@ def test_speech_needs_no_speakers(tiny_corpus, tmp_path):
     yaml, *overrides = tiny.arguments(tmp_path / "csv", tmp_path / "run", tiny.ASR)
     hparams = doctor.cost.load(yaml, overrides)
     found = [*doctor.corpora(hparams), *doctor.opened(hparams)]
-    assert "FAIL" not in states(found).values() and only(found, "files")
+    assert "FAIL" not in states(found).values() and states(found)["files"] == "OK"
     text = only(found, "LibriSpeech/test-other").found
     assert text.startswith("4 utterances without speakers (no column spk_id) in ")
 
@@ -353,6 +354,24 @@ def test_a_system_ready_to_train(tiny_corpus, tmp_path):
     assert "64,000 samples of each task" in only(found, "memory").found
     assert "6 steps of" in only(found, "time").found
     assert only(found, "disk").found.startswith(str(tmp_path))
+
+
+@pytest.mark.fault(
+    "D2",
+    "the doctor and a source whose weights are a git-lfs pointer",
+    "FAIL: `model.safetensors is a git-lfs pointer, not the file itself; run git lfs "
+    "pull in FOLDER`",
+)
+def test_the_source_is_looked_at(tmp_path):
+    assert list(doctor.source(None)) == []
+    model = Wav2Vec2Model(Wav2Vec2Config(**tiny.ENCODER))
+    model.save_pretrained(tmp_path)
+    (finding,) = doctor.source(str(tmp_path))
+    assert finding.status == "OK" and f"whole, in {tmp_path}" in finding.found
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    (finding,) = doctor.source(str(tmp_path))
+    assert finding.status == "FAIL" and "run git lfs pull" in finding.found
 
 
 def test_settings_that_do_not_load(tmp_path):
