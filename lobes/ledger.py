@@ -284,7 +284,9 @@ def _outcome(hparams, results, error, training):
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams.get("rate_selection") or hparams["selection"]
+        weights = hparams["selection"]
+        if "rate_selection" in hparams:  # not in runs of before there was one
+            weights = hparams["rate_selection"] or weights
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)

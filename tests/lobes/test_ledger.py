@@ -177,6 +177,10 @@ def test_what_diverges_before_its_test_has_its_last_validation(hparams):
     row = end(hparams, DivergedError("nan"))
     assert row["validation"] == {"wer": 100, "eer": 50} and row["score"] == 75
     assert "wer" not in row, "nothing was tested"
+    hparams["rate_selection"] = {"wer": 1.0, "eer": 0.5}
+    assert end(hparams, DivergedError("nan"))["score"] == 125
+    hparams["rate_selection"] = None
+    assert end(hparams, DivergedError("nan"))["score"] == 75
     validated(hparams, 10, wer=8.0, eer=2.0, speech_loss=1.0)
     assert end(hparams, DivergedError("nan"))["score"] == 4
     validated(hparams, 20, wer=80.0, eer=float("nan"), speech_loss=9.0)
