@@ -199,6 +199,13 @@ class _Source:
     def __init__(self, path, window):
         self.path = os.fspath(path)
         self.window = window
+        try:
+            self.path.encode()
+        except UnicodeEncodeError as error:
+            # Neither decoder takes such a name.
+            raise UserError(
+                f"{self.path}: its path is not UTF-8; rename the file or folder"
+            ) from error
         self.file = self.path if window is None else self.open()
 
     def __enter__(self):

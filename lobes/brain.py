@@ -332,17 +332,23 @@ class SpeechSpeakerBrain(sb.Brain):
                 outputs = self.compute_forward(batches, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
             self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        self._collect(batches)
+        if should_step:
+            # Adam makes its moments of the encoder at the first step after the thaw.
+            with self._enough_memory(batches):
+                self.optimizers_step()
+        self.on_fit_batch_end(batches, outputs, loss, should_step)
+        if should_step and self._signal:
+            self._preempt(self._signal)
+        return loss.detach()
+
+    def _collect(self, batches):
+        """Add up what a step's batches say of it."""
         for name, value in self.step_values.items():
             value = value * batches[name.rpartition("_")[0]].share
             self._step_means[name] = self._step_means.get(name, 0.0) + value
         for task, batch in batches.items():
             self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
-        if should_step:
-            self.optimizers_step()
-        self.on_fit_batch_end(batches, outputs, loss, should_step)
-        if should_step and self._signal:
-            self._preempt(self._signal)
-        return loss.detach()
 
     @contextlib.contextmanager
     def _enough_memory(self, batches):
@@ -544,10 +550,11 @@ class SpeechSpeakerBrain(sb.Brain):
         """Let the tasks present collect one batch."""
         if stage == sb.Stage.VALID:
             self._preempt_between_steps()
-        with self._enough_memory(batches), self.evaluation_ctx:
-            outputs = self.compute_forward(batches, stage)
-        for task, output in outputs.items():
-            self.modules[task].update(output, batches[task])
+        with self._enough_memory(batches):
+            with self.evaluation_ctx:
+                outputs = self.compute_forward(batches, stage)
+            for task, output in outputs.items():
+                self.modules[task].update(output, batches[task])
         return torch.zeros(())
 
     def on_stage_end(self, stage, stage_loss, epoch=None):

@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 
 from lobes.errors import DivergedError, UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.prepared import check_test_sets
-from lobes.recipe import parse_arguments, shell_command
+from lobes.recipe import RESTORE, parse_arguments, shell_command
+from lobes.settings import PATH
 
 assessment = lazy("lobes.assessment")
 brains = lazy("lobes.brain")
 checkpoints = lazy("lobes.checkpoints")
 distributed = lazy("lobes.distributed")
 ledger = lazy("lobes.ledger")
+names = lazy("lobes.names")
 opening = lazy("lobes.opening")
 report = lazy("lobes.report")
 stopping = lazy("lobes.stopping")
@@ -205,12 +207,14 @@ def load_run(what, arguments=()):
         config = what / "encoder_config.json"
         if config.is_file():
             changes["source"] = None
-            changes["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
+            changes["encoder_config"] = read_json(config, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
     hparams, run_opts, _ = parse_arguments([str(what), *arguments], changes)
     distributed.join_processes(run_opts)
+    names.check_keys(hparams, what)
+    names.check_sets(hparams["test_sets"])
     brain = brains.SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     return brain, hparams
 
@@ -244,23 +248,24 @@ def load_checkpoint(checkpointer, which):
 
 def headline(sets, headline_sets):
     """The one WER, with its CER, and the one EER that a table quotes, if measured."""
-    everything = {n: m for named in sets.values() for n, m in named.items()}
     values = {}
     for metric, name in headline_sets.items():
-        for one in (metric, *(["cer"] if metric == "wer" else [])):
-            if one in everything.get(name, {}):
-                values[one] = everything[name][one]
+        # Two tasks may have a set of one name, with other metrics.
+        for named in sets.values():
+            for one in (metric, *(["cer"] if metric == "wer" else [])):
+                if one in named.get(name, {}):
+                    values[one] = named[name][one]
     return values
 
 
 def _own_headlines(sets):
     """The first set of a user's own that has a WER, and the first with an EER."""
-    everything = {n: m for named in sets.values() for n, m in named.items()}
     found = {}
-    for name, metrics in everything.items():
-        for metric in ("wer", "eer"):
-            if metric in metrics:
-                found.setdefault(metric, name)
+    for named in sets.values():
+        for name, metrics in named.items():
+            for metric in ("wer", "eer"):
+                if metric in metrics:
+                    found.setdefault(metric, name)
     return found
 
 
@@ -274,15 +279,22 @@ def main(argv=None):
         "trained with overrides needs the same ones, a results folder none.",
         allow_abbrev=False,
     )
-    parser.add_argument("what", help="hparams/x.yaml, or a results folder")
+    parser.add_argument("what", type=PATH, help="hparams/x.yaml, or a results folder")
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last, or a folder"
     )
-    parser.add_argument("--speech_csv", help="WER on this CSV instead of the test sets")
-    parser.add_argument("--speaker_csv", help="utterances of the trials in --trials")
-    parser.add_argument("--trials", nargs="+", help="trial lists, with --speaker_csv")
+    parser.add_argument(
+        "--speech_csv", type=PATH, help="WER on this CSV instead of the test sets"
+    )
+    parser.add_argument(
+        "--speaker_csv", type=PATH, help="utterances of the trials in --trials"
+    )
+    parser.add_argument(
+        "--trials", type=PATH, nargs="+", help="trial lists, with --speaker_csv"
+    )
     parser.add_argument(
         "--to",
+        type=PATH,
         help="folder for the results; default: the run's, or with a CSV of your own "
         "<run>/own/<name of the CSV>; another CSV of that name gets another one",
     )
@@ -402,4 +414,5 @@ def _own_sets(options, hparams):
                 timeout=hparams["loader_timeout"],
             )
         }
+    names.check_sets(sets)
     return sets or None

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and read with every fault named by its line."""
 
+import csv
 import io
 import json
 import logging
@@ -34,8 +35,11 @@ def write_atomically(path, content):
         # mkstemp makes private files; results are meant to be shared.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # Writing names no file, and the rename the temporary one.
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -85,6 +89,33 @@ def parse_json(text, path, remedy, kind=dict, line=None):
         shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
         raise UserError(f"{where}: {shown} is not {_KINDS[kind]}; {remedy}")
     return found
+
+
+def read_rows(path, columns, remedy):
+    """The rows of a CSV with a header, as dicts.
+
+    Raises ``UserError`` as ``read_text`` does, for a column of ``columns`` that is
+    not there, and for a row with other columns than the header.
+    """
+    rows = []
+    text = read_text(path, remedy)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}; {remedy}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: it has not as many columns as "
+                    f"the header; {remedy}"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: no CSV ({error}); {remedy}"
+        ) from error
+    return rows
 
 
 def usable_rows(path, remedy, problem_of=None, report=True):

@@ -28,10 +28,9 @@ import sys
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import TaggedScalar
 
-from lobes import ledger
+from lobes import ledger, yamls
 from lobes.errors import UserError
 from lobes.locks import take
 from lobes.preemption import EXIT_CODE
@@ -323,13 +322,7 @@ def _read(path):
     """A YAML as plain values; of a recipe's YAML only its keys matter."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a grid or a recipe's YAML file")
-    yaml = ruamel.yaml.YAML()
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
-    except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: {reason}; correct the YAML") from error
-    return _mapping(path, "the file", tree)
+    return yamls.read(path, "name a grid or a recipe's YAML file")
 
 
 def _words(path, name, text):

@@ -19,16 +19,17 @@ import resource
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from lobes import yamls
 from lobes.errors import DivergedError, UserError
 from lobes.files import read_json, usable_rows, write_atomically
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.recipe import ROOT, commit
 from lobes.scoring import CHANCE, read_trials
+from lobes.settings import counts
 from lobes.tables import read_values
 
 distributed = lazy("lobes.distributed")
@@ -90,6 +91,9 @@ def entry(hparams, run_opts=None):
     noted = first and not (run_opts and run_opts["debug"])
     if noted:
         _check(path)
+    if noted and not run_opts:
+        # A damaged file must not show after the tests.
+        _identity(Path(hparams["output_folder"]))
     if noted and run_opts:
         identity = {**run_opts.origin, "seed": hparams["seed"]}
         text = json.dumps(identity, indent=2, default=str)
@@ -226,13 +230,13 @@ def trainings(rows):
 def settings_hash(tree):
     """12 hexadecimal digits that change with what a merged YAML computes.
 
-    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+    Places, seed and how it is run (``lobes.settings``) do not count.
 
     Arguments
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -280,7 +284,7 @@ def _outcome(hparams, results, error, training):
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams["selection"]
+        weights = hparams.get("rate_selection") or hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)
@@ -337,14 +341,9 @@ def _ended(end, rows):
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    if (folder / IDENTITY).exists():
-        identity = read_json(folder / IDENTITY, "restore it, or move it away")
-    else:
-        # Of a run of before there was a ledger its folder's name tells most.
-        names = folder.resolve().parts[-2:]
-        identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
+    identity = _identity(folder)
     settings = folder / "hyperparams.yaml"
-    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)
@@ -365,6 +364,15 @@ def _circumstances(hparams):
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _identity(folder):
+    """What the training of a run's folder was."""
+    if (folder / IDENTITY).exists():
+        return read_json(folder / IDENTITY, "restore it, or move it away")
+    # Of a run of before there was a ledger its folder's name tells most.
+    names = folder.resolve().parts[-2:]
+    return {"recipe": None, "variant": "/".join(names), "changes": {}}
 
 
 def data_hashes(hparams):

@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas
-from speechbrain.utils.distributed import if_main_process
 
 from lobes.audio import (
     AAC_SUFFIXES,
@@ -21,9 +19,9 @@ from lobes.audio import (
     read_audio,
     usable_frames,
 )
-from lobes.distributed import gather, rank_and_world_size
 from lobes.errors import UserError
 from lobes.journal import Journal
+from lobes.lazy import lazy
 from lobes.preparation import (
     enumeration,
     map_in_processes,
@@ -33,6 +31,9 @@ from lobes.preparation import (
 )
 from lobes.scoring import check_trials
 from lobes.tables import read_header
+
+distributed = lazy("lobes.distributed")
+pandas = lazy("pandas")
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def true_stops(csv, table, lines):
 @functools.cache
 def _warn(text):
     """Log a warning, also where several processes or sets would say it, once."""
-    if if_main_process():
+    if distributed.rank_and_world_size()[0] == 0:
         logger.warning("%s", text)
 
 
@@ -194,7 +195,7 @@ def _lengths(csv, table):
 
     Each process looks at its share of the rows.
     """
-    rank, world_size = rank_and_world_size()
+    rank, world_size = distributed.rank_and_world_size()
     share = table.iloc[rank::world_size] if world_size > 1 else table
     paths = share["wav"].to_numpy(dtype=object)
     frames = np.zeros(len(paths), dtype=np.int64)
@@ -220,7 +221,7 @@ def _lengths(csv, table):
             told[int(left[place]) * world_size + rank] = reasons[int(codes[place])]
     everything = np.empty(len(table), dtype=np.int64)
     reasons = {}
-    for part, (some, texts) in gather({rank: (frames, told)}).items():
+    for part, (some, texts) in distributed.gather({rank: (frames, told)}).items():
         everything[part::world_size] = some
         reasons.update(texts)
     return everything, reasons
@@ -258,7 +259,7 @@ def _look(csv, paths, windows):
         initial=len(paths) - len(left),
         leave=False,
         # Nothing is shown that takes no time.
-        disable=memory is None or not if_main_process(),
+        disable=memory is None or distributed.rank_and_world_size()[0] > 0,
     ) as progress:
         for start, results in zip(
             starts, map_in_processes(_headers, chunks, workers), strict=True

@@ -35,7 +35,7 @@ from lobes.audio import (
     usable_frames,
 )
 from lobes.errors import UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 
 # Raised when the content of the output files changes for the same input.
@@ -615,12 +615,13 @@ def _marker(save_folder, name):
 def _read_marker(path):
     """A marker's content; empty if there is none, or not a complete one."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(path, "")
+    except UserError:
         return {}
     wanted = {"format", "corpus", "options", "inputs", "skipped", "counts", "files"}
-    complete = isinstance(stored, dict) and wanted <= set(stored)
-    return stored if complete and isinstance(stored["files"], dict) else {}
+    whole = wanted <= set(stored) and type(stored["skipped"]) is int
+    maps = whole and all(isinstance(stored[name], dict) for name in ("counts", "files"))
+    return stored if maps else {}
 
 
 def _scan_chunk(paths):

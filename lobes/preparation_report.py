@@ -1,12 +1,11 @@
 """What a preparation made of a corpus: ``prepare_report.json``, and as a table."""
 
-import csv
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from lobes.files import write_atomically
+from lobes.files import read_rows, write_atomically
 from lobes.official import TRIALS, official_count
 from lobes.preparation import say
 
@@ -100,8 +99,8 @@ def reason_kind(reason):
 
 def _reasons(path):
     """How often each kind of reason stands in a list of the skipped."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        kinds = Counter(reason_kind(row["reason"]) for row in csv.DictReader(stream))
+    rows = read_rows(path, ["reason"], "delete the list, and prepare again")
+    kinds = Counter(reason_kind(row["reason"]) for row in rows)
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -6,7 +6,6 @@ again at any time; whatever is not there yet is left out.
 
 import base64
 import html
-import json
 import logging
 import sys
 import time
@@ -14,18 +13,19 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lobes.files import write_atomically
+from lobes.errors import UserError, explanation
+from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.progress import ProgressLog
 from lobes.significance import MEANING, speakers_of
-from lobes.stopping import COMPLETE, DIVERGED, PATIENCE, Ending
+from lobes.terminal import console
 
 edit_distance = lazy("speechbrain.utils.edit_distance")
 pandas = lazy("pandas")
+stopping = lazy("lobes.stopping")
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,17 @@ def publish(folder, run=None):
     """
     try:
         write_report(folder, run)
-    except Exception:
-        logger.warning("%s/report.html could not be written", folder, exc_info=True)
+    except Exception as error:
+        path = Path(folder) / "report.html"
+        old = "; the one that is there is of an earlier evaluation" * path.exists()
+        told = str(error) if isinstance(error, UserError) else explanation(error)
+        logger.warning(
+            "%s could not be written%s (%s)",
+            path,
+            old,
+            told or repr(error),
+            exc_info=told is None,
+        )
         return False
     return True
 
@@ -125,7 +134,7 @@ def write_report(folder, run=None):
     """
     folder = Path(folder)
     run = Path(run or folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json", "evaluate again")
     name = _title(results, run)
     evaluated = time.localtime((folder / "results.json").stat().st_mtime)
     sections = [
@@ -171,15 +180,25 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         An evaluation's files, with ``results.json``.
     examples : int
         Transcripts of each test set, from the worst to the best.
+
+    Where nothing can be printed, the log says so: the evaluation has succeeded.
     """
-    folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    try:
+        _print_summary(Path(folder), examples)
+    # A terminal that is gone, or a full disk that takes the output.
+    except OSError as error:
+        logger.warning("The summary of %s could not be printed: %s", folder, error)
+
+
+def _print_summary(folder, examples):
+    """Print the summary on standard output as it is now."""
+    results = read_json(folder / "results.json", "evaluate again")
     if sys.stdout.isatty():
-        console = Console(highlight=False)
+        output = console()
     else:
         # Without a colour system nothing is styled, whatever the environment says.
-        console = Console(highlight=False, color_system=None, width=_PLAIN_WIDTH)
-    console.print()
+        output = console(color_system=None, width=_PLAIN_WIDTH)
+    output.print()
     for name in _all_sets(results):
         rows = _aligned(folder, name) if examples else []
         if not rows:
@@ -189,14 +208,14 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         title.append("[-missed-]", style="red")
         title.append(" ")
         title.append("{+added+}", style="green")
-        console.print(title)
+        output.print(title)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(justify="right")
         table.add_column(overflow="fold")
         for row in chosen:
             table.add_row(f"  {row['WER']:.0f} %", _marked_text(row))
-        console.print(table)
-        console.print()
+        output.print(table)
+        output.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(style="bold", no_wrap=True)
@@ -205,28 +224,28 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
     for name, metrics in _all_sets(results).items():
         for row in _summary_rows(results, name, metrics):
             table.add_row(*map(Text, row))
-    console.print(table)
+    output.print(table)
     for text in _meaning(results):
-        console.print(Text(text))
+        output.print(Text(text))
     for text in results.get("warnings", ()):
-        console.print(Text(f"warning: {text}", style="yellow"))
+        output.print(Text(f"warning: {text}", style="yellow"))
     where = [f"Checkpoint of step {results['step']}"]
     if "training" in results:
-        where.append(str(Ending(**results["training"])))
+        where.append(str(stopping.Ending(**results["training"])))
     if "seconds" in results:
         where.append(f"{results['seconds']:.0f} seconds in all")
-    console.print(Text("; ".join(where)))
+    output.print(Text("; ".join(where)))
     page = folder / "report.html"
     if _is_of(page, folder):
-        console.print(Text(f"Report:   {page}"), soft_wrap=True)
+        output.print(Text(f"Report:   {page}"), soft_wrap=True)
     else:
         text = f"warning: {page} could not be written (the log tells why)"
-        console.print(Text(text, style="yellow"), soft_wrap=True)
+        output.print(Text(text, style="yellow"), soft_wrap=True)
     pictures = ", ".join(path.name for path in sorted(folder.glob("*.png")))
     if pictures:
-        console.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
+        output.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
     for line in _stopped(results):
-        console.print(Text(line, style="bold red"))
+        output.print(Text(line, style="bold red"))
 
 
 def _is_of(page, folder):
@@ -242,11 +261,11 @@ def _stopped(results):
     """Lines that nobody overlooks, when a training did not take all of its steps."""
     if "training" not in results:
         return
-    ending = Ending(**results["training"])
-    if ending.kind == COMPLETE:
+    ending = stopping.Ending(**results["training"])
+    if ending.kind == stopping.COMPLETE:
         return
     advice = "the weights tested here are those of a part of the training"
-    if ending.kind in (DIVERGED, PATIENCE):
+    if ending.kind in (stopping.DIVERGED, stopping.PATIENCE):
         advice = "the same command only tests again"
     yield ""
     yield "=" * 72
@@ -687,7 +706,7 @@ def _checkpoint_facts(results, validation):
         note = "; the lowest selection score of the run" if best else ""
         facts.append(("Its validation", ", ".join(shown) + note))
     if "training" in results:
-        facts.append(("Training", str(Ending(**results["training"]))))
+        facts.append(("Training", str(stopping.Ending(**results["training"]))))
     facts.append(("Parameters", f"{results['parameters']:,}"))
     facts.append(("Seed", str(results["seed"])))
     return facts

@@ -375,13 +375,14 @@ def _read_list(path, allow_repeats, scored):
                 )
             elif not allow_repeats:
                 problems.append(f"line {number}: the trial of line {first} again")
-        mirrored = seen.get(f"{right} {left}") if left != right else None
-        if mirrored and lines[mirrored - 1].split()[0] != label:
+        # Scores are of trials that were accepted once, perhaps before this was asked.
+        mirrored = None if scored else seen.get(f"{right} {left}")
+        if left == right and label == "0" and not scored:
+            problems.append(f"line {number}: label 0 for an utterance and itself")
+        elif left != right and mirrored and lines[mirrored - 1].split()[0] != label:
             problems.append(
                 f"line {number}: label {label} contradicts line {mirrored} (same pair)"
             )
-        if left == right and label == "0":
-            problems.append(f"line {number}: label 0 for an utterance and itself")
         labels.append(label == "1")
         enrol.append(left)
         test.append(right)

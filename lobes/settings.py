@@ -38,6 +38,7 @@ _TAGS = re.compile(
     r"!(ref|copy|PLACEHOLDER|beside|tuple)|!(new|name|module|apply|applyref|include):.+"
     r"|tag:yaml\.org,2002:.+"
 )
+_TUPLE = re.compile(r"\(.*\)")
 _REFERENCE = re.compile(r"<[^<>]*>")
 
 #: The arguments of objects whose tag begins so have rows; others are a user's own.
@@ -109,11 +110,15 @@ class Number(Kind):
     name = "a number"
 
     def __str__(self):
-        low = "" if self.low is None else f" from {_short(self.low)}"
-        above = "" if self.above is None else f" above {_short(self.above)}"
-        high = "" if self.high is None else f" to {_short(self.high)}"
-        below = "" if self.below is None else f" to below {_short(self.below)}"
-        return f"{self.name}{low or above}{high or below}"
+        start, to = "", ", at most"
+        if self.low is not None:
+            start, to = f" from {_short(self.low)}", " to"
+        elif self.above is not None:
+            start = f" above {_short(self.above)}"
+        end = "" if self.high is None else f"{to} {_short(self.high)}"
+        if self.below is not None:
+            end = f", below {_short(self.below)}"
+        return f"{self.name}{start}{end}"
 
     def check(self, value):
         """A number within the range."""
@@ -138,11 +143,10 @@ class Number(Kind):
     def parse(self, text):
         """The number that a text is; it is a float where it may be one."""
         try:
-            value = float(text) if text.isascii() else None
+            value = float(text)
         except ValueError:
-            value = None
-        if value is None:
-            raise Wrong
+            # Also what only YAML takes for a number, such as 0x10.
+            return super().parse(text)
         return self.check(value)
 
 
@@ -163,7 +167,7 @@ class Whole(Number):
     def parse(self, text):
         """The whole number that a text is."""
         try:
-            return self.check(int(text) if text.isascii() else None)
+            return self.check(int(text))
         except ValueError:
             return super().parse(text)
 
@@ -184,6 +188,8 @@ class Text(Kind):
             raise Wrong(
                 f"{found[0]} would be read as a reference to a key: write it otherwise"
             )
+        if _TUPLE.fullmatch(value):
+            raise Wrong("in brackets it would be read as a tuple")
         if not value.isprintable():
             # Also what was not UTF-8 on the command line.
             raise Wrong("it holds letters that cannot be printed")
@@ -239,13 +245,12 @@ class ListOf(Kind):
     alone: bool = False
 
     def __str__(self):
-        example = f"of {_many(self.kind)}, say [a, b]"
-        if isinstance(self.kind, Number):
-            example = f"of {_many(self.kind)}, say [1, 2]"
+        of = f" of {_many(self.kind)}"
+        example = "[1, 2]" if isinstance(self.kind, Number) else "[a, b]"
         some = f" with {self.least} entries or more" if self.least > 1 else ""
         full = "non-empty " * (self.least == 1)
         one = f"{self.kind} or " if self.alone else ""
-        return f"{one}a {full}list{some} {example}"
+        return f"{one}a {full}list{some}{of}, say {example}"
 
     def check(self, value):
         """The list, its entries checked; tagged ones are references and objects."""
@@ -261,6 +266,12 @@ class ListOf(Kind):
             if not _tag(entry):
                 entries[place] = self.kind.check(entry)
         return value
+
+    def parse(self, text):
+        """The list, or the one value, that a text is."""
+        if self.alone and not text.startswith("["):
+            return self.kind.parse(text)
+        return super().parse(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,6 +367,8 @@ class Setting:
     compared: bool = True
 
     def __str__(self):
+        if self.null and isinstance(self.kind, Choice):
+            return str(Choice((*self.kind.words, "null")))
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.kind}{unit}{', or null' * self.null}"
 
@@ -366,18 +379,26 @@ def _way(kind, unit="", null=False):
 
 
 FLAG, TEXT, PATH, OBJECT = Flag(), Text(), PathText(), Object()
-_COUNT, _COUNT_OR_0 = Whole(1, MANY), Whole(0, MANY)
+PATHS = ListOf(PATH, 1, alone=True)
+#: Also for options of tools that are no settings.
+COUNT, POSITIVE = Whole(1, MANY), Number(above=0, high=10**12)
+_COUNT_OR_0 = Whole(0, MANY)
 _SHARE = Number(above=0, below=1)
 _DROPOUT = Number(0, below=1)
 _PROBABILITY = Number(0, 1)
 _STEPS = "optimizer steps"
 _PRECISION = Choice(("fp32", "fp16", "bf16"))
-_SEED = Whole(0, LARGEST_SEED)
+SEED = Whole(0, LARGEST_SEED)
 _SAMPLES = Whole(400, MANY)
+
+#: Of a user's own keys, which take the kind of the value that stands there.
+WHOLE, NUMBER = Whole(), Number()
+OWN_TEXT = Setting(TEXT, null=True)
+OWN_LIST, OWN_MAPPING = ListOf(Anything()), MappingOf(Anything())
 
 SETTINGS = {
     # Where things are
-    "seed": Setting(_SEED, named=False, compared=False),
+    "seed": Setting(SEED, named=False, compared=False),
     "__set_seed": Setting(OBJECT),
     "base": Setting(TEXT),
     "librispeech_folder": _way(PATH, null=True),
@@ -385,8 +406,8 @@ SETTINGS = {
     "voxceleb1_folder": _way(PATH, null=True),
     "output_folder": _way(PATH, null=True),
     "prepared_folder": _way(PATH, null=True),
-    "librispeech_csv_folder": _way(PATH),
-    "voxceleb_csv_folder": _way(PATH),
+    "librispeech_csv_folder": _way(PATH, null=True),
+    "voxceleb_csv_folder": _way(PATH, null=True),
     "skip_prep": _way(FLAG),
     "init_from": Setting(PATH, null=True),
     # Corpora
@@ -395,13 +416,13 @@ SETTINGS = {
     "librispeech_test_splits": _way(ListOf(TEXT)),
     "voxceleb_trial_lists": _way(ListOf(PATH)),
     "voxceleb_convert": _way(Choice(("flac", "wav")), null=True),
-    "voxceleb_transcripts": Setting(PATH, null=True, resumed=False),
+    "voxceleb_transcripts": Setting(PATHS, null=True, resumed=False),
     "n_speakers": Setting(Whole(2, 10**7), "speakers"),
     "valid_fraction": Setting(_SHARE, "share of the utterances"),
-    "valid_trials": Setting(_COUNT, "trials of each kind"),
+    "valid_trials": Setting(COUNT, "trials of each kind"),
     "valid_different_video": Setting(FLAG),
     "valid_same_sex": Setting(FLAG),
-    "split_seed": Setting(_SEED),
+    "split_seed": Setting(SEED),
     "skip_budget": Setting(_COUNT_OR_0, "utterances", resumed=False),
     "strict": _way(FLAG),
     "header_only": _way(FLAG),
@@ -417,13 +438,13 @@ SETTINGS = {
     "*.te_splits": Setting(ListOf(TEXT)),
     "*.speaker_valid_fraction": Setting(_SHARE, "share of the utterances", null=True),
     "*.trial_splits": Setting(ListOf(TEXT)),
-    "*.positive_trials": Setting(_COUNT, "trials"),
-    "*.negative_trials": Setting(_COUNT, "trials"),
+    "*.positive_trials": Setting(COUNT, "trials"),
+    "*.negative_trials": Setting(COUNT, "trials"),
     "*.trials_across_chapters": Setting(FLAG),
-    "*.valid_recordings_per_speaker": Setting(_COUNT, "recordings"),
-    "*.valid_positive_trials": Setting(_COUNT, "trials"),
-    "*.valid_negative_trials": Setting(_COUNT, "trials"),
-    "*.transcripts": Setting(PATH, null=True, resumed=False),
+    "*.valid_recordings_per_speaker": Setting(COUNT, "recordings"),
+    "*.valid_positive_trials": Setting(COUNT, "trials"),
+    "*.valid_negative_trials": Setting(COUNT, "trials"),
+    "*.transcripts": Setting(PATHS, null=True, resumed=False),
     "*.convert": Setting(Choice(("flac", "wav")), null=True),
     "librispeech.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
     "voxceleb.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
@@ -436,11 +457,11 @@ SETTINGS = {
     "activation_dropout": Setting(_DROPOUT),
     "feat_proj_dropout": Setting(_DROPOUT),
     "mask_time_prob": Setting(_PROBABILITY, "share of the frames"),
-    "mask_time_length": Setting(_COUNT, "frames"),
+    "mask_time_length": Setting(COUNT, "frames"),
     "mask_feature_prob": Setting(_PROBABILITY, "share of the channels"),
-    "mask_feature_length": Setting(_COUNT, "channels"),
+    "mask_feature_length": Setting(COUNT, "channels"),
     "shared_layers": Setting(Whole(0, 1000), "layers", null=True),
-    "speaker_dims": Setting(_COUNT, "channels", null=True),
+    "speaker_dims": Setting(COUNT, "channels", null=True),
     "class_token": Setting(Choice(("constant", "learnt")), null=True),
     "gradient_checkpointing": Setting(FLAG, resumed=False),
     "freeze_cnn": Setting(FLAG),
@@ -459,7 +480,7 @@ SETTINGS = {
     "speech.column": Setting(TEXT),
     "pooling": Setting(OBJECT),
     "pooling.blank": Setting(FLAG),
-    "pooling.attention_channels": Setting(_COUNT, "channels"),
+    "pooling.attention_channels": Setting(COUNT, "channels"),
     "speech": Setting(OBJECT),
     "speaker": Setting(OBJECT),
     "tasks": Setting(OBJECT),
@@ -490,13 +511,13 @@ SETTINGS = {
     "valid_sets": Setting(OBJECT),
     "test_sets": Setting(OBJECT, resumed=False),
     "*.labels": Setting(OBJECT),
-    "*.csv": _way(ListOf(PATH, 1, alone=True)),
+    "*.csv": _way(PATHS),
     "*.trial_lists": _way(ListOf(PATH)),
     "*.trial_paths": _way(ListOf(PATH)),
     "test_sets.*.folder": _way(PATH),
     "test_sets.*.names": Setting(ListOf(TEXT)),
     # Optimisation
-    "steps": Setting(_COUNT, _STEPS),
+    "steps": Setting(COUNT, _STEPS),
     "freeze_steps": Setting(_COUNT_OR_0, _STEPS),
     "lr": Setting(Number(above=0, high=10)),
     "initial_lr": Setting(Number(0, 10)),
@@ -516,8 +537,8 @@ SETTINGS = {
     "opt_class.amsgrad": Setting(FLAG),
     "schedule": Setting(OBJECT),
     # Validation and checkpoints
-    "valid_interval": Setting(_COUNT, _STEPS),
-    "patience_steps": Setting(_COUNT, _STEPS, null=True),
+    "valid_interval": Setting(COUNT, _STEPS),
+    "patience_steps": Setting(COUNT, _STEPS, null=True),
     "max_valid_loss": Setting(Number(above=0, high=10**12), null=True),
     "selection": Setting(MappingOf(Number(-(10**6), 10**6), 1, some=True)),
     "checkpoints_to_keep": _way(Whole(1, 10**6), "checkpoints"),
@@ -532,20 +553,20 @@ SETTINGS = {
     # Running
     "threads": _way(Whole(1, most_threads()), "CPU threads", null=True),
     "ledger": _way(PATH, null=True),
-    "log_interval": _way(_COUNT, _STEPS),
+    "log_interval": _way(COUNT, _STEPS),
     "tensorboard": _way(FLAG),
     "train_logger": Setting(OBJECT, resumed=False),
     "*.save_file": _way(PATH),
     # SpeechBrain's run options that no YAML sets
-    "debug_batches": _way(_COUNT, "batches"),
-    "debug_epochs": _way(_COUNT, "epochs"),
+    "debug_batches": _way(COUNT, "batches"),
+    "debug_epochs": _way(COUNT, "epochs"),
     "device": _way(TEXT),
     "distributed_backend": _way(Choice(("nccl", "gloo", "mpi"))),
     "compile_mode": Setting(Choice(("default", "reduce-overhead", "max-autotune"))),
     "eval_precision": Setting(_PRECISION),
-    "optimizer_step_limit": _way(_COUNT, _STEPS),
+    "optimizer_step_limit": _way(COUNT, _STEPS),
     "profile_warmup": _way(_COUNT_OR_0, "steps"),
-    "profile_steps": _way(_COUNT, "steps"),
+    "profile_steps": _way(COUNT, "steps"),
     "log_config": _way(PATH),
 }
 
@@ -583,6 +604,11 @@ def _dotted():
 
 
 _DOTTED = _dotted()
+
+
+def option(*path):
+    """The kind of a setting, as a ``type`` for a tool's option."""
+    return find(path).kind
 
 
 def counts(path, column):
@@ -697,8 +723,7 @@ def check_together(tree, file):
 
     Raises ``UserError``.
     """
-    plain = {k: v for k, v in tree.items() if isinstance(v, (int, float))}
-    warmup, hold = plain.get("warmup", 0), plain.get("hold", 0)
+    warmup, hold = (_of(tree, "schedule", key) or 0 for key in ("warmup", "hold"))
     # Shares such as 0.7 and 0.3 need not add up to 1 in every bit.
     if warmup + hold > 1 + 1e-9:
         raise UserError(
@@ -706,12 +731,22 @@ def check_together(tree, file):
             "sum must be at most 1"
         )
     width = _model_width(tree)
-    length = plain.get("mask_feature_length", 0)
-    if plain.get("mask_feature_prob") and width and length > width:
+    chance, length = (
+        _of(tree, "encoder", f"mask_feature_{key}") for key in ("prob", "length")
+    )
+    if chance and length and width and length > width:
         raise UserError(
             f"{file}: mask_feature_length is {length}, but the encoder has {width} "
             f"channels: give at most {width}"
         )
+
+
+def _of(tree, name, key):
+    """The number that an object's argument is, or stands at the top, or None."""
+    node = tree.get(name)
+    value = node.get(key, tree.get(key)) if isinstance(node, dict) else tree.get(key)
+    value = tree.get(_target(value), value)
+    return value if isinstance(value, (int, float)) else None
 
 
 def _model_width(tree):
@@ -821,7 +856,8 @@ def _also(error):
 
 
 def _many(kind):
-    return {"text": "texts", "a path": "paths"}.get(str(kind), f"values, each {kind}")
+    known = {"text": "texts", "a path": "paths", "any value": "values"}
+    return known.get(str(kind), f"values, each {kind}")
 
 
 def _short(number):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lobes.errors import UserError
+from lobes.files import read_rows
 from lobes.lazy import lazy
 from lobes.scoring import equal_error_rate, read_scores
 from lobes.text import edit_distances
@@ -88,16 +89,10 @@ def read_words(path):
 
     Raises ``UserError`` when it cannot be read.
     """
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        ids = [row["ID"] for row in rows]
-        texts = [
-            [" ".join(row[name].split()) for row in rows]
-            for name in ("reference", "hypothesis")
-        ]
-    except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); evaluate again") from error
+    columns = ("reference", "hypothesis")
+    rows = read_rows(path, ["ID", *columns], "evaluate again")
+    ids = [row["ID"] for row in rows]
+    texts = [[" ".join(row[name].split()) for row in rows] for name in columns]
     return Words(
         ids,
         *texts,
@@ -254,8 +249,6 @@ def _trial_units(trials, speakers):
     row = dict(zip(names, range(len(names)), strict=True))
     sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
     if not all(speakers.get(name) for name in names):
-        from scipy import sparse
-
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
         _, parts = csgraph.connected_components(links, directed=False)

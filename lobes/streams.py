@@ -38,12 +38,10 @@ from lobes.errors import UserError
 from lobes.opening import look_at_trials, true_stops
 from lobes.preemption import protect_worker
 from lobes.scoring import read_trials
+from lobes.settings import MOST_WORKERS
 from lobes.tables import as_paths, concatenate, read_table
 
 logger = logging.getLogger(__name__)
-
-#: Reading processes of one stream at most.
-MOST_WORKERS = 256
 
 #: Added to the variance, as the HuggingFace feature extractor does, so that
 #: digital silence stays finite.
@@ -793,7 +791,7 @@ class EvaluationSet:
     trial_paths : sequence of str
         Further lists, read from where they are; their IDs are the CSV's. With any
         list, only utterances named in one are read. ``trials`` holds the opened
-        lists by the name of the file without its ending.
+        lists by the name of the file without its ending, which no two may share.
     crop_seconds : float or None
         Take the first seconds of each utterance only (the paper's validation of
         the speaker task); None takes it whole.
@@ -819,6 +817,13 @@ class EvaluationSet:
         self.labels = labels or {}
         prepared = [Path(csv).parent / Path(name).name for name in trial_lists]
         self.trial_paths = [*prepared, *map(Path, trial_paths)]
+        stems = [path.stem for path in self.trial_paths]
+        for path in self.trial_paths:
+            if stems.count(path.stem) > 1:
+                raise UserError(
+                    f"{path}: {stems.count(path.stem)} trial lists have the name "
+                    f"{path.stem}, by which results go; rename one"
+                )
         self.trials = None
         self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
         self.max_batch_samples = max_batch_samples

@@ -2,6 +2,9 @@
 
 What the Brain asks of a task (an ``nn.Module``):
 
+``reports``
+    Names of the metrics that its evaluation gives, or None where they are not known
+    before: ``lobes.names`` then cannot find a misspelt one.
 ``need``
     Views of the encoder's frames that it uses (``lobes.encoder.Frames``).
 ``forward(frames) -> output``
@@ -38,7 +41,12 @@ from lobes.distributed import gather
 from lobes.errors import UserError
 from lobes.files import write_atomically
 from lobes.plots import plot_det, plot_score_histogram
-from lobes.scoring import cosine_scores, verification_metrics, write_scores
+from lobes.scoring import (
+    TARGET_PRIORS,
+    cosine_scores,
+    verification_metrics,
+    write_scores,
+)
 from lobes.text import Vocabulary, ctc_frames, edit_distances
 
 logger = logging.getLogger(__name__)
@@ -53,6 +61,8 @@ class Task(nn.Module):
     It then gives either ``metrics``, whose values are averaged over the
     utterances of an evaluation set, or its own ``update`` and ``results``.
     """
+
+    reports = None
 
     def __init__(self):
         super().__init__()
@@ -111,6 +121,15 @@ class SpeechRecognition(Task):
     """
 
     need = ("speech",)
+    reports = (
+        "wer",
+        "insertions",
+        "deletions",
+        "substitutions",
+        "words",
+        "utterances",
+        "speech_loss",
+    )
 
     def __init__(
         self,
@@ -291,6 +310,14 @@ class SpeakerRecognition(Task):
     label : str
         Name of the batch's speaker labels (``lobes.labels.Categories``).
     """
+
+    reports = (
+        "eer",
+        "threshold",
+        *(f"min_dcf_{prior}" for prior in TARGET_PRIORS),
+        "trials",
+        "positives",
+    )
 
     def __init__(
         self,

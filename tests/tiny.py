@@ -175,7 +175,12 @@ def parameters(system):
 
 
 def flat(system):
-    """All weights but the keys' biases, whose gradient is rounding noise, as one."""
-    names = [n for n in sorted(parameters(system)) if not n.endswith("k_proj.bias")]
+    """All weights and buffers as one vector.
+
+    Without the biases that a softmax ignores: their gradient is rounding noise, of
+    which Adam makes steps.
+    """
     state = system.modules.state_dict()
+    ignored = ("k_proj.bias", "statistics.conv.conv.bias")
+    names = [name for name in sorted(state) if not name.endswith(ignored)]
     return torch.cat([state[name].flatten().double() for name in names])

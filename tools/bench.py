@@ -38,6 +38,7 @@ from lobes.files import write_atomically
 from lobes.lazy import lazy
 from lobes.recipe import ROOT, RunOptions
 from lobes.scoring import Trials, cosine_scores, equal_error_rate, verification_metrics
+from lobes.settings import COUNT, PATH, POSITIVE, option
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -233,18 +234,24 @@ def parse(argv):
     )
     parser.add_argument(
         "--crop",
-        type=float,
+        type=POSITIVE,
         nargs="+",
         default=[3.0, 9.0],
         help="seconds of a speaker crop; tiny takes a tenth (default: 3 9)",
     )
-    parser.add_argument("--seconds", type=float, help="audio per task and step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    parser.add_argument("--workers", type=int, help="reading processes per task")
+    parser.add_argument("--seconds", type=POSITIVE, help="audio per task and step")
+    parser.add_argument("--rounds", type=COUNT, default=5)
+    parser.add_argument(
+        "--threads", type=option("threads"), help="CPU threads of torch"
+    )
+    parser.add_argument(
+        "--workers", type=option("num_workers"), help="reading processes per task"
+    )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--output", default=str(ROOT / "results" / "bench"))
-    parser.add_argument("--work", help="folder for the made-up corpora, removed again")
+    parser.add_argument("--output", type=PATH, default=str(ROOT / "results" / "bench"))
+    parser.add_argument(
+        "--work", type=PATH, help="folder for the made-up corpora, removed again"
+    )
     options = parser.parse_args(argv)
     cuda = torch.device(options.device).type == "cuda"
     if cuda and not torch.cuda.is_available():

@@ -17,6 +17,8 @@ from lobes.errors import user_errors_exit
 from lobes.lazy import lazy
 from lobes.official import TRIALS
 from lobes.recipe import load_variant, parse_arguments, resolve
+from lobes.settings import POSITIVE, parse
+from lobes.source_check import check_source
 
 meters = lazy("lobes.meters")
 streams = lazy("lobes.streams")
@@ -48,7 +50,7 @@ def main(argv=None):
         allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="+", help="YAML files of the recipes")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of your GPU")
+    parser.add_argument("--tflops", type=POSITIVE, help="sustained TFLOP/s of your GPU")
     options, overrides = parser.parse_known_args(argv)
     machines = {"GPU": options.tflops} if options.tflops else MACHINES
     hours, cards = [f"{name} h" for name in machines], [f"{card} GB" for card in CARDS]
@@ -129,10 +131,13 @@ def load(path, overrides=()):
     changes.update(dict.fromkeys(unwanted, 0.0))
     # A wrong option is told before torch is imported.
     resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
-    source = given.get("source", tree.get("source"))
+    source = tree.get("source")
+    if "source" in given:
+        source = parse("source", given["source"])
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
-    elif source not in (None, "null"):
+    elif source is not None:
+        source = check_source(source, weights=False)
         config = transformers.Wav2Vec2Config.from_pretrained(source).to_dict()
         changes.update(source=None, encoder_config=config)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.recipe import ROOT, parse_arguments
 from lobes.report import publish
+from lobes.settings import PATH
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tools.demo_corpus import SMALL, make_demo_corpus
 
@@ -42,9 +43,13 @@ def main(argv=None):
         epilog="Further options are those of train.py, such as --steps=600.",
         allow_abbrev=False,
     )
-    parser.add_argument("--yaml", default=str(RECIPE / "hparams" / "demo.yaml"))
-    parser.add_argument("--corpus", default=str(ROOT / "data" / "demo"))
-    parser.add_argument("--output_folder", default=str(ROOT / "results" / "demo"))
+    parser.add_argument(
+        "--yaml", type=PATH, default=str(RECIPE / "hparams" / "demo.yaml")
+    )
+    parser.add_argument("--corpus", type=PATH, default=str(ROOT / "data" / "demo"))
+    parser.add_argument(
+        "--output_folder", type=PATH, default=str(ROOT / "results" / "demo")
+    )
     parser.add_argument(
         "--small", action="store_true", help="a corpus of 18 speakers, for a quick look"
     )
@@ -76,7 +81,7 @@ def main(argv=None):
         print(f"2/2  Training and evaluation: {output}", flush=True)
         train.main(training)
     path = output / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path, "run the demo again")
 
     # A corpus that was there already counts with what it took to make.
     seconds = time.perf_counter() - started + (not made["made"]) * made["seconds"]

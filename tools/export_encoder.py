@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import UserError, explanation, user_errors_exit
 from lobes.evaluation import load_checkpoint, load_run
 from lobes.files import write_atomically
 from lobes.lazy import lazy
@@ -46,7 +46,14 @@ def main(argv=None):
     model = hparams["encoder"].model
     if options.ctc:
         model = with_speech_head(hparams, out)
-    model.save_pretrained(out)
+    try:
+        model.save_pretrained(out)
+    except Exception as error:
+        # Its library names no file when a disk is full.
+        told = explanation(error)
+        if told is None:
+            raise
+        raise UserError(told if str(out) in told else f"{out}: {told}") from error
     provenance = {
         "made_by": "tools/export_encoder.py",
         "step": found.meta.get("step"),

@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -33,8 +33,8 @@ from lobes.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
-from lobes.settings import LARGEST_SEED, Number, Whole
-from lobes.settings import MANY as MANY_RUNS
+from lobes.settings import COUNT, PATH, POSITIVE, SEED, Whole
+from lobes.terminal import console
 from tools import cost
 
 torch = lazy("torch")
@@ -63,15 +63,13 @@ def main(argv=None):
     parser.add_argument(
         "--jobs", type=Whole(1, MOST_JOBS), default=1, help="at a time; default: 1"
     )
-    parser.add_argument("--ledger", default=str(ledger.DEFAULT))
+    parser.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
     parser.add_argument("--dry_run", action="store_true", help="only list the runs")
     parser.add_argument(
-        "--tflops", type=Number(above=0), help="of the GPU, for --dry_run's hours"
+        "--tflops", type=POSITIVE, help="of the GPU, for --dry_run's hours"
     )
-    parser.add_argument(
-        "--random", type=Whole(1, MANY_RUNS), metavar="N", help="draw so many points"
-    )
-    parser.add_argument("--random_seed", type=Whole(0, LARGEST_SEED), default=0)
+    parser.add_argument("--random", type=COUNT, metavar="N", help="draw so many points")
+    parser.add_argument("--random_seed", type=SEED, default=0)
     parser.add_argument(
         "--many", action="store_true", help=f"allow more than {MANY:,} runs"
     )
@@ -203,7 +201,7 @@ class Progress:
         self.started = time.monotonic()
         self.live = None
         if sys.stdout.isatty():
-            self.live = Live(console=Console(highlight=False), auto_refresh=False)
+            self.live = Live(console=console(), auto_refresh=False)
 
     def __enter__(self):
         if self.live:
@@ -357,7 +355,7 @@ def _list(found, known, tflops, at_a_time):
         time_left = _duration(estimate) if estimate else ""
         table.add_row(str(number), member.name, state, time_left, source)
     wide = 110 if not sys.stdout.isatty() else None
-    Console(highlight=False, width=wide).print(table)
+    console(width=wide).print(table)
     left = sum(known.get(m.key, {}).get("state") not in ledger.DONE for m in found)
     print(
         f"{len(found)} runs, {left} to be run: about {_duration(total)}"

@@ -22,6 +22,8 @@ from lobes.errors import UserError, user_errors_exit
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
+from lobes.settings import PATH, option
+from lobes.source_check import cache_alone_if_offline, check_source
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
 
 data = lazy("torch.utils.data")
@@ -47,10 +49,12 @@ def main(argv=None):
         "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
     )
     parser.add_argument("--model", required=True, help="hub name or local folder")
-    parser.add_argument("--output", required=True, help="JSON lines; appended to")
+    parser.add_argument(
+        "--output", type=PATH, required=True, help="JSON lines; appended to"
+    )
     parser.add_argument(
         "--batch_samples",
-        type=int,
+        type=option("max_batch_samples"),
         default=3_200_000,
         help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
     )
@@ -64,11 +68,17 @@ def main(argv=None):
     )
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=option("num_workers"),
         default=min(worker_count(None), 8),
         help="reading processes (%(default)s)",
     )
     options = parser.parse_args(argv)
+    if options.batch_samples < 1:
+        raise UserError(
+            f"--batch_samples={options.batch_samples}: a batch holds 1 sample or more; "
+            f"leave it out for the default"
+        )
+    worker_count(options.num_workers)
     utterances = Waveforms(options.csvs)
     with Output(options.output, _heading(options), utterances) as output:
         if len(output.done) < len(utterances):
@@ -127,6 +137,10 @@ class Recogniser:
     def __init__(self, options):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        if os.path.isdir(options.model):
+            check_source(options.model)
+        else:
+            cache_alone_if_offline(options.model)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.pipeline = transformers.pipeline(
@@ -266,13 +280,11 @@ class Output:
         self._stream.seek(0)
         content = self._stream.read()
         complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            say(
-                f"{self.path}: cut off an unfinished last line "
-                f"({len(content) - complete} bytes), which a killed run left"
+        begun = (json.dumps(self.heading) + "\n").encode()
+        if not complete and not begun.startswith(content):
+            raise UserError(
+                f"{self.path}: this tool did not begin that file; name another --output"
             )
-            self._stream.truncate(complete)
-            self._stream.seek(complete)
         done = set()
         lines = content[:complete].splitlines()
         for number, value in json_lines(self.path, lines):
@@ -286,6 +298,14 @@ class Output:
                     "--output"
                 )
             done.add(value["ID"])
+        # Not before it is known to be a file of ours.
+        if complete < len(content):
+            say(
+                f"{self.path}: cut off an unfinished last line "
+                f"({len(content) - complete} bytes), which a killed run left"
+            )
+            self._stream.truncate(complete)
+            self._stream.seek(complete)
         if 0 < len(done) < len(known):
             say(f"{self.path}: {len(done):,} utterances are there; going on")
         return done

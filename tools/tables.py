@@ -18,15 +18,14 @@ import re
 import sys
 from pathlib import Path
 
-import ruamel.yaml
-
-from lobes import ledger
+from lobes import ledger, yamls
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT
+from lobes.recipe import ROOT
+from lobes.settings import PATH, counts
 from lobes.significance import MEANING, compare_eer, compare_words
 from tools import cost
 
@@ -97,8 +96,10 @@ def main(argv=None):
         if name == "readme":
             sub.add_argument("--check", action="store_true", help="only look")
             continue
-        sub.add_argument("--ledger", default=str(ledger.DEFAULT))
-        sub.add_argument("--output", default=str(ROOT / "results" / "tables"))
+        sub.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
+        sub.add_argument(
+            "--output", type=PATH, default=str(ROOT / "results" / "tables")
+        )
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.command not in ("paper", "grid"):
         raise UserError(f"{overrides[0]} is no option of {options.command}")
@@ -146,7 +147,7 @@ def paper_table(name, runs, overrides=()):
         paper_values = {
             m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
         }
-        given = [w for w in overrides if not NOT_IN_NAME.fullmatch(_setting(w))]
+        given = [w for w in overrides if counts(_setting(w), "named")]
         steps = line.pop("steps", "")
         long = [f"--steps={steps}"] if steps == "320000" else []
         found = _runs_of(runs, recipe, variant, (*given, *long))
@@ -501,8 +502,8 @@ def _settings(pair):
         if not yaml.is_file():
             trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
             break
-        tree = ruamel.yaml.YAML().load(yaml.read_text(encoding="utf-8"))
-        names = [n for n in tree if not NOT_IN_NAME.fullmatch(n)]
+        tree = yamls.read(yaml)
+        names = [n for n in tree if counts(n, "compared")]
         trees.append({n: ledger.plain(tree[n]) for n in names})
     names = [
         n

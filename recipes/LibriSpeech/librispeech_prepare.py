@@ -45,6 +45,7 @@ from lobes.preparation import (
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
     check_budget,
     check_split_settings,
@@ -674,7 +675,8 @@ def _check_splits(tr_splits, other_splits, merge_name):
             "te_splits (--train, --dev, --test)"
         )
     for split in (*tr_splits, *other_splits):
-        if not split.strip() or Path(split).name != split or "\\" in split:
+        plain = split.strip() and Path(split).name == split and "\\" not in split
+        if not plain or split in (".", ".."):
             home, name = os.path.split(split.rstrip("/"))
             raise UserError(
                 f"{split!r} is no name of a split: name the split, not its path"
@@ -757,20 +759,26 @@ def main(arguments=None):
         ("test", "evaluation"),
     ):
         parser.add_argument(
-            f"--{flag}", nargs="+", default=[], metavar="SPLIT", help=f"for {use}"
+            f"--{flag}",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="SPLIT",
+            help=f"for {use}",
         )
     parser.add_argument(
         "--merge_name", default="train.csv", help="the merged CSV (%(default)s)"
     )
     parser.add_argument(
         "--speaker_valid_fraction",
-        type=float,
+        type=option("librispeech", "speaker_valid_fraction"),
         help="utterances of each training split held out by chapter for the "
         "validation of speaker recognition, 0.05 for one (default: none)",
     )
     parser.add_argument(
         "--trials",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SPLIT",
         help="dev and test splits that get a trial list (default: none)",
@@ -782,7 +790,10 @@ def main(arguments=None):
         ("skip_budget", 0, "bad utterances that may be left out per split"),
     ):
         parser.add_argument(
-            f"--{flag}", type=int, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("librispeech", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     parser.add_argument(
         "--trials_within_chapters",
@@ -799,7 +810,9 @@ def main(arguments=None):
         help="lengths from headers, no mean and std: fast, and overlooks damage",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
     for flag, argument in (

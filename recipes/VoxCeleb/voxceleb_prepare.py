@@ -48,6 +48,7 @@ from lobes.preparation import (
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
     Trials,
     check_budget,
@@ -684,6 +685,7 @@ def _read_lists(lists):
         pairs = rank[pairs]
         trials[name] = Trials(label, pairs[:, 0], pairs[:, 1])
         _check_both_labels(name, trials[name])
+        _check_contradictions(name, trials[name], names)
         _report_oddities(name, trials[name], names)
     return {name: first[name] for name in names}, trials
 
@@ -710,12 +712,36 @@ def _check_both_labels(name, trials):
         )
 
 
+def _check_contradictions(name, trials, names):
+    """Refuse what ``lobes.scoring.read_trials`` would refuse in the list we write."""
+    pairs = _unordered(trials)
+    index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+    both = np.bincount(index, trials.label)
+    wrong = (both > 0)[index] & (both < np.bincount(index))[index]
+    wrong |= (trials.enrol == trials.test) & (trials.label == 0)
+    if wrong.any():
+        one, other = (names[i] for i in pairs[wrong.argmax()])
+        raise UserError(
+            f"{name}: {int(wrong.sum())} trial(s) contradict others or themselves, "
+            f"such as {one} with {other}: two labels for one pair, or label 0 for an "
+            f"utterance and itself; correct the list, or download it again"
+        )
+
+
+def _unordered(trials):
+    """Both utterances of every trial ``[trial, 2]``, the smaller index first."""
+    return np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+
+
 def _report_oddities(name, trials, names):
     """Say what is unusual in a list but no reason to refuse it."""
-    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    pairs = _unordered(trials)
     duplicates = len(pairs) - len(np.unique(pairs, axis=0))
     if duplicates:
         say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
+    alone = int((trials.enrol == trials.test).sum())
+    if alone:
+        say(f"{name}: warning: {alone} trial(s) compare an utterance with itself")
     speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
     same = speaker[trials.enrol] == speaker[trials.test]
     odd = int((same != (trials.label == 1)).sum())
@@ -951,29 +977,37 @@ def main(arguments=None):
     parser.add_argument(
         "--trial_lists",
         nargs="+",
-        default=TRIAL_LISTS,
+        action="extend",
         metavar="LIST",
         help=f"absolute or relative to the test folder ({' '.join(TRIAL_LISTS)})",
     )
     parser.add_argument(
         "--transcripts",
         nargs="+",
+        action="extend",
         metavar="FILE",
         help="of VoxCeleb2, made by tools/pseudo_label.py or elsewhere (none)",
     )
-    for flag, type_, default, use in (
-        ("valid_fraction", float, 0.02, "utterances held out for validation"),
-        ("valid_recordings_per_speaker", int, 2, "held out of a speaker at most"),
-        ("valid_positive_trials", int, 5000, "validation trials of one speaker"),
-        ("valid_negative_trials", int, 5000, "validation trials of two speakers"),
-        ("seed", int, 42133724, "of the validation split"),
-        ("skip_budget", int, 0, "bad files that may be left out"),
+    for flag, default, use in (
+        ("valid_fraction", 0.02, "utterances held out for validation"),
+        ("valid_recordings_per_speaker", 2, "held out of a speaker at most"),
+        ("valid_positive_trials", 5000, "validation trials of one speaker"),
+        ("valid_negative_trials", 5000, "validation trials of two speakers"),
+        ("seed", 42133724, "of the validation split"),
+        ("skip_budget", 0, "bad files that may be left out"),
     ):
         parser.add_argument(
-            f"--{flag}", type=type_, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("voxceleb", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     for flag, use in (
         ("valid_different_video", "no positive validation trial within one video"),
+        (
+            "without_test_speakers",
+            "no training on the speakers of the trial lists: DATA_FOLDER is VoxCeleb1",
+        ),
         ("valid_same_sex", f"negative validation trials of one sex (by {META})"),
         ("strict", "any bad file is an error"),
         (
@@ -989,9 +1023,12 @@ def main(arguments=None):
         help="convert VoxCeleb2's m4a files first, beside them (read as they are)",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("voxceleb", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
+    options["trial_lists"] = options["trial_lists"] or TRIAL_LISTS
     if options["data_folder"] == "-":
         options["data_folder"] = None
     prepare_voxceleb(**options)

@@ -234,6 +234,33 @@ def test_a_skipped_step_leaves_no_trace_in_the_buffers(make, variant, where):
     assert all(torch.isfinite(buffer).all() for buffer in buffers.values())
 
 
+@pytest.mark.fault(
+    "A11",
+    "out of memory in the first update after the thaw, in a validation",
+    "out of memory at step 1 with the waveforms speech [",
+)
+@pytest.mark.parametrize("where", ["update", "validation", "collecting"])
+def test_out_of_memory_anywhere_is_one_line(make, where, monkeypatch):
+    system = make(freeze_steps=1)
+    batch = prepared(system)
+    step(system, batch)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    target = {
+        "update": (system.optimizer, "step"),
+        "validation": (system, "compute_forward"),
+        "collecting": (system.tasks["speech"], "update"),
+    }[where]
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(UserError, match=r"^out of memory at step 1 .*speech \["):
+        if where == "update":
+            step(system, batch)
+        else:
+            system.evaluate_batch({"speech": batch["speech"]}, sb.Stage.VALID)
+
+
 def test_clipping_is_off_by_default_and_covers_all_parameters(make):
     norms = {}
     for clip in (None, -1.0, 1e-4):

@@ -71,6 +71,95 @@ def test_a_gpu_for_all_processes_is_refused(monkeypatch):
     join_processes(RunOptions(device="cuda:1"))
 
 
+#: As torchrun starts the second of four processes on one machine.
+LAUNCHED = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """``launch(environment, gpus, **run_options)``: join with nobody to join."""
+
+    def launch(environment, gpus=0, **options):
+        for name in (*LAUNCHED, "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        monkeypatch.setattr("lobes.distributed.ddp_init_group", lambda _: None)
+        join_processes(RunOptions(**options))
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    "gpus, told",
+    [
+        (2, "4 processes, 2 GPUs: --nproc_per_node=2, or --distributed_backend=gloo"),
+        (1, "4 processes, 1 GPU: --nproc_per_node=1, or --distributed_backend=gloo"),
+        (0, "4 processes, no GPU: --distributed_backend=gloo --device=cpu"),
+    ],
+)
+@pytest.mark.fault(
+    "D6",
+    "more processes than GPUs",
+    "4 processes, 2 GPUs: --nproc_per_node=2, or --distributed_backend=gloo "
+    "--device=cpu",
+)
+def test_more_processes_than_gpus(launch, gpus, told):
+    with pytest.raises(UserError) as caught:
+        launch(LAUNCHED, gpus)
+    assert told in str(caught.value)
+
+
+def test_launches_that_are_right(launch):
+    launch(LAUNCHED, 4)
+    # Two machines of two GPUs each.
+    launch({**LAUNCHED, "LOCAL_WORLD_SIZE": "2"}, 2)
+    launch(LAUNCHED, 2, distributed_backend="gloo", device="cpu")
+    launch(LAUNCHED, 0, distributed_backend="gloo")
+    launch({})
+    launch({"WORLD_SIZE": "1"})
+    launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+
+
+@pytest.mark.parametrize(
+    "environment, told",
+    [
+        ({"RANK": "0"}, "RANK=0 in the environment, without LOCAL_RANK, WORLD_SIZE, "),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "or one after unset RANK LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "start several processes with torchrun, or"),
+        ({"WORLD_SIZE": "4"}, "or one after unset WORLD_SIZE"),
+        ({**LAUNCHED, "RANK": "first"}, "which is no number: RANK: start"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"}, "without LOCAL_RANK"),
+    ],
+)
+@pytest.mark.fault(
+    "D6",
+    "RANK, LOCAL_RANK or WORLD_SIZE in the environment of a plain train.py",
+    "RANK=0 in the environment, without LOCAL_RANK, ...: start several processes with "
+    "torchrun, or one after unset RANK",
+)
+def test_what_is_left_in_the_environment(launch, environment, told):
+    with pytest.raises(UserError) as caught:
+        launch(environment)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_group_that_cannot_be_made(monkeypatch):
+    def fail(_):
+        raise RuntimeError("the address is in use\nand more")
+
+    monkeypatch.setattr("lobes.distributed.ddp_init_group", fail)
+    with pytest.raises(UserError, match="cannot join each other .the address is in us"):
+        join_processes(RunOptions())
+
+
 @pytest.mark.fault(
     "F35",
     "torchrun with two processes",

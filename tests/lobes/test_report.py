@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import json
 import os
 import re
@@ -371,19 +372,46 @@ def test_an_unknown_task_is_shown_with_its_metrics(run, capsys):
     assert "accuracy 97.50, gender loss 0.1250" in capsys.readouterr().out
 
 
-def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys):
+@pytest.mark.fault(
+    "C7",
+    "report.html cannot be written, an older one is there",
+    "it is said to be of an earlier evaluation, and is not announced",
+)
+def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys, monkeypatch):
     (run / "transcripts_test-other.csv").write_text("ID,other\nu1,A\n")
     (run / "report.html").unlink()
     assert report.publish(run)
     report.print_summary(run)
     assert "transcripts_test-other.csv cannot be read" in caplog.text
-    # What no run writes: the page fails as a whole.
-    change_results(run, groups=[1])
+    assert f"{run}/report.html" in capsys.readouterr().out
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(run / "report.html"))
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    change_results(run)
     assert not report.publish(run)
+    assert "could not be written; the one that is there is of an ear" in caplog.text
+    assert "No space left on device; make room" in caplog.text
+    assert "Traceback" not in caplog.text
     report.print_summary(run)
-    assert "report.html could not be written" in caplog.text
     printed = capsys.readouterr().out
-    assert len(re.findall("^test-other +WER", printed, re.MULTILINE)) == 2
+    assert "Report:" not in printed
+    assert f"warning: {run}/report.html could not be written" in printed
+    assert len(re.findall("^test-other +WER", printed, re.MULTILINE)) == 1
+
+
+@pytest.mark.fault(
+    "C7", "the summary cannot be printed", "a line in the log; the run is finished"
+)
+def test_printing_changes_nothing(run, caplog, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    report.print_summary(run)
+    assert "could not be printed: [Errno 32] Broken pipe" in caplog.text
 
 
 def test_the_summary_is_plain_text_when_not_a_terminal(run, capsys, monkeypatch):

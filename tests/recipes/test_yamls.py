@@ -25,7 +25,7 @@ EXPECTED = {
     "dwa pool_first_cls pool_ctc_blank pool_ctc_nonblank pool_first pool_max "
     "pool_mean_std pool_attentive split_192 split_384 split_576 branch_3 branch_6 "
     "branch_9 regularised regularised_notes as_published disjoint_2s disjoint_10s "
-    "disjoint_ls_2s disjoint_ls_10s joint_ls speaker_ls joint asr_vox",
+    "disjoint_ls_2s disjoint_ls_10s joint_ls speaker_ls joint asr_vox small_corpus",
 }
 
 

@@ -269,6 +269,6 @@ def test_the_document_s_commands_load(monkeypatch):
     assert cost.load(tiny.MTL, ["--lr=1.78e-5"])["lr"] == 1.78e-5
     yamls = re.findall(r"\| `([\w.]+)`[^|]* \| [\d,]+ \|", DOCUMENT)
     yamls += re.findall(r"`([\w.]+)`[,;.\n]", DOCUMENT.partition("As `mtl`:")[2])
-    named = {*yamls, "demo", "demo_scratch", "demo_pretrain"}
+    named = {*yamls, "demo", "demo_scratch", "demo_pretrain", "small_corpus"}
     found = {path.stem for path in ROOT.glob("recipes/*/*/hparams/*.yaml")}
     assert found <= named

@@ -318,7 +318,7 @@ def test_what_is_refused(arguments, capsys):
     for words, message in (
         (["--lr=1e-5,2e-5", "--frezee_steps=1"], "--frezee_steps is neither a key"),
         (["--seed=" + ",".join(map(str, range(1001)))], "1,001 runs; give --many"),
-        (["--jobs=0"], "--jobs must be at least 1"),
+        (["--jobs=0"], "--jobs: must be a whole number from 1"),
         (["--slurm", "gpus"], "'gpus' is not KEY=VALUE"),
     ):
         with pytest.raises(SystemExit) as stop:

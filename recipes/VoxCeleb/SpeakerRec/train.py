@@ -9,11 +9,14 @@ from lobes.errors import user_errors_exit
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
+#: Keys of the corpora that are prepared here.
+CORPORA = ("voxceleb",)
+
 
 @user_errors_exit
 def main(argv=None):
     """Prepare, train, evaluate."""
-    hparams, run_opts, settings = parse_arguments(argv)
+    hparams, run_opts, settings = parse_arguments(argv, corpora=CORPORA)
     # These take seconds: a wrong option is told before.
     from speechbrain.utils.distributed import run_on_main
 
