@@ -165,9 +165,10 @@ def test_a_task_that_the_run_lacks_is_named(tiny_corpus, tmp_path, capsys):
     run = tmp_path / "asr"
     tiny.brain(tiny_corpus, run, yaml=tiny.ASR)
     with pytest.raises(SystemExit):
-        evaluation.main(
-            [str(run), "--device=cpu", "--speaker_csv=x.csv", "--trials", "y.txt"]
-        )
+        corpus = tiny_corpus / "VoxCeleb"
+        own = [f"--speaker_csv={corpus / 'test.csv'}", "--trials"]
+        own.append(str(corpus / "veri_test2.txt"))
+        evaluation.main([str(run), "--device=cpu", *own])
     assert "this run has no speaker task" in capsys.readouterr().err
 
 
