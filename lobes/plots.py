@@ -535,7 +535,9 @@ def _scale(axes, values):
     axes.yaxis.set_major_formatter(plain)
     # Over a few decades 2 and 5 are named too; over many they would collide.
     wide = values.max() > 1e3 * values.min()
-    axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
+    # Within one and a half there are enough names to see that steps are unequal.
+    narrow = values.max() < 30 * values.min()
+    axes.yaxis.get_minor_locator().set_params(subs=(2, 3, 5, 7) if narrow else (2, 5))
     axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain)
 
 

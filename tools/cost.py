@@ -15,6 +15,7 @@ from pathlib import Path
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import user_errors_exit
 from lobes.lazy import lazy
+from lobes.official import TRIALS
 from lobes.recipe import load_variant, parse_arguments, resolve
 from lobes.settings import POSITIVE, parse
 from lobes.source_check import check_source
@@ -32,6 +33,7 @@ MACHINES = {"RTX 3090": 17.0, "H200": 172.0}
 CARDS = (12, 24, 80)  # GB of GPU memory; a GB is 10^9 bytes
 CONTEXT = 1e9  # bytes that CUDA and its libraries take for themselves
 FRAGMENTATION = 1.1  # memory that the allocator holds over what it hands out
+SCORE_BYTES = 90  # of a trial: 77 a line of scores, the rest for utterances' tables
 UTTERANCE_SECONDS = 12.5  # of a speech batch; LibriSpeech's mean is 12.3 (section 4.1)
 ACCUMULATIONS = (1, 2, 4, 8)  # 16 would leave no room for the longest utterance
 
@@ -43,7 +45,8 @@ def main(argv=None):
         description="Estimate parameters, memory, operations and hours of trainings.",
         epilog="Further options are train.py's overrides, as --key=value. The columns "
         "12 to 80 GB: the grad_accumulation_factor that fits, max_batch_samples "
-        "divided by it, and the GB that takes; disk: GB of best and last checkpoint.",
+        "divided by it, and the GB that takes; disk: GB of best and last checkpoint, "
+        "and of the test's scores.",
         allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="+", help="YAML files of the recipes")
@@ -61,7 +64,8 @@ def main(argv=None):
         row += [f"{cost['run_flops'] / 3.6e15 / t:.3g}" for t in machines.values()]
         fits = cost["cards"].values()
         row += [f"{fit[0]}: {fit[1] / 1e9:.1f}" if fit else "-" for fit in fits]
-        print(f"| {' | '.join(row)} | {2 * cost['checkpoint'] / 1e9:.1f} |", flush=True)
+        disk = 2 * cost["checkpoint"] + cost["results"]
+        print(f"| {' | '.join(row)} | {disk / 1e9:.1f} |", flush=True)
 
 
 def estimate(path, overrides=()):
@@ -69,6 +73,7 @@ def estimate(path, overrides=()):
 
     ``parameters``, ``trained``; operations of an optimizer step ``flops``, of one with
     a frozen encoder ``frozen_flops``, of all ``run_flops``; bytes of a ``checkpoint``;
+    bytes of the test's files ``results``;
     ``needed``: accumulation to bytes of GPU memory; ``cards``: GB to the first
     accumulation that fits and the bytes it takes, or None.
     """
@@ -94,9 +99,21 @@ def estimate(path, overrides=()):
         "frozen_flops": frozen_flops,
         "run_flops": frozen_steps * frozen_flops + (steps - frozen_steps) * flops,
         "checkpoint": 4 * total + 8 * trained,
+        "results": _test_files(hparams),
         "needed": needed,
         "cards": {card: fit[0] if fit else None for card, fit in fits.items()},
     }
+
+
+def _test_files(hparams):
+    """Bytes of the scores of the official trial lists that are tested."""
+    paths = [
+        path.name
+        for sets in hparams["test_sets"].values()
+        for one in sets.values()
+        for path in getattr(one, "trial_paths", ())
+    ]
+    return SCORE_BYTES * sum(sum(TRIALS[name]) for name in paths if name in TRIALS)
 
 
 def load(path, overrides=()):

@@ -642,7 +642,7 @@ def training(hparams, estimate, output_folder):
     remedy = "use a GPU, a recent one with --precision=bf16" if slow else ""
     yield Finding("WARN" if slow else "OK", "time", text, remedy)
     # Best, last, and the one being written.
-    yield disk(output_folder, 3 * estimate["checkpoint"])
+    yield disk(output_folder, 3 * estimate["checkpoint"] + estimate["results"])
 
 
 def products(device, precision, seconds=0.5):

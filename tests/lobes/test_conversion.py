@@ -238,7 +238,7 @@ def test_an_output_within_the_corpus_is_refused(corpus):
 
 
 def test_names_of_any_kind_are_converted_or_listed(tmp_path):
-    names = ["a b (1).wav", "q\"uo,te$.wav", "-dash.wav", "new\nline.wav"]
+    names = ["a b (1).wav", 'q"uo,te$.wav', "-dash.wav", "new\nline.wav"]
     for number, name in enumerate(names):
         write_wav(tmp_path / "in" / name, number)
     (tmp_path / "in" / names[0]).rename(tmp_path / "in" / "bad\udcfe.wav")

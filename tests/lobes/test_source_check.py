@@ -68,11 +68,11 @@ CASES = {
     "an empty config.json": (with_file("config.json", lambda _: b""), "it is empty"),
     "a number as config.json": (with_file("config.json", lambda _: b"5"), "5 is not"),
     "a text where a number stands": (
-        with_file("config.json", lambda b: b.replace(b"_size\": 32", b"_size\": []")),
+        with_file("config.json", lambda b: b.replace(b'_size": 32', b'_size": []')),
         "describes no model",
     ),
     "other sizes": (
-        with_file("config.json", lambda b: b.replace(b"_size\": 32", b"_size\": 48")),
+        with_file("config.json", lambda b: b.replace(b'_size": 32', b'_size": 48')),
         "has the size 32, but with config.json it is 48",
     ),
 }

@@ -385,7 +385,8 @@ def test_a_step_that_does_not_fit(tiny_corpus, tmp_path, monkeypatch):
     hparams = doctor.cost.load(yaml, overrides)
     monkeypatch.setattr(doctor, "products", lambda *_: 1e9)
     sizes = {1: 30e9, 2: 16e9, 4: 9e9}
-    costs = {"flops": 1e9, "run_flops": 1e15, "checkpoint": 1, "needed": sizes}
+    costs = {"flops": 1e9, "run_flops": 1e15, "checkpoint": 1, "results": 1}
+    costs["needed"] = sizes
     gpu(monkeypatch, total=24e9)
     found = list(doctor.training(hparams, costs, tmp_path))
     assert only(found, "memory").status == "FAIL"

@@ -398,3 +398,21 @@ def test_a_grid_of_real_trainings(tiny_corpus, tmp_path):
     rows = ledger.read(lines)
     assert sorted(row["variant"] for row in rows) == ["one", "two"]
     assert all(row["state"] in ledger.DONE and row["steps"] == 2 for row in rows)
+
+
+@pytest.mark.fault(
+    "C5",
+    "--jobs=0, --tflops=nan, --random=-1, --random_seed=x",
+    "argument --jobs: must be a whole number from 1 to 10000, not 0",
+)
+@pytest.mark.parametrize(
+    "word",
+    ["--jobs=0", "--tflops=nan", "--tflops=-1", "--random=-1", "--random_seed=x"],
+)
+def test_numbers_have_ranges(word, capsys):
+    with pytest.raises(SystemExit) as end:
+        grid.main([str(tiny.MTL), word])
+    assert end.value.code == 2
+    name, _, value = word.partition("=")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"argument {name}: must be a" in error and value in error
