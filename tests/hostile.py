@@ -49,6 +49,7 @@ WORDS = (
 #: Keys whose good values depend on other keys, or on the model: no verdict here.
 DEPENDENT = {
     "shared_layers", "speaker_dims", "warmup", "hold", "mask_feature_length",
+    "mask_feature_prob",
     "headline_sets", "selection", "source", "init_from", "encoder_config",
     "class_token", "voxceleb_trial_lists", "librispeech_test_splits", "tensorboard",
     "output_folder", "n_speakers", "skip_prep",
