@@ -79,6 +79,7 @@ def _check_metrics(hparams):
     stopping = hparams["stopping"]
     named = {
         "selection": selection,
+        "rate_selection": hparams.get("rate_selection") or {},
         "stopping.metrics": getattr(stopping, "metrics", ()),
         "stopping.limits": getattr(stopping, "limits", ()),
     }

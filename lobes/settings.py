@@ -384,6 +384,7 @@ PATHS = ListOf(PATH, 1, alone=True)
 COUNT, POSITIVE = Whole(1, MANY), Number(above=0, high=10**12)
 _COUNT_OR_0 = Whole(0, MANY)
 _SHARE = Number(above=0, below=1)
+_WEIGHTS = MappingOf(Number(-(10**6), 10**6), 1, some=True)
 _DROPOUT = Number(0, below=1)
 _PROBABILITY = Number(0, 1)
 _STEPS = "optimizer steps"
@@ -427,6 +428,7 @@ SETTINGS = {
     "skip_budget": Setting(_COUNT_OR_0, "utterances", resumed=False),
     "strict": _way(FLAG),
     "header_only": _way(FLAG),
+    "allow_leaks": _way(FLAG),
     "headline_sets": _way(MappingOf(TEXT)),
     "mfcc_baseline": _way(FLAG),
     "librispeech": Setting(OBJECT, resumed=False),
@@ -456,6 +458,7 @@ SETTINGS = {
     "encoder_config": Setting(MappingOf(Anything()), resumed=False),
     "layerdrop": Setting(_DROPOUT),
     "hidden_dropout": Setting(_DROPOUT),
+    "input_dropout": Setting(_DROPOUT, null=True),
     "attention_dropout": Setting(_DROPOUT),
     "activation_dropout": Setting(_DROPOUT),
     "feat_proj_dropout": Setting(_DROPOUT),
@@ -500,6 +503,7 @@ SETTINGS = {
     "valid_sets.*.crop_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
     "test_sets.*.crop_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
     "length_jitter": Setting(Number(0, below=1), "share of the length"),
+    "max_utterance_seconds": Setting(Number(0.025, 10**6), "seconds", null=True),
     "valid_batch_samples": _way(_SAMPLES, "samples", null=True),
     "test_batch_samples": _way(_SAMPLES, "samples", null=True),
     "valid_sets.*.max_batch_samples": Setting(_SAMPLES, "samples", null=True),
@@ -544,7 +548,8 @@ SETTINGS = {
     "valid_interval": Setting(COUNT, _STEPS),
     "patience_steps": Setting(COUNT, _STEPS, null=True),
     "max_valid_loss": Setting(Number(above=0, high=10**12), null=True),
-    "selection": Setting(MappingOf(Number(-(10**6), 10**6), 1, some=True)),
+    "selection": Setting(_WEIGHTS),
+    "rate_selection": Setting(_WEIGHTS, null=True),
     "checkpoints_to_keep": _way(Whole(1, 10**6), "checkpoints"),
     "ckpt_interval_minutes": _way(Number(0, 10**6), "minutes"),
     "ckpt_interval_steps": _way(_COUNT_OR_0, _STEPS),

@@ -123,11 +123,15 @@ class SpeechRecognition(Task):
     need = ("speech",)
     reports = (
         "wer",
+        "cer",
         "insertions",
         "deletions",
         "substitutions",
         "words",
+        "letters",
         "utterances",
+        "blank_frames",
+        "frames",
         "speech_loss",
     )
 
@@ -317,6 +321,7 @@ class SpeakerRecognition(Task):
         *(f"min_dcf_{prior}" for prior in TARGET_PRIORS),
         "trials",
         "positives",
+        "speaker_loss",
     )
 
     def __init__(

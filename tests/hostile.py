@@ -43,12 +43,13 @@ WORDS = (
     "", "null", "~", "None", "no", "off", "yes", "on", "True", "False", "'False'",
     "abc", "0", "1", "-1", "5.5", "1e400", ".nan", ".inf", "-.inf", "nan", "inf",
     "9" * 400, "1e30", "-1e30", "0x10", "[]", "[1]", "[a]", "[a, 5]", "{}", "{a: 1}",
-    "{a: .nan}", "{a: b}", "x/<seed>", "<lr>", "/r/run #2", "#x", "a: b", "2024-99-99",
+    "{a: .nan}", "{a: b}", "x/<seed>", "<lr>", "run #2", "#x", "a: b", "2024-99-99",
 )  # fmt: skip
 
 #: Keys whose good values depend on other keys, or on the model: no verdict here.
 DEPENDENT = {
     "shared_layers", "speaker_dims", "warmup", "hold", "mask_feature_length",
+    "mask_feature_prob",
     "headline_sets", "selection", "source", "init_from", "encoder_config",
     "class_token", "voxceleb_trial_lists", "librispeech_test_splits", "tensorboard",
     "output_folder", "n_speakers", "skip_prep",
@@ -315,7 +316,11 @@ class Trial:
         """``(kind, message)``: accepted, refused, or a traceback."""
         threads = torch.get_num_threads()
         try:
-            with contextlib.redirect_stderr(io.StringIO()) as said:
+            # A checkpointer makes the folder that a drawn output_folder names.
+            with (
+                contextlib.chdir(self.folder),
+                contextlib.redirect_stderr(io.StringIO()) as said,
+            ):
                 hparams, run_opts, _ = parse_arguments(argv, corpora=corpora)
                 check_keys(hparams, run_opts["param_file"])
                 check_names(hparams)

@@ -46,7 +46,7 @@ def test_what_the_recipes_name_is_there(yaml, loaded):
         (
             tiny.MTL,
             {"foo": 1},
-            "selection: no task gives the metric foo; there are del",
+            "selection: no task gives the metric foo; there are bla",
         ),
         (tiny.MTL, {"wer": 1, "eerr": 1}, "the metric eerr; did you mean eer"),
         (
@@ -64,6 +64,8 @@ def test_what_the_recipes_name_is_there(yaml, loaded):
 )
 def test_a_selection_of_unknown_metrics(yaml, selection, said, loaded):
     assert said in problem(loaded[yaml], selection=selection)
+    rates = {"eer": 1, "wear": 1}
+    assert "the metric wear" in problem(loaded[yaml], rate_selection=rates)
 
 
 @pytest.mark.parametrize(

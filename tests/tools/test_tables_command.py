@@ -122,7 +122,7 @@ def test_other_settings_do_not_count(paper_runs):
     """The long runs are other runs, and so are those with other batches."""
     rows = dict(paper_runs)
     more = [
-        run("mtl", test=(1, 1), valid=(1, 1), changes={"max_batch_samples": 5}),
+        run("mtl", test=(1, 1), valid=(1, 1), changes={"max_batch_samples": 5000}),
         run(
             "mtl", test=(2, 2), valid=(1, 1), changes={"steps": 320_000}, steps=320_000
         ),
@@ -133,7 +133,7 @@ def test_other_settings_do_not_count(paper_runs):
     ours = table[(table["network"] == "mtl") & (table["speaker_seconds"] == "9")]
     ours = ours[ours["weighting"] == "dynamic"].set_index("steps")["our_wer"]
     assert ours.to_dict() == {100_000: 10.63, 320_000: 2.0}
-    found = tables._runs_of(rows, MTL, "mtl", ("--max_batch_samples=5",))
+    found = tables._runs_of(rows, MTL, "mtl", ("--max_batch_samples=5000",))
     assert [row["wer"] for row in found] == [1.0]
 
 
