@@ -58,7 +58,9 @@ def test_it_loads_and_builds_a_brain(path, tmp_path):
 
 
 #: Keys that code reads by name (``hparams["..."]``, ``self.hparams....``).
-READ_BY_CODE = re.compile(r"hparams(?:\[\"|\.get\(\"|\.)(\w+)|tree(?:\[|\.get\()\"(\w+)\"")
+READ_BY_CODE = re.compile(
+    r"hparams(?:\[\"|\.get\(\"|\.)(\w+)|tree(?:\[|\.get\()\"(\w+)\""
+)
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
