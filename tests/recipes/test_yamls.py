@@ -58,8 +58,10 @@ def test_it_loads_and_builds_a_brain(path, tmp_path):
     assert set(brain.tasks) == set(hparams["valid_sets"]) == set(hparams["test_sets"])
 
 
-#: Keys that code reads by name (``hparams["..."]`` or ``self.hparams....``).
-READ_BY_CODE = re.compile(r"hparams(?:\[\"|\.)(\w+)|tree(?:\[|\.get\()\"(\w+)\"")
+#: Keys that code reads by name (``hparams["..."]``, ``self.hparams....``).
+READ_BY_CODE = re.compile(
+    r"hparams(?:\[\"|\.get\(\"|\.)(\w+)|tree(?:\[|\.get\()\"(\w+)\""
+)
 
 
 @pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
