@@ -6,6 +6,7 @@ tools/make_shards.py: ``window`` then is where, ``(offset, size)`` in bytes.
 
 import contextlib
 import io
+import math
 import os
 import struct
 from typing import NamedTuple
@@ -28,6 +29,13 @@ AAC_SUFFIXES = (".m4a", ".mp4", ".aac")
 # A wav written to a pipe cannot go back to fill in its length; ffmpeg and sox
 # then leave numbers of this size (two gigabytes, 18 hours) in the header.
 _UNKNOWN_LENGTH = 0x7FFF0000
+
+# The same where a header has room for 64 bits.
+_UNKNOWN_LONG = 1 << 62
+
+# What PyAV calls MP4 containers, whose header tells the length, and bare AAC (ADTS),
+# of which it only guesses one from the bit rate of the beginning.
+_MP4, _ADTS = "mov,mp4,m4a,3gp,3g2,mj2", "aac"
 
 # (kernel, stride) of wav2vec2's convolutional layers.
 _CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
@@ -100,8 +108,15 @@ def audio_frames(path, window=None):
         if source.is_aac():
             return len(_decode_aac(source))
         with _open(source) as sound:
-            _check_wav_is_complete(source)
+            _check_is_complete(source)
             return sound.frames
+
+
+def usable_frames(path, window=None):
+    """As ``audio_frames``; a file shorter than one wav2vec2 frame is refused."""
+    frames = audio_frames(path, window)
+    _check_minimum(path, window, frames)
+    return frames
 
 
 def audio_statistics(path, window=None):
@@ -118,11 +133,7 @@ def audio_statistics(path, window=None):
     one wav2vec2 frame (400 samples).
     """
     samples = read_audio(path, window=window)
-    if len(samples) < MINIMUM_SAMPLES:
-        raise UserError(
-            f"{_name(path, window)}: it has {len(samples)} samples, fewer than the "
-            f"{MINIMUM_SAMPLES} that one wav2vec2 frame needs; leave it out"
-        )
+    _check_minimum(path, window, len(samples))
     samples = samples.astype(np.float64)
     return AudioStatistics(len(samples), float(samples.mean()), float(samples.std()))
 
@@ -188,6 +199,13 @@ class _Source:
     def __init__(self, path, window):
         self.path = os.fspath(path)
         self.window = window
+        try:
+            self.path.encode()
+        except UnicodeEncodeError as error:
+            # Neither decoder takes such a name.
+            raise UserError(
+                f"{self.path}: its path is not UTF-8; rename the file or folder"
+            ) from error
         self.file = self.path if window is None else self.open()
 
     def __enter__(self):
@@ -222,10 +240,16 @@ class _Source:
         """Whether this needs PyAV: told by the name, in a window by the content."""
         if self.window is None:
             return self.path.lower().endswith(AAC_SUFFIXES)
-        head = self.file.read(8).ljust(8)
+        head = self.file.read(8)
         self.file.seek(0)
-        # An MP4 container, or the frames by themselves (ADTS; MP3 has a layer).
-        return head[4:] == b"ftyp" or (head[0] == 0xFF and head[1] & 0xF6 == 0xF0)
+        return _begins_aac(head)
+
+
+def _begins_aac(head):
+    """Whether a file that begins with these 8 bytes is MP4 or ADTS."""
+    head = head.ljust(8)
+    # An MP4 container, or the frames by themselves (ADTS; MP3 has a layer).
+    return head[4:8] == b"ftyp" or (head[0] == 0xFF and head[1] & 0xF6 == 0xF0)
 
 
 def _name(path, window):
@@ -242,12 +266,20 @@ def _name(path, window):
     return f"{path}: bytes {offset} to {offset + size}"
 
 
+def _check_minimum(path, window, frames):
+    """Refuse less audio than one frame of the encoder needs."""
+    if frames < MINIMUM_SAMPLES:
+        raise UserError(
+            f"{_name(path, window)}: it has {frames} samples, fewer than the "
+            f"{MINIMUM_SAMPLES} that one wav2vec2 frame needs; leave it out"
+        )
+
+
 def _read_part(source, start, stop):
     """Samples of a wav or flac file, fewer than asked for at its end."""
     with _open(source) as sound:
         if stop is None:
-            # libsndfile shortens a cut wav to what is there without a word.
-            _check_wav_is_complete(source)
+            _check_is_complete(source)
             count = max(sound.frames - start, 0)
         else:
             count = stop - start
@@ -293,6 +325,12 @@ def _decode_aac(source):
     blocks = []
     try:
         with av.open(source.file) as container:
+            kind = container.format.name
+            if kind not in (_MP4, _ADTS):
+                raise UserError(
+                    f"{source}: by its content it is {kind}, not m4a or aac; give it "
+                    f"the ending of what it is, or {_conversion(source)}"
+                )
             if not container.streams.audio:
                 raise UserError(f"{source}: it has no audio stream; leave it out")
             stream = container.streams.audio[0]
@@ -301,7 +339,7 @@ def _decode_aac(source):
                 raise _unreadable(source, "the description of its codec is damaged")
             _check_format(source, codec.sample_rate, codec.channels)
             promised = 0
-            if stream.duration:
+            if stream.duration and kind == _MP4:
                 promised = round(stream.duration * stream.time_base * SAMPLE_RATE)
             for frame in container.decode(stream):
                 _check_format(source, frame.sample_rate, frame.layout.nb_channels)
@@ -334,27 +372,106 @@ def _check_format(source, rate, channels):
         )
 
 
-def _check_wav_is_complete(source):
-    """Refuse a wav whose data chunk promises more bytes than the file has."""
+def _check_is_complete(source):
+    """Refuse a file whose header promises more bytes of samples than it has.
+
+    libsndfile shortens a cut file of these formats to what is there without a word.
+    """
     with source.open() as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         head = stream.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        stream.seek(0)
+        kind = next((kind for kind in _PROMISES if head.startswith(kind)), None)
+        if kind is None:
             return
-        while len(chunk := stream.read(8)) == 8:
-            name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                present = size - stream.tell()
-                if present < length < _UNKNOWN_LENGTH:
-                    raise UserError(
-                        f"{source}: it is truncated: its header promises {length} "
-                        f"bytes of samples but {present} are there; copy or download "
-                        f"it again, or leave it out"
-                    )
-                return
-            # Chunks are padded to an even length.
-            stream.seek(length + length % 2, os.SEEK_CUR)
+        try:
+            start, length = _PROMISES[kind](stream) or (0, 0)
+        except (struct.error, ValueError) as error:
+            raise _unreadable(source, f"its header is damaged: {error}") from error
+    present = max(size - start, 0)
+    if present < length:
+        raise UserError(
+            f"{source}: it is truncated: its header promises {length} bytes of samples "
+            f"but {present} are there; copy or download it again, or leave it out"
+        )
+
+
+def _riff_promise(stream):
+    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) start, and their bytes."""
+    order = ">" if stream.read(12)[:4] == b"RIFX" else "<"
+    # Of a file beyond 4 GB; the chunk itself then has no length.
+    long = None
+    while len(chunk := stream.read(8)) == 8:
+        name, length = struct.unpack(f"{order}4sI", chunk)
+        if name == b"data":
+            if long is not None:
+                return stream.tell(), long
+            return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
+        end = stream.tell() + length + length % 2
+        if name == b"ds64":
+            long = struct.unpack("<QQ", stream.read(16))[1]
+            long = long if long < _UNKNOWN_LONG else 0
+        # Chunks are padded to an even length.
+        stream.seek(end)
+    return None
+
+
+def _w64_promise(stream):
+    """The same of a Sony Wave64 file: chunks of 16 + 8 bytes, on multiples of 8."""
+    stream.seek(40)
+    while len(chunk := stream.read(24)) == 24:
+        name, length = struct.unpack("<16sQ", chunk)
+        if name[:4] == b"data":
+            length -= 24
+            return stream.tell(), length if length < _UNKNOWN_LONG else 0
+        if length < 24:
+            raise ValueError(f"a chunk of {length} bytes")
+        stream.seek(stream.tell() - 24 + -(-length // 8) * 8)
+    return None
+
+
+def _aiff_promise(stream):
+    """The same of an AIFF file, whose sound chunk begins with two numbers."""
+    if stream.read(12)[8:11] != b"AIF":
+        return None
+    while len(chunk := stream.read(8)) == 8:
+        name, length = struct.unpack(">4sI", chunk)
+        if name == b"SSND":
+            return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
+        stream.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _au_promise(stream):
+    """The same of a Sun file, whose header has both."""
+    order = ">" if stream.read(4) == b".snd" else "<"
+    start, length = struct.unpack(f"{order}II", stream.read(8))
+    return start, length if length < _UNKNOWN_LENGTH else 0
+
+
+def _sphere_promise(stream):
+    """The same of a NIST SPHERE file: lines `sample_count -i 8000` after its size."""
+    start = int(stream.read(16)[8:])
+    fields = dict(
+        line.split()[::2]
+        for line in stream.read(max(start - 16, 0)).decode("latin-1").split("\n")
+        if len(line.split()) == 3
+    )
+    if "sample_count" not in fields:
+        return None
+    sizes = (fields.get(name, "1") for name in ("channel_count", "sample_n_bytes"))
+    return start, math.prod(map(int, (fields["sample_count"], *sizes)))
+
+
+# First bytes of a file to the function that reads its promise.
+_PROMISES = {
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff_promise),
+    b"riff": _w64_promise,
+    b"FORM": _aiff_promise,
+    **dict.fromkeys((b".snd", b"dns."), _au_promise),
+    b"NIST_1A": _sphere_promise,
+}
 
 
 def _unreadable(source, error):
@@ -364,6 +481,19 @@ def _unreadable(source, error):
             f"{source}: the file does not exist; restore it, or prepare the CSV again "
             f"if the corpus has moved"
         )
+    if source.window is None and os.path.isfile(source.path):
+        with contextlib.suppress(OSError), open(source.path, "rb") as stream:
+            head = stream.read(24)
+            if _begins_aac(head) and not source.is_aac():
+                return UserError(
+                    f"{source}: by its content it is m4a or aac; name it so, or "
+                    f"{_conversion(source)}"
+                )
+            if head.startswith(b"version https://git-lfs"):
+                return UserError(
+                    f"{source}: it is a pointer of git-lfs instead of the audio; run "
+                    f"`git lfs pull` where it comes from"
+                )
     if os.path.isfile(source.path) and not os.path.getsize(source.path):
         reason = "the file is empty (0 bytes)"
     else:

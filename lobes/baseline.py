@@ -1,17 +1,28 @@
 """What verification costs without any model: the mean MFCC of an utterance."""
 
+import concurrent.futures
+import hashlib
+import io
+import logging
+import os
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas
-import torch
-import torchaudio
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
 
 from lobes.audio import SAMPLE_RATE, read_audio
 from lobes.errors import UserError
+from lobes.files import write_atomically
+from lobes.lazy import lazy
 from lobes.scoring import check_trials, cosine_scores, equal_error_rate, read_trials
+
+pandas = lazy("pandas")
+torch = lazy("torch")
+torchaudio = lazy("torchaudio")
+
+logger = logging.getLogger(__name__)
 
 #: Coefficients per frame, the first of which follows the energy.
 COEFFICIENTS = 20
@@ -19,6 +30,19 @@ COEFFICIENTS = 20
 # 25 ms windows every 10 ms, as is usual for speech; in samples.
 _WINDOW = SAMPLE_RATE * 25 // 1000
 _HOP = SAMPLE_RATE * 10 // 1000
+
+# Counts up when the vectors of the same audio change.
+_VERSION = 1
+
+
+class Piece(NamedTuple):
+    """Samples ``start`` to ``stop`` of a file; ``window``: its bytes in a shard."""
+
+    name: str
+    path: str
+    start: int = 0
+    stop: int | None = None
+    window: tuple | None = None
 
 
 def mfcc_baseline(csv_path, trials_path, progress=False):
@@ -50,30 +74,138 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     """
     trials = read_trials(trials_path, allow_repeats=True)
     table = _read_csv(csv_path)
-    check_trials(trials, table.index, csv_path)
-    table = table.loc[trials.utterances()]
-    mfcc = torchaudio.transforms.MFCC(
-        sample_rate=SAMPLE_RATE,
-        n_mfcc=COEFFICIENTS,
-        melkwargs={"n_fft": _WINDOW, "hop_length": _HOP, "n_mels": 40, "center": False},
-    )
-    rows = track(
-        table.itertuples(),
-        description="MFCC",
-        total=len(table),
-        console=Console(stderr=True),
-        disable=not progress,
-    )
-    vectors = np.stack([_mean_mfcc(mfcc, _read_utterance(row)) for row in rows])
-    ids = list(table.index)
-    deviation = vectors.std(axis=0)
+    trials = check_trials(trials, table.index, csv_path, table["wav"])
+    pieces = [_piece(row) for row in table.loc[trials.utterances()].itertuples()]
+    vectors = mean_mfccs(pieces, progress=progress)
+    return {
+        f"eer_{name}": equal_error_rate(scores, trials.labels)[0]
+        for name, scores in baseline_scores(trials, vectors).items()
+    }
+
+
+def baseline_scores(trials, vectors):
+    """Scores ``[trials]`` of the mean vectors as they are, ``raw``, and ``znorm``.
+
+    Arguments
+    ---------
+    trials : lobes.scoring.Trials
+    vectors : dict
+        ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
+    """
+    names = trials.utterances()
+    matrix = np.stack([vectors[name] for name in names])
+    deviation = matrix.std(axis=0)
     # A coefficient that never changes says nothing and stays at zero.
     deviation[deviation == 0] = 1
-    normalised = (vectors - vectors.mean(axis=0)) / deviation
+    normalised = (matrix - matrix.mean(axis=0)) / deviation
     return {
-        name: equal_error_rate(cosine_scores(trials, (ids, matrix)), trials.labels)[0]
-        for name, matrix in (("eer_raw", vectors), ("eer_znorm", normalised))
+        "raw": cosine_scores(trials, (names, matrix)),
+        "znorm": cosine_scores(trials, (names, normalised)),
     }
+
+
+def mean_mfccs(pieces, cache=None, threads=1, progress=False):
+    """Mean MFCC vector of every utterance.
+
+    Arguments
+    ---------
+    pieces : sequence of Piece
+    cache : str or Path
+        A file that keeps the vectors by place and change time of the audio, so that
+        they are computed once; None for none. Where it cannot be written, that is
+        logged.
+    threads : int
+        That read and compute at a time.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    dict
+        ID to float64 ``[COEFFICIENTS]``.
+
+    Raises ``UserError`` for audio that cannot be read or is shorter than one window.
+    """
+    keys = [_key(piece) for piece in pieces]
+    known = _read_cache(cache)
+    wanted = [p for p, key in zip(pieces, keys, strict=True) if key not in known]
+    if wanted:
+        transform = torchaudio.transforms.MFCC(
+            sample_rate=SAMPLE_RATE,
+            n_mfcc=COEFFICIENTS,
+            melkwargs={
+                "n_fft": _WINDOW,
+                "hop_length": _HOP,
+                "n_mels": 40,
+                "center": False,
+            },
+        )
+        with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+            found = tqdm(
+                pool.map(lambda piece: _mean_mfcc(transform, piece), wanted),
+                desc="MFCC baseline",
+                total=len(wanted),
+                unit="utterance",
+                leave=False,
+                dynamic_ncols=True,
+                disable=not progress,
+            )
+            known.update(zip(map(_key, wanted), found, strict=True))
+        _write_cache(cache, known)
+    return {p.name: known[key] for p, key in zip(pieces, keys, strict=True)}
+
+
+def _key(piece):
+    """16 bytes that change with the place, the size and the change time of audio."""
+    try:
+        found = os.stat(piece.path)
+        state = found.st_size, found.st_mtime_ns
+    except OSError:
+        # Reading it gives the reason.
+        state = None
+    text = repr((_VERSION, *piece[1:], state))
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
+def _read_cache(path):
+    """The vectors by key in a cache; none where it is absent or damaged."""
+    if path is None:
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            keys, vectors = stored["keys"], stored["vectors"]
+        if vectors.shape != (len(keys), COEFFICIENTS) or not np.isfinite(vectors).all():
+            raise ValueError("its arrays do not fit")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s) and computed again", path, error)
+        return {}
+    return dict(zip(map(bytes, keys), vectors, strict=True))
+
+
+def _write_cache(path, known):
+    """Keep the vectors for the next evaluation, where that is possible."""
+    if path is None:
+        return
+    content = io.BytesIO()
+    keys = np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16)
+    np.savez(content, keys=keys, vectors=np.stack(list(known.values())))
+    try:
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        logger.info("%s cannot be written: %s", path, error)
+
+
+def _mean_mfcc(transform, piece):
+    """Mean over time of the coefficients, float64 ``[COEFFICIENTS]``."""
+    samples = read_audio(piece.path, piece.start, piece.stop, piece.window)
+    if len(samples) < _WINDOW:
+        raise UserError(
+            f"{piece.path}: utterance {piece.name} has {len(samples)} samples, fewer "
+            f"than one window of {_WINDOW}; take it off the trial list"
+        )
+    return transform(torch.from_numpy(samples)).mean(dim=-1).double().numpy()
 
 
 def _read_csv(path):
@@ -103,19 +235,13 @@ def _read_csv(path):
     return table.set_index("ID")
 
 
-def _read_utterance(row):
-    """Samples of one table row, at least one window long."""
-    start = _number(row, "start") or 0
+def _piece(row):
+    """The audio of one table row."""
     window = None
     if hasattr(row, "offset"):
         window = _number(row, "offset"), _number(row, "size")
-    samples = read_audio(row.wav, start, _number(row, "stop"), window)
-    if len(samples) < _WINDOW:
-        raise UserError(
-            f"{row.wav}: utterance {row.Index} has {len(samples)} samples, fewer than "
-            f"one window of {_WINDOW}; take it off the trial list"
-        )
-    return samples
+    start, stop = _number(row, "start") or 0, _number(row, "stop")
+    return Piece(row.Index, row.wav, start, stop, window)
 
 
 def _number(row, column):
@@ -129,8 +255,3 @@ def _number(row, column):
             f"correct the CSV"
         )
     return int(text)
-
-
-def _mean_mfcc(mfcc, samples):
-    """Mean over time of the coefficients, float64 ``[COEFFICIENTS]``."""
-    return mfcc(torch.from_numpy(samples)).mean(dim=-1).double().numpy()

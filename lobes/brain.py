@@ -29,8 +29,11 @@ from lobes.distributed import (
     spread_random_state,
 )
 from lobes.errors import DivergedError, UserError
+from lobes.opening import check_leaks, open_sets
 from lobes.plots import plot_curves
+from lobes.prepared import record_test_sets
 from lobes.progress import ProgressLog, StepAverages
+from lobes.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.streams import EvaluationStream, TrainStream, end_loading
 
 logger = logging.getLogger(__name__)
@@ -97,12 +100,14 @@ class SpeechSpeakerBrain(sb.Brain):
         self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.skipped_steps = 0
         self._unread_guards = []
-        self._losses = {}
+        self._step_means = {}
         self._signal = 0
         self.train_metrics = {}
         self.batch_ids = {}
         self.bar = tqdm(disable=True)
         self.shown = {}
+        self.ending = None
+        self._train_stream = None
         if checkpointer is not None:
             stateful = {n: m for n, m in self.modules.items() if m.state_dict()}
             checkpointer.add_recoverables(stateful)
@@ -119,7 +124,8 @@ class SpeechSpeakerBrain(sb.Brain):
         for task, stream in streams.items():
             # Joint training puts one stream under several tasks.
             if id(stream) not in opened:
-                stream.open(self.rank, self.world_size)
+                parts = self.grad_accumulation_factor
+                stream.open(self.rank, self.world_size, parts)
                 opened[id(stream)] = stream
             self.tasks[task].prepare(stream, self.hparams.encoder)
         if self.hparams.init_from:
@@ -155,7 +161,8 @@ class SpeechSpeakerBrain(sb.Brain):
         """Train as ``speechbrain.Brain.fit`` does, under one bar for the whole run.
 
         The bar counts optimizer steps and shows the losses, and the metrics of the
-        last validation as they fall. Raises ``UserError`` when a file cannot be
+        last validation as they fall. ``ending`` then holds how it ended
+        (``lobes.stopping.Ending``). Raises ``UserError`` when a file cannot be
         written, and ``lobes.preemption.Preempted`` after a signal, with a checkpoint
         saved.
         """
@@ -196,10 +203,26 @@ class SpeechSpeakerBrain(sb.Brain):
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
+        if not self.test_only:
+            self.ending = self._ending()
+
+    def _ending(self):
+        """How the training ended; an evaluation loads an earlier state of it."""
+        stopping = self.hparams.stopping
+        if self.optimizer_step >= self.hparams.steps and stopping.kind != DIVERGED:
+            kind = COMPLETE
+        elif stopping.kind is not None:
+            kind = stopping.kind
+        else:
+            kind = STEP_LIMIT if self._optimizer_step_limit_exceeded else DEBUG
+        return Ending(kind, self.optimizer_step, self.hparams.steps, stopping.reason)
 
     def on_fit_start(self):
         """Recover the last checkpoint, if any, and start the progress log."""
         super().on_fit_start()
+        if self._train_stream is not None:
+            # The checkpoint's own count is in batches of the run as it was then.
+            self.step = self._train_stream.step
         folder = self.hparams.output_folder
         self.progress = ProgressLog(folder, self.hparams.tensorboard)
         if if_main_process():
@@ -238,6 +261,7 @@ class SpeechSpeakerBrain(sb.Brain):
         """One optimizer over everything that ever trains (the CNN never does)."""
         frozen = set(self.hparams.encoder.never_trained())
         self.parameters = [p for p in self.modules.parameters() if p not in frozen]
+        self._buffers = list(self.modules.buffers())
         self.optimizer = self.opt_class(self.parameters)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
@@ -272,6 +296,11 @@ class SpeechSpeakerBrain(sb.Brain):
             }
             counts = {task: len(batch) for task, batch in batches.items()}
             losses = global_losses(losses, counts)
+            if stage == sb.Stage.TRAIN and self.grad_accumulation_factor > 1:
+                losses = {
+                    task: self._accumulated(loss, batches[task])
+                    for task, loss in losses.items()
+                }
             total, weights = self.modules.weighting(losses, self.optimizer_step)
         self.step_values = {
             **{f"{task}_loss": loss.detach() for task, loss in losses.items()},
@@ -279,27 +308,47 @@ class SpeechSpeakerBrain(sb.Brain):
         }
         return total
 
+    def _accumulated(self, loss, batch):
+        """The loss of one of a step's batches, its gradient weighted by their size.
+
+        The step's gradient is the mean over its utterances, not over its batches.
+        """
+        weighted = loss * (batch.share * self.grad_accumulation_factor)
+        return weighted + (loss - weighted).detach()
+
     def fit_batch(self, batches):
-        """Forward every task, backward once, step once."""
+        """Forward every task, backward once, step once.
+
+        With accumulation a step has several batches; a task's gradient is then that of
+        its mean loss over all utterances of the step.
+        """
         should_step = self.step % self.grad_accumulation_factor == 0
         self.on_fit_batch_start(batches, should_step)
+        if not self._step_means:
+            # A forward pass changes them; a skipped step must not.
+            self._buffers_before = [buffer.clone() for buffer in self._buffers]
         with self._enough_memory(batches):
             with self.training_ctx:
                 outputs = self.compute_forward(batches, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batches, sb.Stage.TRAIN)
             self.scaler.scale(loss / self.grad_accumulation_factor).backward()
-        for name, value in self.step_values.items():
-            if name.endswith("_loss"):
-                value = value / self.grad_accumulation_factor
-                self._losses[name] = self._losses.get(name, 0.0) + value
-        for task, batch in batches.items():
-            self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
+        self._collect(batches)
         if should_step:
-            self.optimizers_step()
+            # Adam makes its moments of the encoder at the first step after the thaw.
+            with self._enough_memory(batches):
+                self.optimizers_step()
         self.on_fit_batch_end(batches, outputs, loss, should_step)
         if should_step and self._signal:
             self._preempt(self._signal)
         return loss.detach()
+
+    def _collect(self, batches):
+        """Add up what a step's batches say of it."""
+        for name, value in self.step_values.items():
+            value = value * batches[name.rpartition("_")[0]].share
+            self._step_means[name] = self._step_means.get(name, 0.0) + value
+        for task, batch in batches.items():
+            self.batch_ids[task] = self.batch_ids.get(task, []) + batch.ids
 
     @contextlib.contextmanager
     def _enough_memory(self, batches):
@@ -351,8 +400,8 @@ class SpeechSpeakerBrain(sb.Brain):
     def optimizers_step(self):
         """Update the weights, unless a gradient is not finite.
 
-        A step with a non-finite loss or gradient leaves weights and Adam's state
-        as they were; it is counted, and its utterances are logged. The run ends
+        A step with a non-finite loss or gradient leaves weights, buffers and Adam's
+        state as they were; it is counted, and its utterances are logged. The run ends
         with a ``UserError`` when more than ``nonfinite_patience`` were skipped.
         """
         rate = self.hparams.schedule(self.optimizer_step)
@@ -367,30 +416,34 @@ class SpeechSpeakerBrain(sb.Brain):
                 self.parameters, self.max_grad_norm, norm
             )
         skipped = ~torch.isfinite(norm)
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        means = self._step_means.items()
+        losses = {name: value for name, value in means if name.endswith("_loss")}
         if self.optimizer.param_groups[0].get("fused") and not self.scaler.is_enabled():
             # The fused kernels look at this themselves: the host does not wait.
             self.optimizer.found_inf = skipped.float()
             self.optimizer.step()
         elif not skipped:
             self.scaler.step(self.optimizer)
-        elif self._scale_was_too_high():
+        elif self._scale_was_too_high(losses):
             # The scaler takes no step and lowers its scale.
             self.scaler.step(self.optimizer)
             skipped = torch.zeros_like(skipped)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._unread_guards.append(
-            (self.optimizer_step, skipped, self._losses, self.batch_ids)
+            (self.optimizer_step, skipped, losses, self.batch_ids)
         )
-        self._losses, self.batch_ids = {}, {}
-        self.step_values["lr"] = rate
+        self.step_values = {**self._step_means, "lr": rate}
+        self._step_means, self.batch_ids = {}, {}
         self.optimizer_step += 1
         if self.device_type == "cpu" or len(self._unread_guards) >= GUARD_INTERVAL:
             self._count_skipped()
 
-    def _scale_was_too_high(self):
+    def _scale_was_too_high(self, losses):
         """Whether a gradient overflowed in fp16 although the losses are finite."""
-        finite = all(bool(torch.isfinite(loss)) for loss in self._losses.values())
+        finite = all(bool(torch.isfinite(loss)) for loss in losses.values())
         return finite and self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0
 
     def _count_skipped(self):
@@ -424,7 +477,8 @@ class SpeechSpeakerBrain(sb.Brain):
             int(batch.lengths.sum()) / SAMPLE_RATE
             for batch in {id(b): b for b in batches.values()}.values()
         )
-        self.averages.add(self.step_values, seconds * self.world_size, should_step)
+        values = self.step_values if should_step else {}
+        self.averages.add(values, seconds * self.world_size, should_step)
         self.bar.update(should_step)
         if should_step and self.optimizer_step % self.hparams.log_interval == 0:
             self._write_progress()
@@ -438,6 +492,8 @@ class SpeechSpeakerBrain(sb.Brain):
         """
         if self.step % self.grad_accumulation_factor:
             return False
+        # SpeechBrain counts the batches of a step.
+        steps_since_ckpt //= self.grad_accumulation_factor
         if self.ckpt_interval_minutes > 0:  # then not in steps: __init__
             minutes = (time.time() - last_ckpt_time) / 60
             return of_first_process(minutes > self.ckpt_interval_minutes)
@@ -494,10 +550,11 @@ class SpeechSpeakerBrain(sb.Brain):
         """Let the tasks present collect one batch."""
         if stage == sb.Stage.VALID:
             self._preempt_between_steps()
-        with self._enough_memory(batches), self.evaluation_ctx:
-            outputs = self.compute_forward(batches, stage)
-        for task, output in outputs.items():
-            self.modules[task].update(output, batches[task])
+        with self._enough_memory(batches):
+            with self.evaluation_ctx:
+                outputs = self.compute_forward(batches, stage)
+            for task, output in outputs.items():
+                self.modules[task].update(output, batches[task])
         return torch.zeros(())
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -517,7 +574,8 @@ class SpeechSpeakerBrain(sb.Brain):
         metrics["score"] = score
         reason = self.hparams.stopping.update(self.optimizer_step, metrics)
         # The counts behind the metrics stand in progress.jsonl only.
-        names = [n for n in metrics if n in self.hparams.selection or "_loss" in n]
+        told = (*self.hparams.selection, "cer")
+        names = [n for n in metrics if n in told or "_loss" in n]
         shown = {name: metrics[name] for name in [*names, "score"]}
         self._show({n: metrics[n] for n in self.hparams.selection if n in metrics})
         if if_main_process():
@@ -530,7 +588,7 @@ class SpeechSpeakerBrain(sb.Brain):
             train_stats=self.train_metrics,
             valid_stats=shown,
         )
-        names = [*self.hparams.selection, "score"]
+        names = [*told, "score"]
         self._save_checkpoint({n: metrics[n] for n in names if n in metrics})
         if reason is not None:
             logger.warning("Stopping at step %d: %s", self.optimizer_step, reason)
@@ -549,14 +607,22 @@ class SpeechSpeakerBrain(sb.Brain):
             importance_keys=[],
         )
 
-    def open_test_sets(self):
-        """Read the test sets before a training that they would otherwise crown.
+    def open_sets(self):
+        """Open the sets of training, validation and test before the training.
 
-        Raises ``UserError`` for any problem of theirs.
+        What the test sets hold is noted, for later evaluations (``lobes.prepared``).
+        A fault in the last of them must not show after days. Raises ``UserError`` for
+        all that is wrong with any of them, and for leaks between them.
         """
-        for sets in self.hparams.test_sets.values():
-            for evaluation_set in sets.values():
-                evaluation_set.open(self.rank, self.world_size)
+        sets = (
+            self.hparams.train_streams,
+            self.hparams.valid_sets,
+            self.hparams.test_sets,
+        )
+        open_sets(*sets, self.rank, self.world_size)
+        check_leaks(*sets, allowed=self.hparams.allow_leaks)
+        if if_main_process():
+            record_test_sets(self.hparams.output_folder, self.hparams.test_sets)
 
     def test(self, test_sets, folder):
         """Evaluate the current weights; details go into ``folder``.

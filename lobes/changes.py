@@ -1,23 +1,13 @@
 """What differs between the settings of a run that began and those it resumes with."""
 
+import copy
 import json
-import re
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import TaggedScalar
 
-#: Settings that do not change what is learnt: where things lie, what they are run
-#: on, what is tested and how much is written. (What they lead to counts: the corpora
-#: by ``lobes.streams.TrainStream``, the encoder by its ``encoder_config.json``.)
-DO_NOT_COUNT = re.compile(
-    r"(.*_)?(folder|csv|transcripts|trial_lists|workers|timeout)|encoder_config"
-    r"|threads|device|log_interval|tensorboard|train_logger|checkpointer"
-    r"|gradient_checkpointing|valid_batch_samples|nonfinite_patience"
-    r"|checkpoints_to_keep|ckpt_interval_.*|test_.*|.*_test_splits|headline_sets"
-    r"|skip_prep|skip_budget|strict|header_only|voxceleb_convert|librispeech|voxceleb|ledger"
-)
+from lobes import settings
 
 
 def differences(old, new):
@@ -35,10 +25,14 @@ def differences(old, new):
 
 
 def changed_settings(old, new):
-    """``differences`` of two merged YAML texts, in the settings that count."""
+    """``differences`` of two merged YAML trees, in the settings that count.
+
+    Those that do not (``lobes.settings``) say where things lie, what they are run on,
+    what is tested and how much is written. What they lead to counts: the corpora by
+    ``lobes.streams.TrainStream``, the encoder by its ``encoder_config.json``.
+    """
     trees = []
-    for text in (old, new):
-        tree = ruamel.yaml.YAML().load(text)
+    for tree in map(copy.deepcopy, (old, new)):
         for key in ("source", "init_from"):
             # A model that was moved is still the same one.
             if tree.get(key):
@@ -47,16 +41,16 @@ def changed_settings(old, new):
     return differences(*trees)
 
 
-def _counting(node):
-    """A YAML node without the entries, at any depth, that ``DO_NOT_COUNT`` names."""
+def _counting(node, path=()):
+    """A YAML node without the entries, at any depth, that do not count."""
     if isinstance(node, dict):
-        for key in [key for key in node if DO_NOT_COUNT.fullmatch(str(key))]:
-            del node[key]
-        children = node.values()
-    else:
-        children = node if isinstance(node, list) else ()
-    for child in children:
-        _counting(child)
+        for key in list(node):
+            if settings.counts((*path, key), "resumed"):
+                _counting(node[key], (*path, key))
+            else:
+                del node[key]
+    for child in node if isinstance(node, list) else ():
+        _counting(child, path)
     return node
 
 

@@ -351,10 +351,15 @@ def load_initial_weights(folder, modules):
         if name == "weighting":
             continue
         path = found.path / f"{name}.ckpt"
+        if name == "encoder" and not path.is_file():
+            raise UserError(
+                f"init_from: {found.path} holds no weights of an encoder "
+                f"({path.name}); name the results folder of a whole training"
+            )
         if not path.is_file():
             fresh.append(name)
             continue
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = _tensors(path)
         if name == "encoder":
             stored = _with_branch(stored, module)
         state = module.state_dict()
@@ -378,6 +383,20 @@ def load_initial_weights(folder, modules):
         found.path,
         ", ".join(fresh) or "nothing",
     )
+
+
+def _tensors(path):
+    """The tensors of a checkpoint's file by name; nothing else is loaded."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"init_from: {path} holds no tensors, or more than that, and was not "
+            "loaded; name the results folder of a training that you trust"
+        ) from error
+    if not isinstance(stored, dict):
+        raise UserError(f"init_from: {path} holds no weights by name; name another run")
+    return {n: t for n, t in stored.items() if isinstance(t, torch.Tensor)}
 
 
 def _with_branch(stored, encoder):

@@ -6,6 +6,8 @@ beyond full scale, and what does is clipped, and counted. Folders are kept, exce
 one called aac becomes wav, where preparation looks first: dev/aac/id00012/21Uxsk56VDQ/
 00001.m4a becomes dev/wav/.../00001.flac.
 
+Lists and meta files (.txt, .csv, ...) are copied along to another folder.
+
 Every output is either complete or absent. A conversion that was killed goes on where it
 stopped, and its outputs are the same bytes.
 """
@@ -13,10 +15,12 @@ stopped, and its outputs are the same bytes.
 import functools
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 
 from lobes.audio import (
     AAC_SUFFIXES,
@@ -35,6 +39,7 @@ from lobes.preparation import (
     map_in_processes,
     progress_bar,
     say,
+    shown,
     worker_count,
     writable_folder,
 )
@@ -43,6 +48,9 @@ from lobes.preparation import (
 FAILED = "convert.failed.csv"
 
 _SUFFIXES = (*AAC_SUFFIXES, ".wav", ".flac")
+
+# Transcripts, trial lists, tables of speakers.
+_LISTS = (".txt", ".csv", ".tsv", ".json", ".md")
 
 # Files handed to a worker at once: see lobes/preparation.py.
 _CHUNK = 32
@@ -70,14 +78,17 @@ def convert(folder, out, to, num_workers=None, delete=False, only=None):
     ---------
     folder : str or Path
     out : str or Path
-        May be ``folder`` itself. Complete outputs there are kept, judged by their
-        headers, without decoding anything again.
+        May be ``folder`` itself, but not lie in it. Complete outputs there are kept,
+        judged by their headers, without decoding anything again; audio of another
+        rate or number of channels is never overwritten. Another folder also gets the
+        lists and meta files, where it has none of that name.
     to : str
         ``wav`` or ``flac``; files that have this format are left as they are.
     num_workers : int
         Processes; None for all cores.
     delete : bool
-        Delete each original once its output is on the disk and was read back.
+        Delete each original once its output is on the disk, was read back and has
+        the original's samples.
     only : list of str
         Paths below ``folder`` of the files to convert; None for all.
 
@@ -85,16 +96,28 @@ def convert(folder, out, to, num_workers=None, delete=False, only=None):
     -------
     dict
         ``files``, ``converted``, ``kept`` (there before), ``failed``, ``clipped``
-        (files), ``hours`` of audio converted, ``seconds`` that it took.
+        (files), ``copied`` (lists), ``hours`` of audio converted, ``seconds`` that it
+        took.
 
     Raises ``UserError`` for missing folders, nothing to convert, two files with one
     output, a missing PyAV, a full disk, and another process that converts to ``out``.
     """
-    folder, out = existing_folder(folder, "FOLDER"), writable_folder(out, "OUT")
-    sources, targets = _plan(folder, out, f".{to}", only)
+    folder, out = existing_folder(folder, "FOLDER"), Path(os.path.abspath(out))
+    worker_count(num_workers)
+    home, goal = (Path(os.path.realpath(path)) for path in (folder, out))
+    if goal != home and goal.is_relative_to(home):
+        raise UserError(
+            f"OUT: {out} lies in FOLDER, whose conversion would next time take it for "
+            f"a part of the corpus; choose a folder outside of it, or FOLDER itself"
+        )
+    listed, lists = (only, []) if only is not None else _list_files(folder)
+    sources, targets = _plan(folder, out, f".{to}", listed)
     import_pyav_for(sources)
+    out = writable_folder(out, "OUT")
     with one_writer(out / ".convert.lock"):
-        return _convert_all(folder, out, sources, targets, to, num_workers, delete)
+        counts = _convert_all(folder, out, sources, targets, to, num_workers, delete)
+        counts["copied"] = 0 if goal == home else _copy_lists(folder, out, lists)
+    return counts
 
 
 def summary(counts, out):
@@ -104,6 +127,8 @@ def summary(counts, out):
         f"{counts['files']:,} files: {counts['converted']:,} converted, "
         f"{counts['kept']:,} there before, {counts['failed']:,} failed"
     )
+    if counts["copied"]:
+        text += f"; {counts['copied']:,} lists and meta files copied"
     if counts["clipped"]:
         text += f", {counts['clipped']:,} with samples beyond full scale, clipped"
     if counts["converted"]:
@@ -117,10 +142,10 @@ def summary(counts, out):
     return text
 
 
-def _plan(folder, out, suffix, only):
+def _plan(folder, out, suffix, listed):
     """Paths of the files to convert, sorted, and of what they become."""
     sources, others = [], []
-    for path in _audio_files(folder) if only is None else only:
+    for path in listed:
         same = path.lower().endswith(suffix)
         (others if same else sources).append(path)
     origin, prefix = {}, os.path.join(folder, "")
@@ -142,10 +167,13 @@ def _plan(folder, out, suffix, only):
     return sources, list(origin)
 
 
-def _audio_files(folder):
-    """Paths of all audio files below ``folder``, sorted; hidden ones left out."""
+def _list_files(folder):
+    """Paths of all audio files below ``folder``, and of all lists, both sorted.
+
+    Hidden files are left out; others are counted.
+    """
     say(f"{folder}: listing its audio files")
-    found, folders = [], [os.fspath(folder)]
+    audio, lists, others, folders = [], [], Counter(), [os.fspath(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
@@ -154,15 +182,47 @@ def _audio_files(folder):
                 if entry.is_dir():
                     folders.append(entry.path)
                 elif entry.name.lower().endswith(_SUFFIXES):
-                    found.append(entry.path)
-    return sorted(found)
+                    audio.append(entry.path)
+                elif not entry.name.lower().endswith(_LISTS):
+                    others[os.path.splitext(entry.name)[1].lower()] += 1
+                elif entry.name != FAILED:
+                    lists.append(entry.path)
+    if others:
+        told = (
+            f"{count:,} {shown(suffix) or 'without ending'}"
+            for suffix, count in sorted(others.items())
+        )
+        say(f"{folder}: neither audio nor lists, left out: {', '.join(told)}")
+    return sorted(audio), sorted(lists)
 
 
-def _target(name, out, suffix):
-    """Where the file with the relative path ``name`` is converted to."""
+def _target(name, out, suffix=None):
+    """Where the file with the relative path ``name`` goes, with another suffix."""
     *folders, file = name.split(os.sep)
     folders = ["wav" if folder == "aac" else folder for folder in folders]
-    return os.path.join(out, *folders, os.path.splitext(file)[0] + suffix)
+    if suffix is not None:
+        file = os.path.splitext(file)[0] + suffix
+    return os.path.join(out, *folders, file)
+
+
+def _copy_lists(folder, out, lists):
+    """Copy what is not there yet; returns how many. What differs is told and kept."""
+    copied, prefix = 0, os.path.join(folder, "")
+    for path in lists:
+        target = Path(_target(path.removeprefix(prefix), out))
+        try:
+            content = Path(path).read_bytes()
+            if not os.path.lexists(target):
+                _write(target, content, sync=False)
+                copied += 1
+            elif target.read_bytes() != content:
+                say(f"{shown(str(target))}: it differs from the corpus's; kept")
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or target}: it cannot be read or written "
+                f"({error.strerror}); correct that, and run the same command again"
+            ) from error
+    return copied
 
 
 def _convert_all(folder, out, sources, targets, to, num_workers, delete):
@@ -185,7 +245,7 @@ def _convert_all(folder, out, sources, targets, to, num_workers, delete):
                 samples += outcome.samples
                 counts["clipped"] += outcome.clipped > 0
                 if outcome.reason is not None:
-                    failed.append((sources[index], outcome.reason))
+                    failed.append((shown(sources[index]), shown(outcome.reason)))
                 else:
                     counts["converted" if outcome.samples else "kept"] += 1
             speed = samples / SAMPLE_RATE / (time.monotonic() - began)
@@ -221,8 +281,16 @@ def _convert_chunk(pairs, to, delete):
 def _convert_file(source, target, to, delete):
     """Convert one file, unless it was; raises ``UserError`` or ``OSError``."""
     outcome = Outcome()
-    if not _is_complete(target, thorough=delete):
+    if _is_complete(target, thorough=delete):
+        samples = read_audio(source) if delete else None
+        if delete and not _reads_back(target, np.clip(samples, -1, _LARGEST)):
+            raise UserError(
+                f"{source}: {target} was there before and holds other samples; "
+                f"nothing was deleted: delete one of them"
+            )
+    else:
         samples = read_audio(source)
+        _check_not_another(source, target)
         if not len(samples):
             raise UserError(f"{source}: it has no samples; leave it out")
         limited = np.clip(samples, -1, _LARGEST)
@@ -248,6 +316,21 @@ def _reads_back(path, samples):
         return False
     same_length = stored.shape == samples.shape
     return same_length and np.abs(stored - samples).max() <= _ROUNDING
+
+
+def _check_not_another(source, target):
+    """Refuse to overwrite whole audio that no conversion made."""
+    try:
+        found = soundfile.info(target)
+    except (soundfile.SoundFileError, RuntimeError, OSError):
+        # Absent, or what a crash left of an output.
+        return
+    if (found.samplerate, found.channels) != (SAMPLE_RATE, 1):
+        raise UserError(
+            f"{source}: {target} is there with {found.samplerate} Hz and "
+            f"{found.channels} channel(s), which no conversion made; it is not "
+            f"overwritten: move or delete it, or convert to another folder"
+        )
 
 
 def _is_complete(path, thorough):

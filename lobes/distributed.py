@@ -7,6 +7,7 @@ are averaged before the optimizer sees them.
 """
 
 import atexit
+import os
 import random
 from datetime import timedelta
 
@@ -23,6 +24,9 @@ SMALL = 2**18
 #: The group that exchanges what lies on the host; None is the default one, then gloo.
 _host_group = None
 
+#: What torchrun tells its processes: first what they are.
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 #: SpeechBrain's for the default group: as long as a preparation may take.
 TIMEOUT = timedelta(hours=2)
 
@@ -31,10 +35,19 @@ def join_processes(run_opts):
     """Join torchrun's process group, if there is one, and leave it at exit.
 
     A process that ends while its group stands can abort the others' last exchange.
-    Raises ``UserError`` for a device that all processes would share.
+    Raises ``UserError`` for a device that all processes would share, for more
+    processes than GPUs, and for what only a part of torchrun's environment is.
     """
     global _host_group
-    ddp_init_group(run_opts)
+    _check_launch(run_opts)
+    try:
+        ddp_init_group(run_opts)
+    except (ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the processes cannot join each other ({lines[0]}); start them with "
+            "torchrun --standalone, and with --distributed_backend=nccl or gloo"
+        ) from error
     if dist.is_available() and dist.is_initialized():
         atexit.register(dist.destroy_process_group)
         if dist.get_backend() != "gloo":
@@ -45,6 +58,34 @@ def join_processes(run_opts):
         raise UserError(
             "--device=cuda is the first GPU in every process; leave --device out, and "
             "torchrun gives each its own"
+        )
+
+
+def _check_launch(run_opts):
+    """Refuse a start that no group of processes can come of."""
+    found = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
+    ranks = {name: found[name] for name in LAUNCH[:3] if name in found}
+    if not ranks or ranks == {"WORLD_SIZE": "1"}:
+        return
+    missing = [name for name in LAUNCH if name not in found]
+    odd = [name for name, text in ranks.items() if not text.isdecimal()]
+    problem = ", ".join(missing) or ", ".join(odd)
+    if problem:
+        kind = "without" if missing else "which is no number:"
+        raise UserError(
+            f"{', '.join(f'{n}={v}' for n, v in ranks.items())} in the environment, "
+            f"{kind} {problem}: start several processes with torchrun, or one after "
+            f"unset {' '.join(ranks)}"
+        )
+    here = os.environ.get("LOCAL_WORLD_SIZE", ranks["WORLD_SIZE"])
+    count, gpus = int(here), torch.cuda.device_count()
+    options = dict(run_opts)
+    on_gpus = options["distributed_backend"] != "gloo" or gpus
+    if options.get("device") != "cpu" and on_gpus and count > gpus:
+        fewer = f"--nproc_per_node={gpus}, or " if gpus else ""
+        raise UserError(
+            f"{count} processes, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}: "
+            f"{fewer}--distributed_backend=gloo --device=cpu"
         )
 
 
@@ -124,6 +165,30 @@ def global_losses(losses, counts):
         scaled = losses[task] * share.to(losses[task].dtype)
         result[task] = scaled + (mean.to(scaled.dtype) - scaled).detach()
     return result
+
+
+class _Summed(torch.autograd.Function):
+    """A sum over all processes whose gradient is summed over them, too."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def summed(tensor):
+    """Sum of every process's tensor, on every process; gradients pass through.
+
+    All processes must call it the same number of times, and go back through it.
+    """
+    return tensor if rank_and_world_size()[1] == 1 else _Summed.apply(tensor)
 
 
 def average_gradients(parameters, request=0):

@@ -1,7 +1,9 @@
 """The shared wav2vec2 encoder: waveforms to frames for every task."""
 
 import copy
+import logging
 import os
+import pickle
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,12 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from lobes.errors import UserError
 from lobes.feed_forward import LeanFeedForward
+from lobes.source_check import check_source
+
+logger = logging.getLogger(__name__)
+
+#: Families whose models are wav2vec2's, weight for weight and frame for frame.
+SAME_MODELS = ("wav2vec2", "hubert", "unispeech", "unispeech-sat")
 
 
 @dataclass
@@ -55,21 +63,26 @@ class Wav2Vec2Encoder(nn.Module):
     Arguments
     ---------
     source : str or None
-        Model on the HuggingFace hub, or a folder written by ``save_pretrained``.
-        None builds a model with random weights from ``config``.
+        Model on the HuggingFace hub, or a folder written by ``save_pretrained``: a
+        wav2vec2, HuBERT, UniSpeech or UniSpeech-SAT, with or without a head. Its
+        architecture counts; what its configuration says about regularisation,
+        gradient checkpointing, precision and attention kernels does not. None builds
+        a model with random weights from ``config``.
     config : dict
         ``Wav2Vec2Config`` fields of a model with random weights; the defaults
         are wav2vec2-base. Must be empty when ``source`` is given.
     layerdrop, hidden_dropout, attention_dropout, activation_dropout : float
-        Regularisation inside the transformer; ``hidden_dropout`` also acts on
-        its input.
+        Regularisation inside the transformer.
+    input_dropout : float or None
+        Dropout of the transformer's input; None: as ``hidden_dropout``.
     feat_proj_dropout : float
         Dropout after the projection of the CNN's features.
     mask_time_prob, mask_feature_prob : float
         Share of frames, and of channels, chosen as starts of a mask, times its
         length (HuggingFace's definition; masks overlap).
     mask_time_length, mask_feature_length : int
-        Length of a mask in frames, and in channels.
+        Length of a mask in frames, and in channels. Utterances of fewer frames have
+        no time mask.
     shared_layers : int or None
         Transformer layers that both tasks share; those above exist twice, both
         with the same initial weights (paper section 3.3). None shares all.
@@ -89,8 +102,9 @@ class Wav2Vec2Encoder(nn.Module):
     Raises
     ------
     UserError
-        The model cannot be found, the stored weights do not fill it, or it has too
-        few layers or channels for the branches or the split.
+        The model cannot be found, it is of another family, the stored weights do not
+        fill it, or it has too few layers or channels for the branches, the split or
+        the masks.
 
     Example
     -------
@@ -112,6 +126,7 @@ class Wav2Vec2Encoder(nn.Module):
         hidden_dropout=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
+        input_dropout=None,
         feat_proj_dropout=0.0,
         mask_time_prob=0.0,
         mask_time_length=10,
@@ -138,6 +153,7 @@ class Wav2Vec2Encoder(nn.Module):
             "attn_implementation": "sdpa",
         }
         if source is None:
+            _check_config(config or {}, "encoder_config", self.config_class)
             config = self.config_class(**{**(config or {}), **settings})
             self.model = self.model_class(config)
         elif config:
@@ -147,17 +163,27 @@ class Wav2Vec2Encoder(nn.Module):
             )
         else:
             self.model = _load_pretrained(self.model_class, source, settings)
+        if input_dropout is not None:
+            self.model.encoder.dropout.p = input_dropout
+        width = self.model.config.hidden_size
+        if mask_feature_prob > 0 and mask_feature_length > width:
+            raise UserError(
+                f"mask_feature_length is {mask_feature_length}, but a frame has "
+                f"{width} channels; lower it, or set mask_feature_prob to 0"
+            )
         LeanFeedForward.replace(self.model)
         self.model.config.mask_time_prob = mask_time_prob
         self.model.config.mask_feature_prob = mask_feature_prob
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            # HuggingFace obeys the stored configuration: that of wav2vec2-base has it.
+            self.model.activation_checkpointing_disable()
         self.freeze_cnn = freeze_cnn
         self.model.feature_extractor.requires_grad_(not freeze_cnn)
         self.frozen = False
         self._add_branch(shared_layers)
         self._add_class_token(class_token)
-        width = self.model.config.hidden_size
         whole = type(speaker_dims) is int and 0 < speaker_dims < width
         if speaker_dims is not None and not whole:
             raise UserError(
@@ -400,6 +426,9 @@ def _spans(config, axis, shape, lengths=None):
     """
     names = ("prob", "length", "min_masks")
     share, length, least = (getattr(config, f"mask_{axis}_{name}") for name in names)
+    if length > shape[1]:
+        # HuggingFace raises. In a batch with longer ones it gives such rows no mask.
+        return torch.zeros(shape, dtype=torch.bool)
     valid = None if lengths is None else _mask(lengths, shape[1])
     return torch.from_numpy(
         _compute_mask_indices(shape, share, length, valid, min_masks=least)
@@ -428,31 +457,86 @@ def _masked_group_norm(norm, hidden, valid):
     return torch.addcmul(norm.bias[:, None], centred, scale)
 
 
+def _check_config(config, name, config_class):
+    """Raise ``UserError`` for a configuration (dict) of another kind of model."""
+    kind = config.get("model_type")
+    known = (config_class.model_type,)
+    if config_class is Wav2Vec2Config:
+        known = SAME_MODELS
+    if kind is not None and kind not in known:
+        raise UserError(
+            f"{name} is a model of the kind {kind}, which has other parts; supported "
+            f"are {', '.join(known)}"
+        )
+    for key in ("add_adapter", "quantization_config"):
+        if config.get(key):
+            raise UserError(
+                f"{name}: its configuration sets {key}, which is not supported; name a "
+                "model without it"
+            )
+
+
+#: What else a stored configuration must not decide, at HuggingFace's defaults.
+DEFAULTS = {
+    "mask_time_min_masks": 2,
+    "mask_feature_min_masks": 0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
+
 def _load_pretrained(model_class, source, settings):
     """The model with all its weights from the hub or a folder."""
-    source = str(source)
+    source = check_source(source, model_class)
     try:
+        config, _ = model_class.config_class.get_config_dict(source)
+        _check_config(config, f"source: {source}", model_class.config_class)
         model, report = model_class.from_pretrained(
             source,
             output_loading_info=True,
             trust_remote_code=False,
             # Weights stored in half precision would train in it.
             dtype=torch.float32,
+            **DEFAULTS,
             **settings,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except pickle.UnpicklingError as error:
+        # torch's own words tell how to run what is in it.
+        raise UserError(
+            f"source: the weights in {source} hold more than tensors, maybe code, and "
+            "were not loaded; take them from where you trust them"
+        ) from error
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         where = "folder" if os.path.isdir(source) else "hub model or folder"
         raise UserError(
             f"source: no {model_class.config_class.model_type} model can be loaded "
             f"from the {where} {source!r} ({reason}); name a folder written by "
-            "save_pretrained with --source=FOLDER, or connect to the hub once"
+            "save_pretrained with --source=FOLDER"
         ) from error
     missing = sorted(report["missing_keys"])
+    if missing == ["masked_spec_embed"]:
+        # Fine-tuned models come without: they were trained without masks.
+        logger.warning(
+            "source: %s has no masked_spec_embed, what masked frames become; it starts "
+            "at random",
+            source,
+        )
+        missing = []
     if missing:
         # HuggingFace would fill them with random numbers and only warn.
         raise UserError(
             f"source: {source} has no weights for {len(missing)} parts of the "
             f"encoder ({missing[0]}, ...); use the weights of a wav2vec2 model"
+        )
+    parts = {name.partition(".")[0] for name in model.state_dict()}
+    foreign = sorted(
+        name for name in report["unexpected_keys"] if name.partition(".")[0] in parts
+    )
+    if foreign:
+        # Heads may be left over, parts of the encoder not.
+        raise UserError(
+            f"source: {source} has weights for {len(foreign)} parts that this encoder "
+            f"lacks ({foreign[0]}, ...); use the weights of a wav2vec2 model"
         )
     return model

@@ -1,7 +1,27 @@
-"""Errors that a user can cause, told in one line."""
+"""Errors that a user can cause, told in one line.
 
+``user_errors_exit`` is the one boundary: every command's ``main`` stands within it.
+"""
+
+import csv
+import errno
 import functools
+import importlib.metadata
+import io
+import json
+import logging
+import lzma
+import os
+import pickle
 import sys
+import tarfile
+import traceback
+import zipfile
+import zlib
+from pathlib import Path
+
+#: Exit status of a command that Ctrl-C has ended, as a shell gives it.
+INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -16,19 +36,228 @@ class DivergedError(UserError):
     """Training has left the finite numbers, or what can still be learnt from."""
 
 
-def user_errors_exit(main):
-    """Decorate a command's ``main``: a ``UserError`` ends it in one line.
+_ROOM = "make room on that disk, and start the same command again"
+_OTHER = "choose another folder or file"
+_MEMORY = "use smaller batches or fewer --num_workers, or a machine with more memory"
+_FILES = "raise the limit (ulimit -n 4096), or use fewer --num_workers"
+_SHARED = (
+    "give the container more of it (--shm-size=1g), or load in the training process "
+    "(--num_workers=0)"
+)
 
-    The line goes to standard error and the exit status is 2, as for a wrong
-    command line; any other exception is a defect and keeps its traceback.
+#: What to do about an error of the operating system.
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: "make room within your quota, and start the same command again",
+    errno.EFBIG: "no file may be so large there (ulimit -f); raise the limit",
+    errno.EROFS: "nothing can be written there; choose another folder",
+    errno.EACCES: "correct its permissions, or choose another folder or file",
+    errno.EPERM: "correct its permissions, or choose another folder or file",
+    errno.EISDIR: f"a folder stands where a file belongs; {_OTHER}",
+    errno.ENOTDIR: f"a file stands where a folder belongs; {_OTHER}",
+    errno.EEXIST: f"something stands there already; {_OTHER}",
+    errno.ENOENT: "correct the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the links there lead in a circle; correct them",
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.EIO: "the disk, or what connects it, fails; look at the machine's log",
+    errno.ESTALE: "the network file system lost it; mount it again",
+    errno.ETXTBSY: f"a program runs from it; {_OTHER}",
+}
+
+#: What stands in a ``RuntimeError`` of torch's for an error of the machine, what it
+#: means, and what to do.
+_OF_THE_MACHINE = (
+    ("shared memory", "there is too little shared memory (/dev/shm)", _SHARED),
+    ("</torch_", "there is too little shared memory (/dev/shm)", _SHARED),
+    ("Too many open files", "too many files are open", _FILES),
+    ("can't allocate memory", "there is too little memory", _MEMORY),
+    ("not enough memory", "there is too little memory", _MEMORY),
+    ("out of memory", "there is too little memory", _MEMORY),
+    ("No space left on device", "a disk is full", _ROOM),
+    ("PytorchStreamWriter failed", "a file could not be written", _ROOM),
+    ("file write failed", "a file could not be written", _ROOM),
+    ("Read-only file system", "a file could not be written", _OTHER),
+)
+
+#: What reading a damaged file raises, where no module knew better.
+_DAMAGED = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    csv.Error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    pickle.UnpicklingError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+)
+
+
+def user_errors_exit(main):
+    """Decorate a command's ``main``: what a user can cause ends it in one line.
+
+    That is a ``UserError``, and what the machine and its files are to blame for: a full
+    disk, a folder that cannot be written, too little memory, a damaged file. The line
+    goes to standard error and the exit status is 2, as for a wrong command line; after
+    Ctrl-C it is 130. Any other exception is a defect: it keeps its traceback, and says
+    where to report it.
+
+    Whoever reads the output may go away, and a terminal may know no Unicode: neither
+    ends a command.
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        _make_output_lenient()
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _end(str(error))
+        except KeyboardInterrupt:
+            _end("stopped", INTERRUPTED, "")
+        except Exception as error:
+            told = explanation(error)
+            if told is None:
+                error.add_note(
+                    "This is a defect of the program. Please report it, with the lines "
+                    f"above, to {_tracker()}."
+                )
+                raise
+            logging.getLogger(__name__).debug("%s", told, exc_info=True)
+            _end(told)
 
     return wrapped
+
+
+def explanation(error):
+    """The line about an exception that the machine or a file caused, or None."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os_error_line(error)
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # What a loading process raised comes with its whole traceback.
+    first = lines[-1 if lines[0].startswith("Caught ") else 0][:200]
+    if isinstance(error, MemoryError):
+        return f"there is too little memory ({first}); {_MEMORY}"
+    for part, meaning, remedy in _OF_THE_MACHINE:
+        # Also safetensors' errors, whose class is imported with it.
+        if part in str(error) and not isinstance(error, KeyError):
+            return f"{meaning} ({first}); {remedy}"
+    if isinstance(error, _DAMAGED) or _is_yaml_error(error):
+        if isinstance(error, pickle.UnpicklingError):
+            # torch's own words tell how to run what is in it.
+            first = "it holds more than data, maybe code"
+        kind = type(error).__name__
+        return f"{_file_of(error)} cannot be read ({kind}: {first}); restore it"
+    return None
+
+
+def os_error_line(error, path=None):
+    """The line about an ``OSError``: the file, what is wrong, and what to do.
+
+    ``path`` stands for the file where the error names none.
+    """
+    names = [n for n in (error.filename, error.filename2) if n not in (None, "")]
+    where = " and ".join(map(_text, names)) or (path and str(path))
+    reason = error.strerror or os.strerror(error.errno)
+    remedy = _REMEDIES.get(error.errno, "correct that, and start the command again")
+    return f"{where or _file_of(error)}: {reason}; {remedy}"
+
+
+def _end(line, status=2, prefix="error: "):
+    """Print the line and exit."""
+    print(f"{prefix}{line}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _text(name):
+    return os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
+
+
+def _is_yaml_error(error):
+    """Whether ruamel.yaml or PyYAML raised it, imported or not."""
+    return any(kind.__name__ == "YAMLError" for kind in type(error).__mro__)
+
+
+def _file_of(error):
+    """The file that was open where an error came up; else where that was."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in list(frame.f_locals.values()):
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else 0
+            if isinstance(name, str):
+                return name
+    root = Path(__file__).resolve().parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in frames if f.filename != __file__]
+    ours = [f for f in frames if Path(f.filename).is_relative_to(root / "lobes")]
+    ours = ours or frames[-1:]
+    if not ours:
+        return "a file"
+    return f"a file ({Path(ours[-1].filename).name}, line {ours[-1].lineno})"
+
+
+def _tracker():
+    """Where to report a defect."""
+    try:
+        metadata = importlib.metadata.metadata("speech-speaker-mtl")
+    except importlib.metadata.PackageNotFoundError:
+        metadata = None
+    for entry in (metadata and metadata.get_all("Project-URL")) or ():
+        label, _, url = entry.partition(",")
+        if "issue" in label.lower() or "tracker" in label.lower():
+            return url.strip()
+    return "the project's issue tracker"
+
+
+class _Lenient(io.FileIO):
+    """Output that goes nowhere once it cannot be written; a full disk is told once."""
+
+    lost = False
+
+    def write(self, data):
+        try:
+            if not self.lost:
+                return super().write(data)
+        except OSError as error:
+            self.lost = True
+            # The reader of a pipe has ended, or the terminal is gone.
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = "standard output"
+                raise
+        return memoryview(data).nbytes
+
+
+def _make_output_lenient():
+    """Let the two outputs fail for nobody's going away, and for no character."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            # It was closed (`>&-`): the next file would take its number.
+            nowhere = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+            setattr(sys, name, nowhere)
+        elif stream is getattr(sys, f"__{name}__") and _number(stream) == number:
+            stream.flush()
+            setattr(
+                sys,
+                name,
+                io.TextIOWrapper(
+                    io.BufferedWriter(_Lenient(number, "w", closefd=False)),
+                    encoding=stream.encoding,
+                    errors="backslashreplace",
+                    line_buffering=stream.line_buffering or name == "stderr",
+                    write_through=stream.write_through,
+                ),
+            )
+
+
+def _number(stream):
+    """The number of a stream's file, or None."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,9 +1,19 @@
-"""Files that are either complete or absent, and files inside files."""
+"""Files: written whole or not at all, and read with every fault named by its line."""
 
+import csv
 import io
+import json
+import logging
 import os
 import tempfile
 from pathlib import Path
+
+from lobes.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: How a message calls what JSON holds.
+_KINDS = {dict: "an object, {...}", list: "a list, [...]", str: "a text"}
 
 
 def write_atomically(path, content):
@@ -25,9 +35,147 @@ def write_atomically(path, content):
         # mkstemp makes private files; results are meant to be shared.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # Writing names no file, and the rename the temporary one.
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def read_text(path, remedy):
+    """A file's UTF-8 text, without a byte order mark.
+
+    Arguments
+    ---------
+    path : str or Path
+    remedy : str
+        What the user can do about a file that cannot be read; it ends the message.
+
+    Raises ``UserError``, which names the file, and the line that is not UTF-8.
+    """
+    try:
+        return _decoded(Path(path).read_bytes(), path, remedy)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); {remedy}"
+        ) from error
+
+
+def read_json(path, remedy, kind=dict):
+    """What a JSON file holds, which must be of a ``kind`` (dict, list or str).
+
+    Raises ``UserError`` as ``read_text`` does, also for what is no JSON.
+    """
+    return parse_json(read_text(path, remedy), path, remedy, kind)
+
+
+def parse_json(text, path, remedy, kind=dict, line=None):
+    """As ``read_json``, of text (or UTF-8 bytes) from a file, or from its ``line``."""
+    where = path if line is None else f"{path}, line {line}"
+    if isinstance(text, bytes):
+        text = _decoded(text, path, remedy, line)
+    try:
+        found = json.loads(text)
+    # An integer of thousands of digits, and thousands of nested lists.
+    except (ValueError, RecursionError) as error:
+        if line is None and getattr(error, "lineno", 0):
+            where = f"{path}, line {error.lineno}"
+        reason = getattr(error, "msg", None) or str(error).split(";")[0]
+        reason = "it is empty" if not text.strip() else f"no JSON: {reason}"
+        raise UserError(f"{where}: {reason}; {remedy}") from error
+    if not isinstance(found, kind):
+        shown = text.strip()
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise UserError(f"{where}: {shown} is not {_KINDS[kind]}; {remedy}")
+    return found
+
+
+def read_rows(path, columns, remedy):
+    """The rows of a CSV with a header, as dicts.
+
+    Raises ``UserError`` as ``read_text`` does, for a column of ``columns`` that is
+    not there, and for a row with other columns than the header.
+    """
+    rows = []
+    text = read_text(path, remedy)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} has no column {', '.join(missing)}; {remedy}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: it has not as many columns as "
+                    f"the header; {remedy}"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: no CSV ({error}); {remedy}"
+        ) from error
+    return rows
+
+
+def usable_rows(path, remedy, problem_of=None, report=True):
+    """The objects in a file of JSON lines; an absent file has none.
+
+    A line that cannot be used, as a killed process may leave it, is skipped. Such
+    lines are named in the log and counted, unless ``report`` is False because they
+    were before.
+
+    Arguments
+    ---------
+    path : str or Path
+    remedy : str
+        As for ``read_text``.
+    problem_of : callable
+        Takes an object; returns why it cannot be used, or None.
+    report : bool
+
+    Returns
+    -------
+    list of dict
+
+    Raises ``UserError`` when the file itself cannot be read.
+    """
+    path, rows, skipped = Path(path), [], 0
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); {remedy}"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, path, "skipped", line=number)
+            problem = problem_of and problem_of(row)
+            if not problem:
+                rows.append(row)
+                continue
+            message = f"{path}, line {number}: {problem}; skipped"
+        except UserError as error:
+            message = str(error)
+        skipped += 1
+        if report:
+            logger.warning("%s", message)
+    if skipped and report:
+        logger.warning("%s: %d of its lines skipped", path, skipped)
+    return rows
+
+
+def _decoded(content, path, remedy, line=None):
+    """Bytes as text; the ``UserError`` names the line that is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = line or content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; {remedy}") from error
 
 
 class Window(io.RawIOBase):

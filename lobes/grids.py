@@ -28,10 +28,9 @@ import sys
 import time
 from pathlib import Path
 
-import ruamel.yaml
 from ruamel.yaml.comments import TaggedScalar
 
-from lobes import ledger
+from lobes import ledger, yamls
 from lobes.errors import UserError
 from lobes.locks import take
 from lobes.preemption import EXIT_CODE
@@ -118,17 +117,25 @@ def read_grid(paths, overrides=(), only=None):
                 f"{path}: {', '.join(sorted(map(str, unknown)))} is no part of a grid; "
                 "it has runs, axes and options"
             )
-        shared = shlex.split(tree.get("options") or "")
+        shared = _words(path, "options", tree.get("options") or "")
         for recipe, named in _mapping(path, "runs", tree["runs"]).items():
             folder = ROOT / "recipes" / recipe
             if not (folder / "train.py").is_file():
                 raise UserError(f"{path}: runs: {recipe} is no recipe with a train.py")
             for name, words in _mapping(path, recipe, named).items():
-                words = _absolute(folder, shlex.split(words))
-                _add(runs, path, name, [*words, *shared])
+                where = f"runs: {recipe}: {name}"
+                words = _words(path, where, words)
+                if not words or words[0].startswith("-"):
+                    raise UserError(
+                        f"{path}: {where} must begin with a YAML file of {recipe}, not "
+                        f"{' '.join(words) or 'be empty'}"
+                    )
+                _add(runs, path, name, [*_absolute(folder, words), *shared])
         for name, values in _mapping(path, "axes", tree.get("axes") or {}).items():
             values = values if isinstance(values, list) else [values]
-            axes[name] = [str(value) for value in values]
+            axes[str(name)] = [_axis_text(path, name, value) for value in values]
+            if not values:
+                raise UserError(f"{path}: axes: {name} has no values; give some")
     for word in overrides:
         if not word.startswith("--"):
             raise UserError(f"{word!r} is neither a file nor --key=value")
@@ -283,10 +290,15 @@ def _draw(name, text, generator):
         return text
     try:
         low, high = float(found[2]), float(found[3])
-        if not (low < high and (found[1] != "log" or low > 0)):
+        if not (-math.inf < low < high < math.inf and (found[1] != "log" or low > 0)):
+            raise ValueError
+        if found[1] == "int" and math.ceil(low) > math.floor(high):
             raise ValueError
     except ValueError:
-        raise UserError(f"{name}: {text} is no range from low to high") from None
+        kind = {"int": " with a whole number in it", "log": " above 0"}
+        raise UserError(
+            f"{name}: {text} is no range from low to high{kind.get(found[1], '')}"
+        ) from None
     if found[1] == "int":
         return str(generator.randint(math.ceil(low), math.floor(high)))
     if found[1] == "log":
@@ -310,19 +322,40 @@ def _read(path):
     """A YAML as plain values; of a recipe's YAML only its keys matter."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a grid or a recipe's YAML file")
-    yaml = ruamel.yaml.YAML()
+    return yamls.read(path, "name a grid or a recipe's YAML file")
+
+
+def _words(path, name, text):
+    """The words of a command line in a grid's YAML, as a shell parts them."""
+    if not isinstance(text, str):
+        raise UserError(
+            f"{path}: {name} must be text, words of a command line, not {text!r}"
+        )
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
-    except (ruamel.yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: {reason}; correct the YAML") from error
-    return _mapping(path, "the file", tree)
+        return shlex.split(text)
+    except ValueError as error:
+        reason = str(error).lower()
+        raise UserError(f"{path}: {name}: {reason} in {text!r}") from error
+
+
+def _axis_text(path, name, value):
+    """A value of an axis as the command line has it."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{path}: axes: {name}: {value!r} is no value of a setting")
+    return str(value)
 
 
 def _mapping(path, name, node):
-    """``node``, which must be a mapping."""
+    """``node``, which must be a mapping of names."""
     if not isinstance(node, dict):
         raise UserError(f"{path}: {name} must be a mapping of names, not {node!r}")
+    for key in node:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: {name}: {key!r} is no name; put it into quotes")
     return node
 
 

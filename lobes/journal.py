@@ -49,7 +49,7 @@ class Journal:
         self._prefix = os.path.join(root, "")
         self._keys = None
 
-    def find(self, paths, statistics=True):
+    def find(self, paths, statistics=True, windows=None):
         """Look files up, and take note of them for ``add``.
 
         Arguments
@@ -57,15 +57,18 @@ class Journal:
         paths : list of str
         statistics : bool
             Whether a length alone is not enough.
+        windows : sequence or None
+            For each file its offset and size in bytes within ``paths``, or None.
 
         Returns
         -------
         (known, frames, mean, std)
             Arrays ``[file]``: bool, int64 and float64; 0 where nothing is known.
         """
-        self._keys = np.array(
-            [self._key(path) for path in paths], dtype=np.uint64
-        ).reshape(-1, 2)
+        keys = bytearray()
+        for place, path in enumerate(paths):
+            keys += self._key(path, windows and windows[place])
+        self._keys = np.frombuffer(keys, "<u8").reshape(-1, 2)
         records = self._read()
         records = records[np.argsort(records["key"], kind="stable")]
         # The newest of several records of a file.
@@ -98,26 +101,25 @@ class Journal:
                 f"there, or choose another save_folder"
             ) from error
 
-    def _key(self, path):
-        """Two numbers; zeros for a file that is not there."""
+    def _key(self, path, window):
+        """Sixteen bytes; zeros for a file that is not there."""
         try:
             status = os.stat(path)
         except OSError:
-            return 0, 0
+            return bytes(16)
         name = path.removeprefix(self._prefix)
         text = f"{_FORMAT}\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
-        digest = hashlib.blake2b(
+        if window is not None:
+            text += f"\0{window[0]}\0{window[1]}"
+        return hashlib.blake2b(
             text.encode("utf-8", "surrogateescape"), digest_size=16
         ).digest()
-        return int.from_bytes(digest[:8], "little"), int.from_bytes(
-            digest[8:], "little"
-        )
 
     def _read(self):
         """All whole and undamaged records."""
         try:
             records = np.fromfile(self.path, _RECORD)
-        except FileNotFoundError:
+        except OSError:
             return np.zeros(0, _RECORD)
         return records[records["check"] == _check(records)]
 

@@ -97,7 +97,18 @@ class Categories:
         return len(self.index)
 
     def check(self, path, table):
-        """Raise ``UserError`` for the first row of an unknown class."""
+        """Raise ``UserError`` for an empty or unknown class, or for a single one."""
+        if len(self) < 2:
+            raise UserError(
+                f"{' and '.join(map(str, self.csvs))}, column {self.column}: all rows "
+                f"have {next(iter(self.index), '')!r}; training needs at least two"
+            )
+        empty = table[self.column] == ""
+        if empty.any():
+            raise UserError(
+                f"{path}, line {table.index[empty.to_numpy().argmax()]}, column "
+                f"{self.column}: the cell is empty; fill it or remove the row"
+            )
         unknown = ~table[self.column].isin(self.index)
         if unknown.any():
             line = table.index[unknown.to_numpy().argmax()]

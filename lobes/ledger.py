@@ -7,7 +7,6 @@ for each of its parts.
 """
 
 import contextlib
-import copy
 import hashlib
 import importlib.metadata
 import json
@@ -20,20 +19,23 @@ import resource
 import time
 from pathlib import Path
 
-import pandas
-import ruamel.yaml
-import torch
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from speechbrain.utils.distributed import if_main_process
 
-from lobes.distributed import rank_and_world_size
+from lobes import yamls
 from lobes.errors import DivergedError, UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, usable_rows, write_atomically
+from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT, commit
+from lobes.recipe import ROOT, commit
 from lobes.scoring import CHANCE, read_trials
-from lobes.streams import EvaluationSet
+from lobes.settings import counts
+from lobes.tables import read_values
+
+distributed = lazy("lobes.distributed")
+stopping = lazy("lobes.stopping")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ DEFAULT = ROOT / "results" / "ledger.jsonl"
 STATES = ("finished", "early-stopped", "diverged", "failed", "pre-empted")
 DONE = STATES[:3]
 
+#: The kind of an ``Ending`` of a training that goes on, or was ended from outside.
+UNFINISHED = "unfinished"
+
 #: What a diverged run has reached where no validation tells, in percent.
 WORST = {"wer": 100.0, "eer": 50.0}
 
@@ -50,6 +55,15 @@ WORST = {"wer": 100.0, "eer": 50.0}
 IDENTITY = "run.json"
 
 _NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
+
+# What a field must hold where it is there; whole numbers are floats, too.
+_HOLDS = {
+    **dict.fromkeys(("lr", "seconds", "parameters", "wer", "cer", "eer"), float),
+    **dict.fromkeys(("steps", "score"), (float, type(None))),
+    **dict.fromkeys(("output_folder", "settings", "time"), str),
+    **dict.fromkeys(("recipe", "variant", "reason"), (str, type(None))),
+    **dict.fromkeys(("changes", "validation", "sets"), dict),
+}
 _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
 
@@ -73,9 +87,13 @@ def entry(hparams, run_opts=None):
     Raises ``UserError`` at once when the ledger cannot be written.
     """
     path = path_of(hparams)
-    noted = if_main_process() and not (run_opts and run_opts["debug"])
+    first = distributed.rank_and_world_size()[0] == 0
+    noted = first and not (run_opts and run_opts["debug"])
     if noted:
         _check(path)
+    if noted and not run_opts:
+        # A damaged file must not show after the tests.
+        _identity(Path(hparams["output_folder"]))
     if noted and run_opts:
         identity = {**run_opts.origin, "seed": hparams["seed"]}
         text = json.dumps(identity, indent=2, default=str)
@@ -100,6 +118,27 @@ def entry(hparams, run_opts=None):
             except Exception:
                 # What the run has reached lies in its folder all the same.
                 logger.exception("%s: the run could not be noted", path)
+
+
+def ending(hparams):
+    """How far a training has come (``lobes.stopping.Ending``), as its folder tells.
+
+    Its steps are those of ``progress.jsonl`` or of the newest checkpoint, which a
+    signal may have saved before a row was written.
+    """
+    rows = ProgressLog(hparams["output_folder"]).rows()
+    # The evaluation has put the stopping back to where the best checkpoint was made.
+    rule = hparams["stopping"].anew()
+    for row in rows:
+        if row["stage"] == "valid":
+            rule.update(row["step"], row)
+    saved = hparams["checkpointer"].list_checkpoints()
+    steps = [row["step"] for row in rows] + [c.meta.get("step", 0) for c in saved]
+    steps, planned = max(steps, default=0), hparams["steps"]
+    kind = rule.kind or UNFINISHED
+    if steps >= planned and kind != stopping.DIVERGED:
+        kind = stopping.COMPLETE
+    return stopping.Ending(kind, steps, planned, rule.reason)
 
 
 def path_of(hparams):
@@ -132,33 +171,36 @@ def read(path=DEFAULT, report=True):
     Lines that are damaged are skipped; they are named in the log and counted, unless
     ``report`` is False because they were before.
     """
-    path, rows, damaged = Path(path), [], 0
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name another ledger") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            problem = None
-        except ValueError:
-            problem = "no JSON, perhaps of a process that was killed"
-        else:
-            if not isinstance(row, dict) or not row.keys() >= _NEEDED:
-                problem = f"no run ({', '.join(sorted(_NEEDED))} are needed)"
-            elif row["state"] not in STATES:
-                problem = f"the state {row['state']!r} is none of {', '.join(STATES)}"
-        if problem is None:
-            rows.append(row)
-            continue
-        damaged += 1
-        if report:
-            logger.warning("%s, line %d: %s; skipped", path, number, problem)
-    if damaged and report:
-        logger.warning("%s: %d of its lines skipped", path, damaged)
-    return rows
+    return usable_rows(path, "name another ledger", _problem, report)
+
+
+def _problem(row):
+    """What a line lacks or has wrong, or None."""
+    if not isinstance(row, dict) or not row.keys() >= _NEEDED:
+        return f"no run ({', '.join(sorted(_NEEDED))} are needed)"
+    if row["state"] not in STATES:
+        return f"the state {row['state']!r} is none of {', '.join(STATES)}"
+    for name, kinds in _HOLDS.items():
+        if name in row and not _is(row[name], kinds):
+            return f"{name} is {json.dumps(row[name])[:40]}"
+    for sets in ({"": {"": row.get("validation", {})}}, row.get("sets", {})):
+        for metrics in (m for named in sets.values() for m in _values(named)):
+            if not isinstance(metrics, dict) or not all(
+                _is(value, float) for value in metrics.values()
+            ):
+                return f"metrics are {json.dumps(metrics)[:40]}"
+    return None
+
+
+def _is(value, kinds):
+    """Whether a value is of a kind; whole numbers are floats, too."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(0.0 if whole else value, kinds)
+
+
+def _values(node):
+    """The values of a mapping; of anything else itself."""
+    return node.values() if isinstance(node, dict) else [node]
 
 
 def key(row):
@@ -188,13 +230,13 @@ def trainings(rows):
 def settings_hash(tree):
     """12 hexadecimal digits that change with what a merged YAML computes.
 
-    Places, seed and how it is run (``NOT_IN_NAME``) do not count.
+    Places, seed and how it is run (``lobes.settings``) do not count.
 
     Arguments
     ---------
     tree : ruamel.yaml.comments.CommentedMap
     """
-    kept = {k: plain(v) for k, v in tree.items() if not NOT_IN_NAME.fullmatch(k)}
+    kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -227,25 +269,30 @@ def _check(path):
 def _outcome(hparams, results, error, training):
     """How it ended and what was reached."""
     rows = ProgressLog(hparams["output_folder"]).rows()
-    steps = max((row["step"] for row in rows), default=0)
+    end = ending(hparams)
+    if "training" in results:
+        end = stopping.Ending(**results["training"])
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
     elif training:
-        state, reason = _ended(hparams, rows, steps)
-    outcome = {"state": state, "reason": reason, "steps": steps if training else None}
+        state, reason = _ended(end, rows)
+    steps = end.steps if training else None
+    outcome = {"state": state, "reason": reason, "steps": steps}
     validation = results.get("validation")
     if state == "diverged" and not results:
         # It is a row of the tables all the same.
         validation = _last_validation(hparams, rows)
     if validation is not None:
         weights = hparams["selection"]
+        if "rate_selection" in hparams:  # not in runs of before there was one
+            weights = hparams["rate_selection"] or weights
         known = [weights[n] * validation[n] for n in weights if n in validation]
         score = sum(known) if known else None
         outcome.update(validation=validation, score=score)
     if results:
         outcome.update(
-            {name: results[name] for name in ("wer", "eer") if name in results},
+            {name: results[name] for name in ("wer", "cer", "eer") if name in results},
             sets=results["sets"],
             checkpoint=Path(results["checkpoint"]).name,
             checkpoint_step=results["step"],
@@ -276,39 +323,29 @@ def _ended_by(error):
     return state, text if isinstance(error, UserError) else f"{name}: {text}"
 
 
-def _ended(hparams, rows, steps):
-    """State and reason of a training that came to its end."""
-    # The evaluation has put the stopping back to where the best checkpoint was made.
-    stopping = copy.copy(hparams["stopping"])
-    stopping.best, stopping.last, stopping.reason = {}, None, None
-    for row in rows:
-        if row["stage"] == "valid":
-            stopping.update(row["step"], row)
-    reason = stopping.reason
-    known = {n: v for n, v in (stopping.last or [0, {}])[1].items() if n in CHANCE}
-    if reason is not None and reason.startswith("diverged"):
-        return "diverged", reason
+def _ended(end, rows):
+    """State and reason of a training that came to an end of its own."""
+    if end.kind == stopping.DIVERGED:
+        return "diverged", end.reason
+    if end.kind not in (stopping.COMPLETE, stopping.PATIENCE):
+        # A limit of the command line is no verdict on the run.
+        return "pre-empted", str(end)
+    last = [row for row in rows if row["stage"] == "valid"][-1:]
+    known = {n: v for row in last for n, v in row.items() if n in CHANCE}
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
         return "diverged", f"not better than chance: {text}"
-    if reason is not None:
-        return "early-stopped", reason
-    if steps < hparams["steps"]:
-        return "pre-empted", f"at --optimizer_step_limit, of {hparams['steps']} steps"
+    if end.kind == stopping.PATIENCE:
+        return "early-stopped", end.reason
     return "finished", None
 
 
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    try:
-        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-    except OSError:
-        # Of a run of before there was a ledger its folder's name tells most.
-        names = folder.resolve().parts[-2:]
-        identity = {"recipe": None, "variant": "/".join(names), "changes": {}}
+    identity = _identity(folder)
     settings = folder / "hyperparams.yaml"
-    tree = ruamel.yaml.YAML().load(settings.read_text(encoding="utf-8"))
+    tree = yamls.read(settings)
     weights = next(hparams["encoder"].parameters())
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)
@@ -320,15 +357,24 @@ def _circumstances(hparams):
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
         "device": device_name(weights.device),
-        "processes": rank_and_world_size()[1],
+        "processes": distributed.rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
-        "memory": _peak_memory(weights.device),
+        "memory": peak_memory(weights.device),
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _identity(folder):
+    """What the training of a run's folder was."""
+    if (folder / IDENTITY).exists():
+        return read_json(folder / IDENTITY, "restore it, or move it away")
+    # Of a run of before there was a ledger its folder's name tells most.
+    names = folder.resolve().parts[-2:]
+    return {"recipe": None, "variant": "/".join(names), "changes": {}}
 
 
 def data_hashes(hparams):
@@ -344,7 +390,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, EvaluationSet):
+            if not isinstance(found, streams.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:
@@ -360,7 +406,8 @@ def data_hashes(hparams):
 def _utterances(paths):
     """Names of all utterances of some CSVs."""
     for path in paths:
-        yield from pandas.read_csv(path, usecols=["ID"], dtype=str)["ID"]
+        # Not pandas' own reader, to which an ID may be "NA" and then none.
+        yield from read_values(path, "ID")
 
 
 def _trials(path):
@@ -393,7 +440,7 @@ def device_name(device):
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _peak_memory(device):
+def peak_memory(device):
     """Most bytes held at a time by this process on the host, and on its GPU."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

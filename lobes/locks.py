@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from lobes.errors import UserError
+from lobes.errors import UserError, os_error_line
 
 
 @contextlib.contextmanager
@@ -21,20 +21,20 @@ def one_writer(lock, wait=False):
     """
     lock = Path(lock)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+", encoding="utf-8") as stream:
+    with open(lock, "ab+", buffering=0) as stream:
         if not take(stream):
             stream.seek(0)
-            told = (
-                f"{lock.parent}: another process ({stream.read().strip()}) is writing "
-                f"there"
-            )
+            holder = stream.read().decode("utf-8", "replace").strip()
+            told = f"{lock.parent}: another process ({holder}) is writing there"
             if not wait:
                 raise UserError(f"{told}; wait for it, or choose another folder")
             print(f"{told}; waiting for it", file=sys.stderr, flush=True)
             take(stream, wait=True)
-        stream.truncate(0)
-        stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
-        stream.flush()
+        try:
+            stream.truncate(0)
+            stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n".encode())
+        except OSError as error:
+            raise UserError(os_error_line(error, lock)) from error
         yield
 
 

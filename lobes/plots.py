@@ -35,7 +35,12 @@ _DPI = 120
 _TASK_COLOURS = {"speech": COLOURS[0], "speaker": COLOURS[1]}
 
 # Axis names of known metrics; of all of these, lower is better.
-_METRIC_NAMES = {"wer": "WER (%)", "eer": "EER (%)", "score": "selection score"}
+_METRIC_NAMES = {
+    "wer": "WER (%)",
+    "cer": "CER (%)",
+    "eer": "EER (%)",
+    "score": "selection score",
+}
 
 # Error rates in percent that may be labelled on a DET axis.
 _DET_TICKS = np.array(
@@ -238,8 +243,14 @@ def det_figure(curves):
             zorder=3,
             **dot,
         )
-        lowest = min(lowest, max(false_acceptance.min(), false_rejection.min()))
         highest = max(highest, rate)
+        # Of a curve only what lies on the axes counts: far along one axis the other
+        # rate is near to 1.
+        for rates, others in (
+            (false_acceptance, false_rejection),
+            (false_rejection, false_acceptance),
+        ):
+            lowest = min(lowest, rates[others <= highest].min(initial=lowest))
     ticks = _DET_TICKS / 100
     # Both axes end just beyond a labelled rate on either side of the curves.
     low = ndtri(ticks[ticks <= max(lowest, ticks[0])].max() * 0.8)
@@ -487,6 +498,10 @@ def _draw_metric(axes, validation, metric, colour):
             label=f"lowest: {lowest[metric]:.2f}\nat step {lowest['step']:,.0f}",
         )
     _scale(axes, values[metric])
+    if metric in _METRIC_NAMES and axes.get_yscale() == "linear":
+        # Half a percent point must not fill the panel.
+        lowest, highest = values[metric].min(), values[metric].max()
+        axes.set_ylim(min(0.0, lowest), max(1.12 * highest, 1.0))
     axes.set_ylabel(_METRIC_NAMES.get(metric, metric.replace("_", " ")))
 
 
@@ -520,7 +535,9 @@ def _scale(axes, values):
     axes.yaxis.set_major_formatter(plain)
     # Over a few decades 2 and 5 are named too; over many they would collide.
     wide = values.max() > 1e3 * values.min()
-    axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
+    # Within one and a half there are enough names to see that steps are unequal.
+    narrow = values.max() < 30 * values.min()
+    axes.yaxis.get_minor_locator().set_params(subs=(2, 3, 5, 7) if narrow else (2, 5))
     axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain)
 
 

@@ -9,6 +9,8 @@ import torch
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
+from lobes.distributed import summed
+
 
 class Pooling(nn.Module):
     """What most poolings have in common: speaker frames in, one frame's size out."""
@@ -89,10 +91,41 @@ class MeanStdPooling(Pooling):
         return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], dim=1)
 
 
+class FrameNorm(nn.BatchNorm1d):
+    """Batch norm of [batch, channel, time] over the valid frames of all processes.
+
+    SpeechBrain's takes padded frames along, and those of one process only, so that its
+    running statistics would differ between processes. ``mask`` [batch, time] is set
+    before each call; None: all frames are valid.
+    """
+
+    mask = None
+
+    def forward(self, hidden):
+        """See the class; in evaluation the running statistics count."""
+        if not self.training:
+            return super().forward(hidden)
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones_like(hidden[:, 0], dtype=torch.bool)
+        padded = ~mask[:, None]
+        count = summed(mask.sum().to(hidden.dtype))
+        mean = summed(hidden.masked_fill(padded, 0.0).sum((0, 2))) / count
+        centred = (hidden - mean[:, None]).masked_fill(padded, 0.0)
+        variance = summed(centred.square().sum((0, 2))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_var.lerp_(unbiased, self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None] + self.bias[:, None]
+
+
 class AttentivePooling(Pooling):
     """SpeechBrain's attentive statistics pooling (of its ECAPA-TDNN).
 
-    Its batch norm takes padded frames along, as SpeechBrain's does.
+    Its batch norm is ours: padding is no part of its statistics.
 
     Arguments
     ---------
@@ -107,6 +140,11 @@ class AttentivePooling(Pooling):
         self.statistics = AttentiveStatisticsPooling(
             encoder.speaker_size, attention_channels=attention_channels
         )
+        self._norm.__class__ = FrameNorm
+
+    @property
+    def _norm(self):
+        return self.statistics.tdnn.norm.norm
 
     def output_size(self, channels):
         """Twice the channels: mean and standard deviation."""
@@ -120,6 +158,7 @@ class AttentivePooling(Pooling):
             # Half a frame less: SpeechBrain multiplies them by the length again, and
             # rounding up there would let a padded frame in.
             shares = (frames.mask.sum(1) - 0.5) / frames.mask.shape[1]
+        self._norm.mask = frames.mask
         return self.statistics(hidden, shares).squeeze(2)
 
 

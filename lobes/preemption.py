@@ -16,7 +16,8 @@ EXIT_CODE = 75
 #: signal handler raises wherever the training process happens to be.
 LOADER_DIED = "DataLoader worker"
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: SIGHUP comes when the terminal, or the connection to it, is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Preempted(SystemExit):
@@ -38,7 +39,9 @@ def handle_signals():
     """End this process in good order at any of ``SIGNALS``, from now on."""
     _State.process = os.getpid()
     for number in SIGNALS:
-        signal.signal(number, _handle)
+        # What nohup ignores stays ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
 
 
 @contextlib.contextmanager
@@ -73,7 +76,9 @@ def _handle(number, frame):
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     elif not _State.training:
-        os.write(2, b"stopped by a signal; the same command continues\n")
+        # After SIGHUP the terminal may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopped by a signal; the same command continues\n")
         raise Preempted
     elif _State.request and number == signal.SIGINT:
         # Whoever presses Ctrl-C again does not want to wait for the step.

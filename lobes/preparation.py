@@ -8,6 +8,7 @@ not fit in any of the three is built again, so that a stale, half-written or
 edited file is never trusted.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -27,15 +28,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lobes.audio import (
-    MINIMUM_SAMPLES,
     SAMPLE_RATE,
     AudioStatistics,
-    audio_frames,
     audio_statistics,
     import_pyav_for,
+    usable_frames,
 )
 from lobes.errors import UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
+from lobes.locks import one_writer
 
 # Raised when the content of the output files changes for the same input.
 _FORMAT = 1
@@ -175,16 +176,12 @@ class Part:
         Everything but the input files that decides the outputs (JSON types).
     inputs : str
         ``Inputs.digest()`` of the files that the outputs are made from.
-
-    Raises ``UserError`` when the folder holds this part of another corpus.
     """
 
     def __init__(self, save_folder, name, corpus, options, inputs):
         self.folder = Path(save_folder)
         self.name = name
         self.marker = _marker(save_folder, name)
-        self.journal = self.folder / f"{name}.scan"
-        check_owner(save_folder, name, corpus)
         self._key = {
             "format": _FORMAT,
             "corpus": corpus,
@@ -220,7 +217,7 @@ class Part:
         if not problems:
             path.unlink(missing_ok=True)
             return
-        problems = sorted(problems)
+        problems = sorted(Problem(*map(shown, problem)) for problem in problems)
         columns = list(zip(*problems, strict=True))
         write_atomically(path, csv_text(("ID", "path", "reason"), columns))
         if len(problems) > skip_budget:
@@ -245,7 +242,9 @@ class Part:
         skipped : int
             Utterances left out, listed in ``<name>.skipped.csv``.
         """
-        self.marker.unlink(missing_ok=True)
+        # It vouches for nothing yet, but says whose files these are.
+        unfinished = {"corpus": self._key["corpus"], "unfinished": list(files)}
+        write_atomically(self.marker, json.dumps(unfinished) + "\n")
         for name, content in files.items():
             write_atomically(self.folder / name, content)
         names = [*files, f"{self.name}.skipped.csv"] if skipped else list(files)
@@ -275,14 +274,120 @@ class Part:
         return None
 
 
-def check_owner(save_folder, name, corpus):
-    """Raise ``UserError`` if the folder holds this part of another corpus."""
-    other = _read_marker(_marker(save_folder, name)).get("corpus", corpus)
+@contextlib.contextmanager
+def one_preparation(save_folder, journal_folder):
+    """Be the only process that prepares into either folder; wait for others."""
+    with contextlib.ExitStack() as stack:
+        # In this order for all processes: none waits for one that waits for it.
+        for folder in dict.fromkeys((Path(save_folder), Path(journal_folder))):
+            lock = folder / ".prepare.lock"
+            stack.enter_context(one_writer(lock, wait=True))
+        yield
+
+
+def check_owner(save_folder, name, corpus, outputs):
+    """Raise ``UserError`` where a part's files would overwrite what is not its own.
+
+    Arguments
+    ---------
+    save_folder : Path
+    name, corpus : str
+        Of the part, as for ``Part``.
+    outputs : list of str
+        Names of the files that it writes.
+    """
+    marker = _marker(save_folder, name)
+    other = _read_marker(marker).get("corpus", corpus)
     if other != corpus:
         raise UserError(
             f"{save_folder}: {name}.csv there was prepared from {other}, not from "
             f"{corpus}; give every corpus a save_folder of its own"
         )
+    for output in outputs:
+        if not marker.exists() and os.path.lexists(save_folder / output):
+            raise UserError(
+                f"{save_folder / output} is there and no preparation wrote it; it is "
+                f"not overwritten: move it away, choose another save_folder, or set "
+                f"skip_prep=True to train with your own files"
+            )
+
+
+class LeftOut:
+    """What lies in a corpus and is no utterance, counted by kind.
+
+    Arguments
+    ---------
+    root : str or Path
+        Of the corpus: examples are told relative to it.
+    """
+
+    def __init__(self, root):
+        self._prefix = os.path.join(root, "")
+        self._kinds = {}
+
+    def add(self, kind, path, count=1):
+        """Count something; the first ``path`` of a kind becomes its example."""
+        found = self._kinds.setdefault(kind, [0, path])
+        found[0] += count
+
+    def counts(self):
+        """``{kind: number}``, the most first."""
+        kinds = sorted(self._kinds, key=lambda kind: (-self._kinds[kind][0], kind))
+        return {kind: self._kinds[kind][0] for kind in kinds}
+
+    def say(self, part):
+        """Tell all kinds in one line, where there are any."""
+        told = []
+        for kind, count in self.counts().items():
+            example = shown(self._kinds[kind][1].removeprefix(self._prefix))
+            told.append(f"{count:,} {kind} ({example}{', ...' if count > 1 else ''})")
+        if told:
+            say(f"{part}: left out: {'; '.join(told)}")
+
+
+def shown(text):
+    """``text`` on one line of UTF-8: other bytes and control characters escaped."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def name_problem(utterance, path):
+    """Why an utterance of that ID and file cannot stand in our files, or None.
+
+    A CSV is UTF-8, and the fields of a trial list are separated by blanks.
+    """
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its path is not UTF-8; rename the file or folder"
+    if utterance.isprintable() and " " not in utterance:
+        return None
+    held = sorted({c for c in utterance if c.isspace() or not c.isprintable()})
+    return (
+        f"its name holds {' '.join(map(ascii, held))}, which no trial list can hold; "
+        f"rename the file or folder without"
+    )
+
+
+def vouched_since(csv_path):
+    """When a preparation wrote a CSV (ns), or None unless it is still as it was then.
+
+    A marker beside the CSV vouches for it: all of its files were decoded before.
+    """
+    csv_path = Path(csv_path)
+    content = None
+    for marker in sorted(csv_path.parent.glob(_marker("", "*").name)):
+        wanted = _read_marker(marker).get("files", {}).get(csv_path.name)
+        if wanted is None:
+            continue
+        content = content or file_hash(csv_path)
+        if content == wanted:
+            return marker.stat().st_mtime_ns
+    return None
 
 
 def csv_text(header, columns):
@@ -344,37 +449,47 @@ def enumeration(items):
 
 
 def children(folder, folders=False):
-    """Files (or ``folders``) directly in ``folder`` by name, sorted, none hidden.
+    """Files (or ``folders``) directly in ``folder``, as ``listing`` gives them."""
+    return listing(folder)[0 if folders else 1]
 
-    Returns ``os.DirEntry`` objects; links count as what they point to.
+
+def listing(folder):
+    """``(folders, files)`` directly in ``folder``: each sorted by name, none hidden.
+
+    They are ``os.DirEntry`` objects; links count as what they point to.
     """
+    folders, files = [], []
     try:
         with os.scandir(folder) as entries:
-            found = [
-                entry
-                for entry in entries
-                if entry.is_dir() == folders and not entry.name.startswith(".")
-            ]
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry)
     except OSError as error:
         raise UserError(
             f"{folder}: the folder cannot be listed ({error.strerror}); check its path "
             f"and permissions"
         ) from error
-    return sorted(found, key=lambda entry: entry.name)
+    for found in (folders, files):
+        found.sort(key=lambda entry: entry.name)
+    return folders, files
 
 
-def best_audio(entries, suffixes):
+def best_audio(entries, suffixes, left_out):
     """One file per stem: ``{stem: entry}``, where ``suffixes`` come best first.
 
-    Files with other suffixes are left out; the stems come sorted.
+    Files with other suffixes are added to ``left_out``; the stems come sorted.
     """
     best = {}
     for entry in entries:
         stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in suffixes:
-            rank = suffixes.index(suffix.lower())
-            if stem not in best or rank < best[stem][0]:
-                best[stem] = (rank, entry)
+        suffix = suffix.lower()
+        if suffix not in suffixes:
+            ending = f"that end in {shown(suffix)}" if suffix else "without ending"
+            left_out.add(f"file(s) {ending}", entry.path)
+            continue
+        rank = suffixes.index(suffix)
+        if stem not in best or rank < best[stem][0]:
+            best[stem] = (rank, entry)
     return {stem: best[stem][1] for stem in sorted(best)}
 
 
@@ -383,10 +498,36 @@ def existing_folder(folder, argument):
     path = Path(os.path.abspath(folder))
     if not path.is_dir():
         raise UserError(
-            f"{argument}: the folder {path} does not exist; set it to where the "
-            f"corpus lies"
+            f"{argument}: the folder {shown(str(path))} does not exist; set it to "
+            f"where the corpus lies"
+        )
+    if shown(str(path)) != str(path):
+        raise UserError(
+            f"{argument}: the path {shown(str(path))} cannot stand in a CSV; rename "
+            f"the folder, or name a link to it"
         )
     return path
+
+
+def outside(folder, sources, argument="save_folder"):
+    """Raise ``UserError`` if ``folder`` is or lies in one of ``sources``, a corpus's.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where something is to be written.
+    sources : list of Path
+        Folders in which audio is looked for.
+    argument : str
+        What the user calls ``folder``.
+    """
+    path = Path(os.path.realpath(folder))
+    for source in sources:
+        if path.is_relative_to(os.path.realpath(source)):
+            raise UserError(
+                f"{argument}: {folder} lies in the corpus ({source}), where nothing is "
+                f"to be written; choose a folder outside of it"
+            )
 
 
 def writable_folder(folder, argument="save_folder"):
@@ -474,12 +615,13 @@ def _marker(save_folder, name):
 def _read_marker(path):
     """A marker's content; empty if there is none, or not a complete one."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(path, "")
+    except UserError:
         return {}
     wanted = {"format", "corpus", "options", "inputs", "skipped", "counts", "files"}
-    complete = isinstance(stored, dict) and wanted <= set(stored)
-    return stored if complete and isinstance(stored["files"], dict) else {}
+    whole = wanted <= set(stored) and type(stored["skipped"]) is int
+    maps = whole and all(isinstance(stored[name], dict) for name in ("counts", "files"))
+    return stored if maps else {}
 
 
 def _scan_chunk(paths):
@@ -502,11 +644,7 @@ def _tried(function, path):
 
 def _header(path):
     """``AudioStatistics`` without any statistics."""
-    frames = audio_frames(path)
-    if frames < MINIMUM_SAMPLES:
-        # It says what is wrong.
-        return audio_statistics(path)
-    return AudioStatistics(frames, np.nan, np.nan)
+    return AudioStatistics(usable_frames(path), np.nan, np.nan)
 
 
 def _start_worker():

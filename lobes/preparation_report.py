@@ -1,19 +1,18 @@
 """What a preparation made of a corpus: ``prepare_report.json``, and as a table."""
 
-import csv
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from lobes.files import write_atomically
+from lobes.files import read_rows, write_atomically
 from lobes.official import TRIALS, official_count
 from lobes.preparation import say
 
 FILE_NAME = "prepare_report.json"
 
 
-def write_report(save_folder, corpus, counts, parts, official):
+def write_report(save_folder, corpus, counts, parts, official, left_out):
     """Write ``prepare_report.json`` and say it as a table on standard error.
 
     The report is that of the last call: the same files give the same report.
@@ -29,6 +28,8 @@ def write_report(save_folder, corpus, counts, parts, official):
     official : dict
         Names of published splits (tuple of str) by the CSVs (tuple of str) that hold
         them. Trial lists are known by their names.
+    left_out : dict
+        By part ``{kind: number}`` of what lies there and is no utterance.
     """
     report = {
         "corpus": corpus,
@@ -41,6 +42,7 @@ def write_report(save_folder, corpus, counts, parts, official):
             for part, skipped in parts.items()
             if skipped
         },
+        "left_out": {part: kinds for part, kinds in left_out.items() if kinds},
         "official": _compared(counts, official),
     }
     path = Path(save_folder) / FILE_NAME
@@ -73,6 +75,9 @@ def report_table(report):
     for part, reasons in report["skipped"].items():
         for reason, number in reasons.items():
             lines.append(f"skipped of {part}: {number:,}: {reason}")
+    for part, kinds in report["left_out"].items():
+        for kind, number in kinds.items():
+            lines.append(f"left out of {part}: {number:,} {kind}")
     for one in report["official"]:
         numbers = [
             f"{found:,} of {published:,} {what}"
@@ -94,8 +99,8 @@ def reason_kind(reason):
 
 def _reasons(path):
     """How often each kind of reason stands in a list of the skipped."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        kinds = Counter(reason_kind(row["reason"]) for row in csv.DictReader(stream))
+    rows = read_rows(path, ["reason"], "delete the list, and prepare again")
+    kinds = Counter(reason_kind(row["reason"]) for row in rows)
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -4,10 +4,11 @@ import json
 import time
 from pathlib import Path
 
-import pandas
-import torch
+from lobes.files import usable_rows, write_atomically
+from lobes.lazy import lazy
 
-from lobes.files import write_atomically
+pandas = lazy("pandas")
+torch = lazy("torch")
 
 
 class ProgressLog:
@@ -49,16 +50,8 @@ class ProgressLog:
             self.writer.flush()
 
     def rows(self):
-        """All rows as dicts; a line cut by a crash is left out."""
-        if not self.path.is_file():
-            return []
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        """All rows as dicts; a line that a crash cut is left out, and counted."""
+        return usable_rows(self.path, "move it away", _problem_of)
 
     def tables(self):
         """Training and validation rows as two DataFrames."""
@@ -74,6 +67,15 @@ class ProgressLog:
             )
             for stage in ("train", "valid")
         )
+
+
+def _problem_of(row):
+    """Why a row of the log cannot be used, or None."""
+    if type(row.get("step")) is not int or not isinstance(row.get("stage"), str):
+        return "no row of a training (stage, a text, and step, a number, are needed)"
+    numbers = {name: v for name, v in row.items() if name != "stage"}
+    odd = [n for n, v in numbers.items() if type(v) not in (int, float, bool)]
+    return f"{odd[0]} is no number" if odd else None
 
 
 class StepAverages:

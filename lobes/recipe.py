@@ -2,12 +2,10 @@
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import logging
 import os
@@ -19,34 +17,41 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ruamel.yaml
-import speechbrain as sb
-import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from speechbrain.utils.distributed import if_main_process
-from speechbrain.utils.logger import setup_logging
-from speechbrain.utils.run_opts import RunOptions
 
+from lobes import settings as table
+from lobes import yamls
 from lobes.changes import changed_settings, differences, record_changes
-from lobes.distributed import join_processes
 from lobes.errors import UserError
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
+from lobes.lazy import lazy, module_alone
 from lobes.locks import one_writer
 from lobes.preemption import handle_signals
+from lobes.prepared import name_csv_folders
+from lobes.settings import counts, similar
+
+# Imported with what is light alone: a wrong option is told at once.
+RunOptions = module_alone("speechbrain.utils.run_opts").RunOptions
+distributed = lazy("lobes.distributed")
+names = lazy("lobes.names")
+sb_core = lazy("speechbrain.core")
+sb_logger = lazy("speechbrain.utils.logger")
+torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
+
+# SpeechBrain says of its own figures, of which none is made here, that they cannot be
+# saved.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
 
 #: Root of the checkout: results go below it wherever a command is started.
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Keys that say where things are or how they are run, not what is computed; they
-#: are not part of the name of the output folder.
-NOT_IN_NAME = re.compile(
-    r".*(_folder|_csv|_workers|_lists|_test_splits)|headline_sets|test_batch_samples|"
-    r"ledger|log_interval|seed|threads|tensorboard|skip_prep|strict|header_only|"
-    r"voxceleb_convert|valid_batch_samples|nonfinite_patience|loader_timeout|checkpoints_to_keep|ckpt_interval_(steps|minutes)"
-)
+#: What to do about a damaged file of a run.
+RESTORE = "restore it from where the run's folder was copied, or choose another run"
 
 #: The command line's word for going on although something has changed.
 ALLOW_CHANGES = "--allow_changes"
@@ -81,7 +86,7 @@ class ExperimentOptions(RunOptions):
     origin: dict = dataclasses.field(default_factory=dict)
 
 
-def parse_arguments(argv=None, changes=None):
+def parse_arguments(argv=None, changes=None, corpora=None):
     """Load a recipe's YAML with the command line's overrides.
 
     ``train.py hparams/x.yaml [--run_option ...] [--key=value ...]``. The file may
@@ -90,10 +95,10 @@ def parse_arguments(argv=None, changes=None):
     ``a.b`` is the entry, or the argument, ``b`` of the node ``a``. ``--base=FILE``
     puts another variant of the same file below it: a combination of the two;
     ``--base=FILE+FILE`` puts two. Overrides on the command line replace scalars and
-    win. ``init_from`` names the results folder of a run with whose weights this one
-    starts; the encoder is built as that one's was. With ``--debug`` everything goes
-    into the folder ``debug`` below the output folder, so that a run there is left
-    alone.
+    win. Every value passes ``lobes.settings``. ``init_from`` names the results folder
+    of a run with whose weights this one starts; the encoder is built as that one's was.
+    With ``--debug`` everything goes into the folder ``debug`` below the output folder,
+    so that a run there is left alone.
     ``--allow_changes`` is explained at ``start_experiment``.
 
     Arguments
@@ -102,13 +107,17 @@ def parse_arguments(argv=None, changes=None):
         Defaults to the command line.
     changes : dict
         Further values of top-level keys, set by the calling program.
+    corpora : collection of str
+        Keys of the corpora that the calling program prepares; a YAML with others is
+        of another recipe.
 
     Returns
     -------
     hparams : dict
         The loaded YAML. ``output_folder`` is computed when it is null:
         ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
-        likewise (``results/prepared``).
+        likewise (``results/prepared``), and so are the folders of the CSVs
+        (``lobes.prepared``).
     run_opts : ExperimentOptions
     settings : str
         The merged YAML, which stock ``load_hyperpyyaml`` loads.
@@ -132,11 +141,14 @@ def parse_arguments(argv=None, changes=None):
     allow_changes = ALLOW_CHANGES in argv
     argv = [word for word in argv if word != ALLOW_CHANGES]
     path, base, tree, origin, run_arguments = resolve(argv, changes)
+    if corpora is not None:
+        _check_corpora(path, base, tree, corpora)
     run_opts = _run_options([str(path), *run_arguments])
     if run_opts["debug"]:
         tree["output_folder"] = str(Path(str(tree["output_folder"])) / "debug")
-    settings = _dump(tree)
-    _apply_threads(tree.get("threads"))
+    settings = yamls.dump(tree)
+    if tree.get("threads") is not None:
+        torch.set_num_threads(tree["threads"])
     if tree.get("tensorboard"):
         _check_tensorboard()
     commands = _commands(program, base, argv, tree["output_folder"])
@@ -146,6 +158,10 @@ def parse_arguments(argv=None, changes=None):
         origin=origin,
         allow_changes=allow_changes,
     )
+    source = tree.get("source")
+    if corpora is not None and source and not Path(str(source)).is_dir():
+        # The hub may take its time: what a training lacks here must not show after it.
+        _check_folders(tree)
     return _load(path, settings), run_opts, settings
 
 
@@ -169,7 +185,7 @@ def resolve(argv, changes=None, load=None):
         The merged settings, folders filled in.
     origin : dict
         ``recipe``, ``variant`` and ``changes``: what the command line changes in the
-        variant, by key, without what ``NOT_IN_NAME`` leaves out.
+        variant, by key, where that is part of the folder's name (``lobes.settings``).
     run_arguments : list of str
         Run options that are no settings of the YAML.
 
@@ -181,13 +197,15 @@ def resolve(argv, changes=None, load=None):
     tree, base = load(path, other_base)
     # A run option that the YAML sets (max_grad_norm) is one of the settings: stored
     # with them, and part of the folder's name.
-    run_arguments = [
-        argument
-        for name, arguments in run_options.items()
-        for argument in ([] if name in tree else arguments)
-    ]
-    for name in run_options.keys() & tree.keys():
-        overrides[name] = _one_value(name, run_options[name])
+    run_arguments = []
+    for name, words in run_options.items():
+        if name in tree:
+            overrides[name] = _one_value(name, words)
+        elif table.find(name) is None:
+            run_arguments += words
+        else:
+            value = table.parse(name, _one_value(name, words))
+            run_arguments.append(f"--{name}={value}")
     _check_keys(path, tree, overrides)
     for key in ("output_folder", "seed"):
         if key not in tree:
@@ -196,12 +214,14 @@ def resolve(argv, changes=None, load=None):
     changed = {
         key: value
         for key, value in values.items()
-        if tree[key] != value and not NOT_IN_NAME.fullmatch(key)
+        if tree[key] != value and counts(key, "named")
     }
     for key, value in {**values, **(changes or {})}.items():
         tree[key] = value
     if tree.get("init_from"):
         _build_like(tree, values)
+    elif "encoder_config" not in (changes or {}):
+        _check_encoder_config(path, tree)
     if other_base is not None:
         stems = [Path(name).stem for name in other_base.split("+")]
         values["base"] = changed["base"] = "+".join(stems)
@@ -210,6 +230,9 @@ def resolve(argv, changes=None, load=None):
     if tree.get("prepared_folder", "") is None:
         tree["prepared_folder"] = str(ROOT / "results" / "prepared")
     _check_placeholders(path, tree)
+    table.check_together(tree, path)
+    name_csv_folders(tree)
+    table.check_references(tree, path)
     origin = {
         "recipe": _recipe_name(base),
         "variant": Path(path).stem,
@@ -231,13 +254,12 @@ def start_experiment(hparams, run_opts, settings):
     checkpoints of a run with other settings, unless ``--allow_changes`` is given;
     ``changes.jsonl`` then records them.
     """
-    join_processes(run_opts)
+    distributed.join_processes(run_opts)
     handle_signals()
-    _check_headline_sets(hparams)
-    for task in hparams["tasks"].values():
-        task.check_tasks(hparams["tasks"])
+    names.check_keys(hparams, run_opts["param_file"])
+    names.check_names(hparams)
     folder = Path(hparams["output_folder"])
-    if not if_main_process():
+    if distributed.rank_and_world_size()[0]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,9 +279,9 @@ def start_experiment(hparams, run_opts, settings):
     for source in _own_modules(run_opts["param_file"]):
         write_atomically(folder / source.name, source.read_bytes())
     write_atomically(folder / "env.log", _environment())
-    log_config = run_opts["log_config"] or sb.core.DEFAULT_LOG_CONFIG
+    log_config = run_opts["log_config"] or sb_core.DEFAULT_LOG_CONFIG
     handlers = {"file_handler": {"filename": str(folder / "log.txt")}}
-    setup_logging(log_config, {"handlers": handlers})
+    sb_logger.setup_logging(log_config, {"handlers": handlers})
     # On a full disk its errors would bury the one line that says so.
     logging.raiseExceptions = False
     # At the level DEBUG it describes every font of the machine.
@@ -280,13 +302,16 @@ def _check_changes(folder, settings, config, allowed):
     """Compare the settings with those that the checkpoints there were made with."""
     changes = []
     stored = folder / "hyperparams.yaml"
-    if stored.is_file():
-        changes = changed_settings(stored.read_text(encoding="utf-8"), settings)
+    if not stored.exists():
+        changes = [f"unknown ones, as {stored.name} is missing there"]
+    else:
+        old = yamls.read(stored, "restore it, or choose another --output_folder")
+        changes = changed_settings(old, yamls.load(settings))
     stored = folder / "encoder_config.json"
     if stored.is_file():
         old, new = (
-            {k: v for k, v in json.loads(text).items() if k != "transformers_version"}
-            for text in (stored.read_text(encoding="utf-8"), config)
+            {k: v for k, v in tree.items() if k != "transformers_version"}
+            for tree in (read_json(stored, RESTORE), json.loads(config))
         )
         lines = [line for line in differences(old, new) if line[0] != "_"]
         changes += [f"encoder {line}" for line in lines]
@@ -300,21 +325,6 @@ def _check_changes(folder, settings, config, allowed):
         )
     record_changes(folder, changes)
     logger.warning("Going on with other settings: %s", "; ".join(changes))
-
-
-def _check_headline_sets(hparams):
-    """The headline's sets must be tested; known before anything is prepared."""
-    names = set()
-    for sets in hparams["test_sets"].values():
-        for name, evaluation_set in sets.items():
-            names.update([path.stem for path in evaluation_set.trial_paths] or [name])
-    for metric, name in hparams["headline_sets"].items():
-        if name not in names:
-            raise UserError(
-                f"headline_sets: {metric} is to be that of {name}, which is not among "
-                f"the test sets ({', '.join(sorted(names))}); set "
-                f'--headline_sets="{{{metric}: ...}}"'
-            )
 
 
 def shell_command(script, arguments):
@@ -395,7 +405,7 @@ def load_variant(path, other_base=None, above=()):
         if other_base is not None:
             return _other_base(path, other_base, above)
         for key in tree:
-            tree[key] = _inline(tree[key], path)
+            tree[key] = _inline(tree[key], path, (key,))
         return tree, path
     below = path.parent / str(tree.pop("base"))
     above = (*above, path.resolve())
@@ -417,14 +427,16 @@ def load_variant(path, other_base=None, above=()):
             if not isinstance(inner, CommentedMap):
                 raise UserError(
                     f"{path}: {key}: {name} is no mapping in {below}"
-                    f"{_similar(name, place)}"
+                    f"{similar(name, place)}"
                 )
             place = inner
         if not outer and key not in merged:
             raise UserError(
-                f"{path}: the key {key} is not in {below}{_similar(key, merged)}"
+                f"{path}: the key {key} is not in {below}{similar(key, merged)}"
             )
-        place[last] = _inline(node, path)
+        if table.find(key) is None:
+            table.check_switch(place.get(last), node, f"{path}: ", key)
+        place[last] = _inline(node, path, tuple(key.split(".")))
     return merged, base
 
 
@@ -457,16 +469,33 @@ def _build_like(tree, values):
         )
     tree["init_from"] = str(folder)
     tree["source"] = None
-    tree["encoder_config"] = json.loads(config.read_text(encoding="utf-8"))
+    tree["encoder_config"] = read_json(config, RESTORE)
 
 
-def _apply_threads(threads):
-    """Give torch its CPU threads, when a number of them is set."""
-    if threads is None:
+def _check_folders(tree):
+    """Refuse folders of corpora, and splits within them, that are not there."""
+    if tree.get("skip_prep") is True:
         return
-    if not isinstance(threads, int) or threads < 1:
-        raise UserError(f"threads must be a whole number from 1, not {threads!r}")
-    torch.set_num_threads(threads)
+    for key, folder in tree.items():
+        corpus = key.removesuffix("_folder")
+        own = key in ("output_folder", "prepared_folder")
+        if corpus == key or own or not isinstance(folder, str):
+            continue
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"{key}: the folder {folder} does not exist; set it to where the "
+                "corpus lies"
+            )
+        named = [k for k in tree if re.fullmatch(rf"{corpus}_.*_splits?", k)]
+        for name in named:
+            value = tree[name]
+            for split in value if isinstance(value, list) else [value]:
+                places = (Path(folder) / str(split), *Path(folder).glob(f"*/{split}"))
+                if not any(place.is_dir() for place in places):
+                    raise UserError(
+                        f"{name}: {folder} has no folder {split}; unpack it there, or "
+                        f"name other splits with --{name}"
+                    )
 
 
 def _check_tensorboard():
@@ -513,9 +542,12 @@ def _print_help(first):
     for key, node in load_variant(first)[0].items():
         tag = getattr(node, "tag", None)
         plain = tag is None or not tag.value or tag.value == "!PLACEHOLDER"
-        if plain and not isinstance(node, CommentedMap):
+        row = table.find(key)
+        scalar = not isinstance(node, CommentedMap)
+        if plain and (scalar or row and not isinstance(row.kind, table.Object)):
             value = "(to be given)" if isinstance(node, TaggedScalar) else node
-            print(f"  --{key}={'null' if value is None else value}")
+            option = f"--{key}={'null' if value is None else value}"
+            print(f"  {option}" if row is None else f"  {option:<40}  {row}")
 
 
 def _split(argv):
@@ -557,7 +589,7 @@ def _one_value(name, words):
     _, equals, value = words[0].partition("=")
     values = ([value] if equals else []) + words[1:]
     if len(values) != 1:
-        hint = _similar(name, RunOptions().keys())
+        hint = similar(name, RunOptions().keys())
         raise UserError(f"--{name} needs one value: --{name}=VALUE{hint}")
     return values[0]
 
@@ -570,10 +602,6 @@ def _run_options(arguments):
     limit, log_config = run_opts["optimizer_step_limit"], run_opts["log_config"]
     if limit is not None:
         # The parser leaves it a string, which no step can be compared with.
-        if not limit.isdecimal() or int(limit) < 1:
-            raise UserError(
-                f"--optimizer_step_limit must be a whole number from 1, not {limit!r}"
-            )
         run_opts = dataclasses.replace(run_opts, optimizer_step_limit=int(limit))
     if log_config is not None and not Path(log_config).is_file():
         # SpeechBrain would silently log nothing into the output folder.
@@ -588,14 +616,8 @@ def _check_keys(path, tree, overrides):
             everything = [*tree, *RunOptions().keys()]
             raise UserError(
                 f"--{key} is neither a key of {path} nor a run option"
-                f"{_similar(key, everything)}"
+                f"{similar(key, everything)}"
             )
-
-
-def _similar(key, candidates):
-    """A hint at the nearest names, for the end of a message."""
-    close = difflib.get_close_matches(key, list(candidates), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _override(tree, key, text):
@@ -607,35 +629,34 @@ def _override(tree, key, text):
             f"--{key}: {key} holds an object ({node.tag.value}); replace it in a "
             "variant file (base: ...)"
         )
+    row = table.find(key)
+    if row is not None:
+        return table.parse(key, text, row)
+    if text == "":
+        raise UserError(
+            f"--{key} is empty (an unset variable of the shell?); give a value, or "
+            f"--{key}=null for none"
+        )
     # A folder may look like a number, and `#` or `: ` may stand in its name.
     is_text = isinstance(node, str) or key.endswith("_folder")
     try:
-        value = ruamel.yaml.YAML(typ="safe").load(text)
-    except ruamel.yaml.YAMLError:
-        if is_text:
-            return text
-        raise UserError(f"--{key}={text} is not a YAML value; quote it") from None
+        value = yamls.value(text)
+    except ValueError:
+        if not is_text:
+            raise UserError(f"--{key}={text} is not a YAML value; quote it") from None
+        value = text
     if value is None:
         return value
     if is_text:
-        return text
+        return table.parse(key, text, table.OWN_TEXT)
     if node is None or tagged:
         return value
-    kinds = ((bool, "True or False"), (int, "a whole number"), (float, "a number"))
-    for kind, name in kinds:
+    kinds = ((bool, table.FLAG), (int, table.WHOLE), (float, table.NUMBER))
+    kinds += ((list, table.OWN_LIST), (dict, table.OWN_MAPPING))
+    for kind, own in kinds:
         if isinstance(node, kind):
-            if kind is int and isinstance(value, float) and value.is_integer():
-                value = int(value)  # 1e5 steps
-            accepted = (int, float) if kind is float else kind
-            boolean = isinstance(value, bool) != (kind is bool)
-            if not isinstance(value, accepted) or boolean:
-                raise UserError(
-                    f"--{key} must be {name} (it is {node} in the YAML), not {text!r}"
-                )
-            return kind(value)
-    for kind, name in ((list, "list, say [a, b]"), (dict, "mapping, say {a: 1}")):
-        if isinstance(node, kind) and not isinstance(value, kind):
-            raise UserError(f"--{key} must be a {name}; it is {text!r}")
+            value = table.parse(key, text, table.Setting(own))
+            return float(value) if kind is float else value
     return value
 
 
@@ -644,7 +665,7 @@ def _output_folder(path, base, tree, values):
     changed = [
         f"{key}={re.sub(r'[^A-Za-z0-9._+-]+', '-', str(value))}"
         for key, value in sorted(values.items())
-        if not NOT_IN_NAME.fullmatch(key)
+        if counts(key, "named")
     ]
     name = ",".join([Path(path).stem, *changed])
     if len(name) > 100:
@@ -678,6 +699,38 @@ def _recipe_name(base):
     return folder.relative_to(recipes).as_posix() if inside else folder.name
 
 
+def _check_corpora(path, base, tree, corpora):
+    """Refuse the YAML of another recipe, with the train.py that it belongs to."""
+    found = {key for key in ("librispeech", "voxceleb") if key in tree}
+    if found == set(corpora):
+        return
+    remedy = "name a YAML of this recipe"
+    train = _recipe_folder(base) / "train.py"
+    if train.is_file():
+        remedy += f", or run {train}"
+    raise UserError(
+        f"{path} has {' and '.join(sorted(found)) or 'no corpus'}, this train.py "
+        f"prepares {' and '.join(sorted(corpora))}; {remedy}"
+    )
+
+
+def _check_encoder_config(path, tree):
+    """Refuse misspelt fields of the configuration, which HuggingFace would keep."""
+    given = tree.get("encoder_config")
+    tag = getattr(getattr(tree.get("encoder"), "tag", None), "value", None)
+    if not given or tag != "!new:lobes.encoder.Wav2Vec2Encoder":
+        return
+    from transformers import Wav2Vec2Config
+
+    fields = Wav2Vec2Config().to_dict()
+    unknown = [name for name in given if name not in fields and name[0] != "_"]
+    if unknown:
+        raise UserError(
+            f"{path}: encoder_config: Wav2Vec2Config has no field {unknown[0]}"
+            f"{similar(unknown[0], fields)}"
+        )
+
+
 def _check_placeholders(path, tree):
     """Every value that the user must give, in one message."""
     missing = [
@@ -695,33 +748,21 @@ def _check_placeholders(path, tree):
         raise UserError(f"{path} needs {', '.join(missing)}; give {given}")
 
 
-def _read_yaml(path):
-    """One YAML file as a tree that keeps its tags."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            tree = ruamel.yaml.YAML().load(stream)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8; re-encode it") from error
-    except ruamel.yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: {problem}; correct the YAML") from error
-    if not isinstance(tree, CommentedMap):
-        raise UserError(f"{path} holds no keys; name a recipe's YAML file")
+def _read_yaml(path, top=()):
+    """One YAML file as a tree that keeps its tags, its values checked."""
+    tree = yamls.read(path)
+    table.check_file(tree, path, top)
     return tree
 
 
-def _inline(node, path):
+def _inline(node, path, names):
     """``node`` with every ``!include:`` replaced by the file and its body's knobs.
 
     A fragment is a leaf: it refers to nothing, and its keys are its knobs.
     Putting it in place (HyperPyYAML would do so when loading) keeps references
     in the stored settings, and finds misspelt knobs. ``!beside PATH`` becomes the
     absolute path of what is named relative to this YAML, wherever a command is
-    started.
+    started. ``names`` is the key that ``node`` is the value of.
     """
     tag = getattr(node, "tag", None)
     if tag is not None and tag.value == "!beside":
@@ -730,27 +771,18 @@ def _inline(node, path):
         if isinstance(node, (CommentedMap, CommentedSeq)):
             places = node if isinstance(node, CommentedMap) else range(len(node))
             for place in places:
-                node[place] = _inline(node[place], path)
+                inner = (*names, place) if isinstance(place, str) else names
+                node[place] = _inline(node[place], path, inner)
         return node
     source = path.parent / tag.value[len("!include:") :]
-    fragment = _read_yaml(source)
+    fragment = _read_yaml(source, names)
     for key in node if isinstance(node, CommentedMap) else ():
         if key not in fragment:
             raise UserError(
-                f"{path}: {source.name} has no knob {key}{_similar(key, fragment)}"
+                f"{path}: {source.name} has no knob {key}{similar(key, fragment)}"
             )
         fragment[key] = node[key]
     return fragment
-
-
-def _dump(tree):
-    """The tree as YAML text."""
-    stream = io.StringIO()
-    yaml = ruamel.yaml.YAML()
-    # A wrapped line would be hard to read and to compare.
-    yaml.width = 10_000
-    yaml.dump(tree, stream)
-    return stream.getvalue()
 
 
 def _load(path, settings):
@@ -765,6 +797,12 @@ def _load(path, settings):
             f"{path}: {error.filename} cannot be used ({error.strerror}); choose "
             "another folder or file"
         ) from error
-    except (ValueError, TypeError, ImportError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever a class of the YAML says about its arguments is about the YAML.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{path}: {' '.join(lines) or repr(error)}") from error
+        reason = " ".join(lines) or repr(error)
+        if not isinstance(error, (ValueError, TypeError, ImportError)):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(f"{path}: {reason}") from error

@@ -6,21 +6,26 @@ again at any time; whatever is not there yet is left out.
 
 import base64
 import html
-import json
 import logging
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from speechbrain.utils.edit_distance import wer_details_for_batch
 
-from lobes.files import write_atomically
+from lobes.errors import UserError, explanation
+from lobes.files import read_json, write_atomically
+from lobes.lazy import lazy
 from lobes.progress import ProgressLog
+from lobes.significance import MEANING, speakers_of
+from lobes.terminal import console
+
+edit_distance = lazy("speechbrain.utils.edit_distance")
+pandas = lazy("pandas")
+stopping = lazy("lobes.stopping")
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +33,28 @@ logger = logging.getLogger(__name__)
 PAGE_EXAMPLES = 10
 TERMINAL_EXAMPLES = 5
 
+# Utterances whose WER differs by less (percent points) are examples of one kind.
+_ALIKE = 10
+
 # Rows of the tables over time.
 _ROWS = 12
 
 # Columns of a plain summary: a terminal's width is unknown in a file.
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 130
+
+# Stands in a table where there is no value.
+_NONE = "\N{EN DASH}"
+
+# What a table of groups shows: by what, and whether its rows are of trials.
+_GROUP_NOTES = {
+    ("sex", False): "by the speaker's sex",
+    ("length", False): "by the utterance's length, about equally many each",
+    ("speaker", False): "the speakers with the highest WER",
+    ("sex", True): "by the speakers' sex, at the threshold of the EER",
+    ("length", True): "by the shorter utterance's length, at the threshold of the EER",
+    ("speaker", True): "the speakers in whose trials most decisions are wrong, at the "
+    "threshold of the EER",
+}
 
 # How the heading of a percentage ends.
 _PERCENT = " (%)"
@@ -40,6 +62,7 @@ _PERCENT = " (%)"
 # Heading and format of the metrics that are known; others keep their names.
 _METRICS = {
     "wer": ("WER (%)", ".2f"),
+    "cer": ("CER (%)", ".2f"),
     "eer": ("EER (%)", ".2f"),
     "min_dcf_0.01": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.01)", ".3f"),
     "min_dcf_0.05": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.05)", ".3f"),
@@ -47,6 +70,11 @@ _METRICS = {
     "trials": ("trials", ",d"),
     "positives": ("same-speaker trials", ",d"),
     "words": ("words", ",d"),
+    "letters": ("letters", ",d"),
+    "frames": ("frames", ",d"),
+    "blank_frames": ("blank frames (%)", ".1f"),
+    "false_rejections": ("false rejections (%)", ".2f"),
+    "false_acceptances": ("false acceptances (%)", ".2f"),
     "utterances": ("utterances", ",d"),
     "insertions": ("insertions", ",d"),
     "deletions": ("deletions", ",d"),
@@ -56,24 +84,37 @@ _METRICS = {
     "lr": ("learning rate", ".2e"),
 }
 
-# Results of lobes.baseline on the headline's trial list.
+# Error rates that a line of the summary and a tile begin with.
+_RATES = ("wer", "cer", "eer")
+
+# Results of lobes.baseline on a trial list.
 _BASELINES = {
-    "baseline_eer": "MFCC baseline, z-normalised",
-    "baseline_eer_raw": "MFCC baseline",
+    "eer": "MFCC baseline, z-normalised",
+    "eer_raw": "MFCC baseline",
 }
 
 
-def publish(folder, run=None, examples=TERMINAL_EXAMPLES):
-    """Write ``report.html``, and print the summary.
+def publish(folder, run=None):
+    """Write ``report.html``; returns whether that was possible.
 
-    Arguments are those of ``write_report`` and ``print_summary``. Whatever is wrong
-    with the page is logged: it must not end an evaluation that has succeeded.
+    Arguments are those of ``write_report``. Whatever is wrong with the page is logged:
+    it must not end an evaluation that has succeeded.
     """
     try:
         write_report(folder, run)
-    except Exception:
-        logger.warning("%s/report.html could not be written", folder, exc_info=True)
-    print_summary(folder, examples)
+    except Exception as error:
+        path = Path(folder) / "report.html"
+        old = "; the one that is there is of an earlier evaluation" * path.exists()
+        told = str(error) if isinstance(error, UserError) else explanation(error)
+        logger.warning(
+            "%s could not be written%s (%s)",
+            path,
+            old,
+            told or repr(error),
+            exc_info=told is None,
+        )
+        return False
+    return True
 
 
 def write_report(folder, run=None):
@@ -93,13 +134,16 @@ def write_report(folder, run=None):
     """
     folder = Path(folder)
     run = Path(run or folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    name = _run_name(run)
+    results = read_json(folder / "results.json", "evaluate again")
+    name = _title(results, run)
     evaluated = time.localtime((folder / "results.json").stat().st_mtime)
     sections = [
-        ("Results", _headline(results) + _metric_tables(results)),
+        ("Results", _ended(results) + _warnings(results) + _headline(results)),
+        ("All metrics", _metric_tables(results)),
+        ("Errors by sex, length and speaker", _groups(results)),
         ("Transcripts", _transcripts(results, folder)),
         ("Speaker verification", _verification(results, folder)),
+        ("Data and machine", _facts(_data_facts(results))),
         ("Training", _training(results, run)),
         ("How to reproduce it", _commands(results, run)),
         ("Settings and environment", _details(run)),
@@ -136,50 +180,98 @@ def print_summary(folder, examples=TERMINAL_EXAMPLES):
         An evaluation's files, with ``results.json``.
     examples : int
         Transcripts of each test set, from the worst to the best.
+
+    Where nothing can be printed, the log says so: the evaluation has succeeded.
     """
-    folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    try:
+        _print_summary(Path(folder), examples)
+    # A terminal that is gone, or a full disk that takes the output.
+    except OSError as error:
+        logger.warning("The summary of %s could not be printed: %s", folder, error)
+
+
+def _print_summary(folder, examples):
+    """Print the summary on standard output as it is now."""
+    results = read_json(folder / "results.json", "evaluate again")
     if sys.stdout.isatty():
-        console = Console(highlight=False)
+        output = console()
     else:
         # Without a colour system nothing is styled, whatever the environment says.
-        console = Console(highlight=False, color_system=None, width=_PLAIN_WIDTH)
-    console.print()
+        output = console(color_system=None, width=_PLAIN_WIDTH)
+    output.print()
     for name in _all_sets(results):
         rows = _aligned(folder, name) if examples else []
         if not rows:
             continue
-        chosen = _examples(rows, examples)
+        chosen = _examples(rows, examples, speakers_of(folder, name))
         title = Text(f"{name}: {len(chosen)} of {len(rows)} utterances, worst first; ")
         title.append("[-missed-]", style="red")
         title.append(" ")
         title.append("{+added+}", style="green")
-        console.print(title)
+        output.print(title)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(justify="right")
         table.add_column(overflow="fold")
         for row in chosen:
             table.add_row(f"  {row['WER']:.0f} %", _marked_text(row))
-        console.print(table)
-        console.print()
+        output.print(table)
+        output.print()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(overflow="fold")
     table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for name, metrics in _all_sets(results).items():
         for row in _summary_rows(results, name, metrics):
             table.add_row(*map(Text, row))
-    console.print(table)
+    output.print(table)
+    for text in _meaning(results):
+        output.print(Text(text))
+    for text in results.get("warnings", ()):
+        output.print(Text(f"warning: {text}", style="yellow"))
     where = [f"Checkpoint of step {results['step']}"]
+    if "training" in results:
+        where.append(str(stopping.Ending(**results["training"])))
     if "seconds" in results:
         where.append(f"{results['seconds']:.0f} seconds in all")
-    console.print("; ".join(where))
+    output.print(Text("; ".join(where)))
     page = folder / "report.html"
-    if page.is_file():
-        console.print(Text(f"Report:   {page}"), soft_wrap=True)
+    if _is_of(page, folder):
+        output.print(Text(f"Report:   {page}"), soft_wrap=True)
+    else:
+        text = f"warning: {page} could not be written (the log tells why)"
+        output.print(Text(text, style="yellow"), soft_wrap=True)
     pictures = ", ".join(path.name for path in sorted(folder.glob("*.png")))
     if pictures:
-        console.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
+        output.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
+    for line in _stopped(results):
+        output.print(Text(line, style="bold red"))
+
+
+def _is_of(page, folder):
+    """Whether a page is of the results that lie beside it, not of earlier ones."""
+    try:
+        made = (folder / "results.json").stat().st_mtime_ns
+        return page.stat().st_mtime_ns >= made
+    except OSError:
+        return False
+
+
+def _stopped(results):
+    """Lines that nobody overlooks, when a training did not take all of its steps."""
+    if "training" not in results:
+        return
+    ending = stopping.Ending(**results["training"])
+    if ending.kind == stopping.COMPLETE:
+        return
+    advice = "the weights tested here are those of a part of the training"
+    if ending.kind in (stopping.DIVERGED, stopping.PATIENCE):
+        advice = "the same command only tests again"
+    yield ""
+    yield "=" * 72
+    yield f"NOT ALL STEPS WERE TRAINED: {ending}"
+    yield f"({advice})"
+    yield "=" * 72
 
 
 # Words and their errors ------------------------------------------------------
@@ -201,21 +293,30 @@ def _aligned(folder, name):
     except (OSError, ValueError, KeyError) as error:
         logger.warning("%s cannot be read: %r", path, error)
         return []
-    rows = wer_details_for_batch(
+    rows = edit_distance.wer_details_for_batch(
         identities, references, hypotheses, compute_alignments=True
     )
     return sorted(rows, key=lambda row: (-row["WER"], row["key"]))
 
 
-def _examples(rows, count):
+def _examples(rows, count, speakers=None):
     """``count`` of the sorted utterances, evenly spread over the error rate.
 
     The worst is among them. Evenly spread over the utterances, a good system's
-    examples would hardly have an error to see.
+    examples would hardly have an error to see. Of about equal ones those are taken
+    whose speakers were shown least.
     """
+    speakers, shown = speakers or {}, Counter()
     count, left, chosen = min(count, len(rows)), list(rows), []
     for rate in np.linspace(rows[0]["WER"], rows[-1]["WER"], count):
-        nearest = min(left, key=lambda row, rate=rate: abs(row["WER"] - rate))
+
+        def distance(row, rate=rate):
+            off = abs(row["WER"] - rate)
+            seen = shown[speakers.get(row["key"])] if speakers else 0
+            return off // _ALIKE, seen, off
+
+        nearest = min(left, key=distance)
+        shown[speakers.get(nearest["key"])] += 1
         left.remove(nearest)
         chosen.append(nearest)
     return sorted(chosen, key=lambda row: (-row["WER"], row["key"]))
@@ -280,17 +381,51 @@ def _all_sets(results):
 
 
 def _summary_rows(results, name, metrics):
-    """Lines of the summary on one set: (name, metric, details)."""
-    if "wer" in metrics:
-        yield name, f"WER {metrics['wer']:6.2f} %", _notes(metrics)
-    elif "eer" in metrics:
-        yield name, f"EER {metrics['eer']:6.2f} %", _notes(metrics)
-        if name == results["headline_sets"].get("eer"):
-            for key, title in _BASELINES.items():
-                if key in results:
-                    yield "", f"EER {results[key]:6.2f} %", title
-    else:
-        yield name, "", ", ".join(_named(*metric) for metric in metrics.items())
+    """Lines of the summary on one set: (name, metric, interval, details)."""
+    rates = [rate for rate in _RATES if rate in metrics]
+    for rate in rates:
+        notes = _notes(metrics) if rate != "cer" else _letter_notes(metrics)
+        value = f"{rate.upper()} {metrics[rate]:6.2f} %"
+        shown = name if rate == rates[0] else ""
+        yield shown, value, _interval(results, name, rate), notes
+    baseline = results.get("baselines", {}).get(name, {})
+    for key, title in _BASELINES.items():
+        if key in baseline:
+            interval = _span(baseline["interval"]) if key == "eer" else ""
+            yield "", f"EER {baseline[key]:6.2f} %", interval, title
+    if not rates:
+        yield name, "", "", ", ".join(_named(*metric) for metric in metrics.items())
+
+
+def _interval(results, name, metric):
+    """A metric's 95 % interval as text, empty where there is none."""
+    return _span(results.get("intervals", {}).get(name, {}).get(metric))
+
+
+def _span(interval):
+    """An interval as text, empty where there is none."""
+    if interval is None:
+        return ""
+    return f"{interval['low']:.1f} to {interval['high']:.1f}"
+
+
+def _meaning(results):
+    """What the intervals mean, as one line; none without intervals."""
+    units = {}
+    for name, metrics in results.get("intervals", {}).items():
+        for interval in filter(None, metrics.values()):
+            unit = f"{interval['count']:,} {interval['over']}"
+            units.setdefault(unit, {})[name] = None
+    over = [f"{unit} ({', '.join(names)})" for unit, names in units.items()]
+    return [f"{MEANING}; over {', '.join(over)}"] if over else []
+
+
+def _letter_notes(metrics):
+    """What belongs to a CER, in one line."""
+    parts = [f"{metrics['letters']:,} letters"] if "letters" in metrics else []
+    if "blank_frames" in metrics:
+        parts.append(f"{metrics['blank_frames']:.1f} % of the frames blank")
+    return "; ".join(parts)
 
 
 def _notes(metrics):
@@ -322,6 +457,28 @@ def _notes(metrics):
 # The page --------------------------------------------------------------------
 
 
+def _title(results, run):
+    """The run, and which files of the user's own it was tested on."""
+    own = results.get("own")
+    if not own:
+        return _run_name(run)
+    names = [own.get(name) for name in ("speech_csv", "speaker_csv")]
+    files = [Path(path).name for path in dict.fromkeys(filter(None, names))]
+    return f"{' and '.join(files)}, tested with {_run_name(run)}"
+
+
+def _ended(results):
+    """A box when the training did not take all of its steps."""
+    lines = [line for line in _stopped(results) if line.strip("= ")]
+    return f'<p class="stopped">{_escape(" ".join(lines))}</p>' if lines else ""
+
+
+def _warnings(results):
+    """A box with everything that makes the figures doubtful."""
+    lines = [f"<li>{_escape(text)}</li>" for text in results.get("warnings", ())]
+    return f'<ul class="warnings">{"".join(lines)}</ul>' if lines else ""
+
+
 def _run_name(run):
     """The run's folder as named below ``results``."""
     parts = run.resolve().parts
@@ -333,22 +490,44 @@ def _run_name(run):
 
 
 def _headline(results):
-    """The figures that a table would quote, large."""
-    tiles = []
-    for metric, name in results["headline_sets"].items():
-        if metric not in results:
+    """The figures that a table would quote, large; of own files those of every set."""
+    tiles, sets = [], _all_sets(results)
+    quoted = list(results["headline_sets"].items())
+    if "own" in results:
+        quoted = [(r, n) for n, m in sets.items() for r in ("wer", "eer") if r in m]
+    for metric, name in quoted:
+        if metric not in sets.get(name, {}):
             continue
-        notes = _notes(_all_sets(results)[name]).split("; ")
+        rates = [metric, "cer"] if metric == "wer" else [metric]
+        notes = []
+        for rate in rates:
+            span = _interval(results, name, rate)
+            if rate != metric and rate in sets[name]:
+                notes.append(_named(rate, sets[name][rate]))
+            notes += [f"95 % interval {span} %"] if span else []
+        notes += _notes(sets[name]).split("; ")
         label = f"{_heading(metric).removesuffix(_PERCENT)} on {name}"
-        tiles.append(_tile(label, _value(metric, results[metric]), notes))
-    if "baseline_eer" in results:
-        trials = results["headline_sets"]["eer"]
-        raw = results.get("baseline_eer_raw")
-        notes = ["mean of MFCCs, z-normalised, cosine"]
-        notes += [] if raw is None else [f"{raw:.2f} % without the normalisation"]
-        label = f"EER of a baseline on {trials}"
-        tiles.append(_tile(label, _value("eer", results["baseline_eer"]), notes))
-    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+        tiles.append(_tile(label, _value(metric, sets[name][metric]), notes))
+        baseline = results.get("baselines", {}).get(name)
+        if baseline:
+            tiles.append(_baseline_tile(name, baseline))
+    meaning = "".join(f"<p>{_escape(text)}.</p>" for text in _meaning(results))
+    return f'<div class="tiles">{"".join(tiles)}</div>{meaning}' if tiles else ""
+
+
+def _baseline_tile(name, baseline):
+    """What mean MFCCs reach, large."""
+    notes = ["mean of MFCCs, z-normalised, cosine: no model at all"]
+    span = _span(baseline["interval"])
+    notes += [f"95 % interval {span} %"] if span else []
+    notes.append(f"{baseline['eer_raw']:.2f} % without the normalisation")
+    difference = baseline["difference"]
+    if difference:
+        notes.append(
+            f"ours minus this: {difference['difference']:+.2f}, 95 % interval "
+            f"{difference['low']:+.2f} to {difference['high']:+.2f}"
+        )
+    return _tile(f"EER of a baseline on {name}", _value("eer", baseline["eer"]), notes)
 
 
 def _tile(label, value, notes):
@@ -365,21 +544,72 @@ def _metric_tables(results):
     tables = []
     for task, sets in results["sets"].items():
         columns = list(dict.fromkeys(m for metrics in sets.values() for m in metrics))
-        first = [name for name in ("wer", "eer") if name in columns]
+        first = [name for name in _RATES if name in columns]
         columns = [*first, *(name for name in columns if name not in first)]
         rows = []
         for name, metrics in sets.items():
-            rows.append([name, *(_cell(c, metrics.get(c)) for c in columns)])
-            if name != results["headline_sets"].get("eer"):
-                continue
+            spans = [_interval(results, name, rate) or _NONE for rate in first]
+            cells = [_cell(c, metrics.get(c)) for c in columns]
+            rows.append([name, *_beside(cells, spans)])
+            baseline = results.get("baselines", {}).get(name, {})
             for key, title in _BASELINES.items():
-                if key in results:
-                    metrics = {"eer": results[key]}
-                    values = [_cell(c, metrics.get(c)) for c in columns]
-                    rows.append([f"{name}, {title}", *values])
-        headings = [task, *map(_heading, columns)]
+                if key in baseline:
+                    found = {"eer": baseline[key]}
+                    cells = [_cell(c, found.get(c)) for c in columns]
+                    span = _span(baseline["interval"]) if key == "eer" else ""
+                    spans = [
+                        span or _NONE if rate == "eer" else _NONE for rate in first
+                    ]
+                    rows.append([f"{name}, {title}", *_beside(cells, spans)])
+        spans = ["95 % interval"] * len(first)
+        headings = [task, *_beside(list(map(_heading, columns)), spans)]
         tables.append(_table(headings, rows))
     return "".join(tables)
+
+
+def _beside(cells, spans):
+    """Cells with the intervals of the first ones behind them."""
+    pairs = [cell for pair in zip(cells, spans, strict=False) for cell in pair]
+    return [*pairs, *cells[len(spans) :]]
+
+
+def _groups(results):
+    """Tables of the errors by sex, length and speaker of every set."""
+    tables = []
+    for name, rows in results.get("groups", {}).items():
+        for by in dict.fromkeys(row["by"] for row in rows):
+            kept = [row for row in rows if row["by"] == by]
+            columns = [c for c in kept[0] if c not in ("by", "name")]
+            cells = [
+                [row["name"], *(_cell(c, row[c]) for c in columns)] for row in kept
+            ]
+            note = _GROUP_NOTES[by, "trials" in columns]
+            tables.append(
+                _table([by, *map(_heading, columns)], cells, f"{name}: {note}")
+            )
+    return "".join(tables)
+
+
+def _data_facts(results):
+    """Hours, utterances and speakers of every set, and what it was computed on."""
+    facts = []
+    for name, data in results.get("data", {}).items():
+        parts = [f"{data['hours']:,.2f} hours", f"{data['utterances']:,} utterances"]
+        if data["speakers"] is not None:
+            parts.append(f"{data['speakers']:,} speakers")
+        facts.append((name, ", ".join(parts)))
+    if "device" in results:
+        facts.append(("Device", results["device"]))
+    for place, size in results.get("memory", {}).items():
+        facts.append((f"Most memory ({place})", f"{size / 1e9:.2f} GB"))
+    for key, text in (
+        ("evaluation_seconds", "Time of the test"),
+        ("assessment_seconds", "Time of intervals, baseline and groups"),
+        ("seconds", "Time in all"),
+    ):
+        if key in results:
+            facts.append((text, f"{results[key]:,.1f} s"))
+    return facts
 
 
 def _transcripts(results, folder):
@@ -389,13 +619,15 @@ def _transcripts(results, folder):
         rows = _aligned(folder, name)
         if not rows:
             continue
-        chosen = _examples(rows, PAGE_EXAMPLES)
+        speakers = speakers_of(folder, name)
+        chosen = _examples(rows, PAGE_EXAMPLES, speakers)
         cells = "".join(
             f'<tr><td class="number">{row["WER"]:.0f}&nbsp;%</td>'
-            f"<td>{_marked_html(row)}<br><code>{_escape(row['key'])}</code></td></tr>"
+            f"<td>{_marked_html(row)}<br><code>{_escape(row['key'])}"
+            f"{_by(speakers.get(row['key']))}</code></td></tr>"
             for row in chosen
         )
-        wer = f", WER {metrics['wer']:.2f} %" if "wer" in metrics else ""
+        wer = "".join(f", {_named(r, metrics[r])}" for r in _RATES if r in metrics)
         tables.append(
             f"<h3>{_escape(name)}</h3><p>{len(chosen)} of {len(rows):,} utterances"
             f"{wer}: from the worst to the best, evenly spread over the error rate.</p>"
@@ -410,6 +642,11 @@ def _transcripts(results, folder):
         '<span class="sub"><del>said</del> <ins>recognised</ins></span> is a '
         "substitution.</p>" + "".join(tables)
     )
+
+
+def _by(speaker):
+    """Who said it, where that is known."""
+    return f", speaker {_escape(speaker)}" if speaker else ""
 
 
 def _verification(results, folder):
@@ -468,6 +705,8 @@ def _checkpoint_facts(results, validation):
         best = results["step"] == _best_step(validation)
         note = "; the lowest selection score of the run" if best else ""
         facts.append(("Its validation", ", ".join(shown) + note))
+    if "training" in results:
+        facts.append(("Training", str(stopping.Ending(**results["training"]))))
     facts.append(("Parameters", f"{results['parameters']:,}"))
     facts.append(("Seed", str(results["seed"])))
     return facts
@@ -477,7 +716,7 @@ def _speed_facts(training):
     """How far and how fast the training went: (name, value) pairs."""
     facts = []
     if len(training):
-        facts.append(("Optimizer steps", f"{int(training['step'].max()):,}"))
+        facts.append(("Optimizer steps noted", f"{int(training['step'].max()):,}"))
     if "skipped_steps" in training:
         skipped = int(training["skipped_steps"].dropna().max())
         facts.append(("Skipped steps (gradient not finite)", f"{skipped:,}"))
@@ -489,6 +728,10 @@ def _speed_facts(training):
     ]
     if medians:
         facts.append(("Training speed (median)", ", ".join(medians)))
+    if "steps_per_second" in training:
+        steps = np.diff(training["step"], prepend=0)
+        seconds = float((steps / training["steps_per_second"]).sum())
+        facts.append(("Time in training steps", f"{seconds / 60:,.1f} minutes"))
     return facts
 
 
@@ -513,7 +756,7 @@ def _training_table(training):
 def _validation_table(results, validation):
     """Metrics and losses at some validations, the best among them and marked."""
     losses = [column for column in validation if column.endswith("_loss")]
-    wanted = [*results["validation"], "wer", "eer", "score", *losses]
+    wanted = [*results["validation"], *_RATES, "score", "blank_frames", *losses]
     columns = [name for name in dict.fromkeys(wanted) if name in validation]
     if not columns:
         return ""
@@ -643,7 +886,7 @@ def _named(name, value):
 
 def _cell(name, value):
     """A table's cell: a dash where there is no value."""
-    return "\N{EN DASH}" if pandas.isna(value) else _format(name, value)
+    return _NONE if pandas.isna(value) else _format(name, value)
 
 
 def _read(path):
@@ -725,6 +968,12 @@ ins {
   display: inline-block; padding: 0 .15em; border: 1px dashed var(--quiet);
   border-radius: .25em;
 }
+.warnings, .stopped {
+  padding: .75rem 1.25rem; margin: 0 0 1rem; border-radius: .5rem;
+  border: 1px solid var(--del); background: var(--del-back); color: var(--del);
+}
+.warnings { padding-left: 2.25rem; }
+.stopped { font-weight: 600; }
 .legend { color: var(--quiet); }
 figure { margin: 1.5rem 0; text-align: center; break-inside: avoid; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: .4rem; }

@@ -1,16 +1,19 @@
 """Speaker verification: trial lists, scores, and the metrics made from them."""
 
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas
 
 from lobes.errors import UserError
 from lobes.files import write_atomically
+from lobes.lazy import lazy
+
+pandas = lazy("pandas")
 
 #: A model whose metrics (percent) are all not below these has learnt nothing, as 8 of
 #: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
@@ -87,14 +90,16 @@ def read_trials(path, allow_repeats=False):
 
     Raises one ``UserError`` that lists the problems of the whole file with
     their line numbers: lines without exactly three fields, other labels,
-    repeated trials, a missing class, no trial at all, no such file.
+    labels that contradict another line (of the mirrored pair, too), or 0 for an
+    utterance and itself, repeated trials, a missing class, no trial at all, no such
+    file.
     """
     trials, _ = _read_list(path, allow_repeats, scored=False)
     return trials
 
 
-def check_trials(trials, known_ids, source):
-    """Raise ``UserError`` when a trial names an utterance that is not known.
+def check_trials(trials, known_ids, source, paths=None):
+    """The trials by ID; raises ``UserError`` for an utterance that is not known.
 
     Arguments
     ---------
@@ -103,20 +108,53 @@ def check_trials(trials, known_ids, source):
         IDs that can be scored.
     source : str or Path
         Where these IDs come from (say, the CSV's path), for the message.
+    paths : sequence of str or None
+        The audio file of each ID. An utterance may then also be named by the end of
+        its file's path, with any or no ending, as VoxCeleb's lists do.
+
+    Returns
+    -------
+    Trials
     """
+    known_ids = list(known_ids)
     known = set(known_ids)
     unknown = [name for name in trials.utterances() if name not in known]
+    if unknown and paths is not None:
+        found = _ids_by_path(unknown, known_ids, paths)
+        trials = replace(
+            trials,
+            enrol=[found.get(name, name) for name in trials.enrol],
+            test=[found.get(name, name) for name in trials.test],
+        )
+        unknown = [name for name in unknown if name not in found]
     if not unknown:
-        return
+        return trials
     missing = set(unknown)
+    remedy = "prepare both from the same corpus"
+    if "/" in unknown[0]:
+        remedy = "name utterances by the column ID, or by a path that one file ends in"
     for line, pair in enumerate(zip(trials.enrol, trials.test, strict=True), start=1):
         first = next((name for name in pair if name in missing), None)
         if first is not None:
             raise UserError(
                 f"{trials.path}, line {line}: {first} is not in {source} "
                 f"({len(unknown)} of the list's {len(trials.utterances())} utterances "
-                f"are not); prepare both from the same corpus"
+                f"are not); {remedy}"
             )
+
+
+def _ids_by_path(names, ids, paths):
+    """``{name: ID}`` of the names that one path ends in; endings do not count."""
+    wanted = {os.path.splitext(name)[0].removeprefix("./"): name for name in names}
+    depths = {name.count("/") for name in wanted}
+    found = {}
+    for identity, path in zip(ids, paths, strict=True):
+        parts = os.path.splitext(path)[0].split("/")
+        for depth in depths:
+            name = wanted.get("/".join(parts[-1 - depth :]))
+            if name is not None:
+                found.setdefault(name, set()).add(identity)
+    return {name: i.pop() for name, i in found.items() if len(i) == 1}
 
 
 def cosine_scores(trials, embeddings):
@@ -337,6 +375,14 @@ def _read_list(path, allow_repeats, scored):
                 )
             elif not allow_repeats:
                 problems.append(f"line {number}: the trial of line {first} again")
+        # Scores are of trials that were accepted once, perhaps before this was asked.
+        mirrored = None if scored else seen.get(f"{right} {left}")
+        if left == right and label == "0" and not scored:
+            problems.append(f"line {number}: label 0 for an utterance and itself")
+        elif left != right and mirrored and lines[mirrored - 1].split()[0] != label:
+            problems.append(
+                f"line {number}: label {label} contradicts line {mirrored} (same pair)"
+            )
         labels.append(label == "1")
         enrol.append(left)
         test.append(right)

@@ -44,6 +44,15 @@ def check_split_settings(fractions, counts, seed):
         raise UserError(f"seed={seed}: use a number from 0 to 4294967295")
 
 
+def check_budget(skip_budget):
+    """Raise ``UserError`` for a number of bad utterances that cannot be one."""
+    if skip_budget < 0:
+        raise UserError(
+            f"skip_budget={skip_budget}: it is the number of bad utterances that may "
+            f"be left out; use 0 or more"
+        )
+
+
 def hold_out(recording, speakers, fraction, per_speaker, random, together=False):
     """Choose whole recordings, in random order, until enough utterances are in them.
 

@@ -3,6 +3,10 @@
 Which utterances stand in a batch, and where a crop starts, is a function of
 (seed, pass, utterance) alone. A stream that is opened again at a saved position
 therefore continues with exactly the batches it would have given.
+
+A stream cuts one batch for an optimizer step. The processes, and the parts that
+gradients are accumulated over, divide it: a step is the same step however many they
+are.
 """
 
 import atexit
@@ -31,14 +35,13 @@ from tqdm import tqdm
 from lobes.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.changes import differences, record_changes
 from lobes.errors import UserError
+from lobes.opening import look_at_trials, true_stops
 from lobes.preemption import protect_worker
-from lobes.scoring import check_trials, read_trials
+from lobes.scoring import read_trials
+from lobes.settings import MOST_WORKERS
 from lobes.tables import as_paths, concatenate, read_table
 
 logger = logging.getLogger(__name__)
-
-#: Reading processes of one stream at most.
-MOST_WORKERS = 256
 
 #: Added to the variance, as the HuggingFace feature extractor does, so that
 #: digital silence stays finite.
@@ -67,6 +70,9 @@ class Batch:
         Per label column the text as it stands in the CSV.
     position : object
         Where the stream stands once this batch has been used.
+    share : float
+        Of the utterances of the optimizer step, the part that all processes together
+        take now: 1 unless gradients are accumulated.
     """
 
     ids: list
@@ -75,6 +81,7 @@ class Batch:
     labels: dict = field(default_factory=dict)
     columns: dict = field(default_factory=dict)
     position: object = None
+    share: float = 1.0
 
     def __len__(self):
         return len(self.ids)
@@ -118,7 +125,15 @@ class Utterances(torch.utils.data.Dataset):
             for label in labels.values():
                 label.check(path, tables[-1])
         self._ends = np.cumsum([len(table) for table in tables])
-        self.table = table = concatenate(self.csvs, tables)
+        #: Of each row, in the CSV that it stands in.
+        self.lines = np.concatenate([table.index for table in tables])
+        self._hold(concatenate(self.csvs, tables))
+        # The row that each loading process reads now, and -1: it reads none.
+        self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def _hold(self, table):
+        """Take the columns that are used for every batch."""
+        self.table = table
         self.ids = table["ID"].to_numpy(dtype=object)
         self.paths = table["wav"].to_numpy(dtype=object)
         self.starts = table["start"].to_numpy()
@@ -129,8 +144,33 @@ class Utterances(torch.utils.data.Dataset):
         self.windows = None
         if "offset" in table and "size" in table:
             self.windows = table[["offset", "size"]].to_numpy()
-        # The row that each loading process reads now, and -1: it reads none.
-        self.reading = torch.full((MOST_WORKERS,), -1).share_memory_()
+
+    def keep(self, rows):
+        """Forget all rows but some (sorted, int array)."""
+        self._ends = np.searchsorted(rows, self._ends)
+        self.lines = self.lines[rows]
+        self._hold(self.table.iloc[rows])
+
+    def look(self, rows=None):
+        """Look at the files of some rows, or of all, before they are read.
+
+        Utterances that end a little behind their file are shortened; see
+        ``lobes.opening.true_stops`` for that and for the ``UserError`` that it raises.
+        """
+        stops = self.table["stop"].to_numpy(copy=True)
+        rows = np.arange(len(self)) if rows is None else np.sort(rows)
+        cuts = np.searchsorted(rows, self._ends[:-1])
+        problems = []
+        for csv, some in zip(self.csvs, np.split(rows, cuts), strict=True):
+            table = self.table if len(some) == len(self) else self.table.iloc[some]
+            try:
+                stops[some] = true_stops(csv, table, self.lines[some])
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
+        self.table["stop"] = stops
+        self.lengths = stops - self.starts
 
     def digest(self):
         """SHA-256 of what training draws from the corpus: IDs, pieces and labels.
@@ -149,6 +189,10 @@ class Utterances(torch.utils.data.Dataset):
     def source(self, row):
         """The CSV that a row stands in, for messages."""
         return self.csvs[int(np.searchsorted(self._ends, row, side="right"))]
+
+    def place(self, row):
+        """What messages call a row."""
+        return f"{self.ids[row]} ({self.source(row)}, line {self.lines[row]})"
 
     def __getitem__(self, item):
         position, requests = item
@@ -293,18 +337,41 @@ class TaskStream:
 
     first_position = None
 
-    def open(self, rank=0, world_size=1):
-        """Read the CSVs; this process takes every ``world_size``-th batch."""
-        self.rank, self.world_size = rank, world_size
-        self.utterances = Utterances(self.csvs, self.labels, self.grid)
+    def open(self, rank=0, world_size=1, parts=1):
+        """Read the CSVs, once; this process takes its part of every batch.
+
+        A batch is used in ``parts`` one after another, each of them divided over the
+        ``world_size`` processes. Raises ``UserError`` for any problem of the CSVs or
+        of the files that they name.
+        """
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        if self.utterances is None:
+            utterances = Utterances(self.csvs, self.labels, self.grid)
+            utterances.look()
+            self.utterances = utterances
         self.plan()
 
     def plan(self):
         """Check the utterances against the stream's settings, once, at ``open``."""
 
     def requests(self, position):
-        """Yield ``(next position, requests)`` endlessly from ``position``."""
+        """Yield ``(next position, requests)`` of whole batches, endlessly."""
         raise NotImplementedError
+
+    def _own_requests(self, position):
+        """Yield ``((position, share), requests)`` of this process.
+
+        Between two parts of a batch the stream stands before it: gradients that were
+        accumulated so far are in no checkpoint.
+        """
+        for after, requests in self.requests(position):
+            pieces = divided(requests, self.parts * self.world_size)
+            for part in range(self.parts):
+                now = pieces[part * self.world_size : (part + 1) * self.world_size]
+                share = sum(map(len, now)) / len(requests)
+                stands = after if part == self.parts - 1 else position
+                yield (stands, share), now[self.rank]
+            position = after
 
     def batches(self, pin_memory=False):
         """Yield ``Batch`` objects endlessly from ``self.position``.
@@ -312,12 +379,12 @@ class TaskStream:
         ``self.position`` moves when a batch is handed out, not when a worker
         reads ahead. Raises ``UserError`` when an utterance cannot be read.
         """
-        requests = self.requests(self.position)
+        requests = self._own_requests(self.position)
         for batch in self.utterances.loader(
             requests, self.num_workers, self.timeout, pin_memory
         ):
-            self.position = batch.position
-            yield batch
+            self.position, share = batch.position
+            yield replace(batch, position=self.position, share=share)
 
     def _random(self, *key):
         """A generator that depends on the seed and ``key`` only."""
@@ -336,10 +403,14 @@ class LengthBuckets(TaskStream):
     csv, labels, seed, num_workers, timeout, length_grid_seconds
         See ``TaskStream``.
     max_batch_samples : int
-        Budget per optimizer step, all processes together.
+        Budget of all processes together, without accumulation per optimizer step.
+        With it the step has as many budgets as parts, as one: its batch is cut whole,
+        then divided, so that the parts differ by an utterance at most.
     length_jitter : float
         Relative disturbance of the lengths before sorting: 0 gives the least
         padding and the same neighbours in every pass.
+    max_utterance_seconds : float or None
+        Longer utterances are left out, and counted; None leaves out none.
     """
 
     first_position = (0, 0)
@@ -354,31 +425,71 @@ class LengthBuckets(TaskStream):
         num_workers=0,
         timeout=0,
         length_grid_seconds=0.0,
+        max_utterance_seconds=None,
     ):
         super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
         self.max_batch_samples = max_batch_samples
         self.length_jitter = length_jitter
+        self.max_utterance_seconds = max_utterance_seconds
 
     def plan(self):
-        """Raise ``UserError`` when an utterance exceeds one process's budget."""
-        self.budget = self.max_batch_samples // self.world_size
+        """Raise ``UserError`` when an utterance exceeds one process's budget.
+
+        And when there are not enough utterances for all processes and parts.
+        """
+        if self.max_utterance_seconds is not None:
+            self._leave_out()
+        self.budget = self.max_batch_samples * self.parts
+        budget = self.max_batch_samples // self.world_size
         self.padded = padded_to(self.utterances.lengths, self.grid)
-        longest = int(self.utterances.lengths.argmax())
-        samples, padded = self.utterances.lengths[longest], self.padded[longest]
-        if padded > self.budget:
+        over = int((self.padded > budget).sum())
+        if over:
+            longest = int(self.utterances.lengths.argmax())
+            samples, padded = self.utterances.lengths[longest], self.padded[longest]
             padding = remedy = ""
             if padded > samples:
-                padding = f", with its padding {padded}"
+                padding = f", with padding {padded}"
                 remedy = ", lower length_grid_seconds"
+            # A whole number of the grid's steps, cut to what can be typed.
+            fits = budget // self.grid * self.grid / SAMPLE_RATE
             raise UserError(
-                f"{self.utterances.source(longest)}: {self.utterances.ids[longest]} "
-                f"has {samples} samples{padding}, more than a batch may hold "
-                f"({self.budget}); raise max_batch_samples{remedy} or remove the "
-                "utterance"
+                f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
+                f"more samples than a batch may hold ({budget}); the longest, "
+                f"{self.utterances.place(longest)}, has {samples}{padding}; give "
+                f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
+                f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
+            )
+        if len(self.utterances) < self.parts * self.world_size:
+            raise UserError(
+                f"{self.csv}: {len(self.utterances)} utterances are too few for "
+                f"{self.world_size} processes and {self.parts} batches per step; lower "
+                "--nproc_per_node or --grad_accumulation_factor"
             )
 
+    def _leave_out(self):
+        """Forget the utterances that are longer than ``max_utterance_seconds``."""
+        lengths = self.utterances.lengths
+        short = lengths <= self.max_utterance_seconds * SAMPLE_RATE
+        if short.all():
+            return
+        told = (
+            f"{self.csv}: {int((~short).sum()):,} of {len(lengths):,} utterances "
+            f"({lengths[~short].sum() / SAMPLE_RATE / 3600:.2f} of "
+            f"{lengths.sum() / SAMPLE_RATE / 3600:.2f} hours) are longer than "
+            f"max_utterance_seconds={self.max_utterance_seconds}"
+        )
+        if not short.any():
+            raise UserError(f"{told}; none is left: raise it")
+        if if_main_process():
+            logger.warning("%s and are left out", told)
+        self.utterances.keep(np.flatnonzero(short))
+
     def batches_of_pass(self, number):
-        """Row indices of every batch of one pass, in order."""
+        """Row indices of every batch of one pass, in order.
+
+        What is left over at the end of a pass may be too little for all processes and
+        parts; it is filled up with the next shorter utterances, which come twice.
+        """
         random = self._random(number)
         lengths = self.utterances.lengths
         jitter = random.uniform(
@@ -386,25 +497,21 @@ class LengthBuckets(TaskStream):
         )
         order = np.argsort(lengths * jitter, kind="stable")
         batches = pack(order, self.padded, self.budget)
+        # No other batch is smaller: so many of the longest utterance are in the budget.
+        fewest = self.parts * self.world_size
+        if len(batches[-1]) < fewest:
+            batches[-1] = order[-fewest:].tolist()
         return [batches[i] for i in random.permutation(len(batches))]
 
     def requests(self, position):
         """See ``TaskStream``; a position is (pass, batch within the pass)."""
-        everything = self._from(*position)
-        while True:
-            # One batch per process; the last ones of a pass go together with the
-            # first ones of the next, so that nothing is left over.
-            group = list(itertools.islice(everything, self.world_size))
-            rows = group[self.rank][1]
-            lengths = self.utterances.lengths
-            yield group[-1][0], [(int(row), 0, int(lengths[row])) for row in rows]
-
-    def _from(self, number, batch):
-        """Yield (next position, rows) of all processes."""
-        for number in itertools.count(number):  # noqa: B020
-            rows = self.batches_of_pass(number)
-            for index in range(batch, len(rows)):
-                yield (number, index + 1), rows[index]
+        first, batch = position
+        lengths = self.utterances.lengths
+        for number in itertools.count(first):
+            batches = self.batches_of_pass(number)
+            for index in range(batch, len(batches)):
+                rows = [(int(row), 0, int(lengths[row])) for row in batches[index]]
+                yield (number, index + 1), rows
             batch = 0
 
 
@@ -421,8 +528,9 @@ class RandomCrops(TaskStream):
     crop_seconds : float
         Length of a crop in seconds.
     max_batch_samples : int
-        Budget per optimizer step, all processes together; the batch has
-        floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
+        Budget of all processes together, without accumulation per optimizer step; a
+        batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
+        With accumulation the step has as many budgets as parts, as one.
     """
 
     first_position = 0
@@ -447,13 +555,14 @@ class RandomCrops(TaskStream):
             )
         if self.grid > 1:
             self.grid = self.crop
+        self.max_batch_samples = max_batch_samples
         self.batch_size = max_batch_samples // self.crop
         self._order = (None, None)
 
     def plan(self):
         """Raise ``UserError`` when no crop fits into one process's budget."""
-        self.share = self.batch_size // self.world_size
-        if self.share < 1:
+        self.step_size = self.max_batch_samples * self.parts // self.crop
+        if self.batch_size < self.world_size:
             raise UserError(
                 f"max_batch_samples holds {self.batch_size} crops of {self.crop} "
                 f"samples for {self.world_size} processes; raise max_batch_samples "
@@ -463,12 +572,10 @@ class RandomCrops(TaskStream):
     def requests(self, position):
         """See ``TaskStream``; a position counts crops from the start."""
         total = len(self.utterances)
-        step = self.share * self.world_size
-        for position in itertools.count(position, step):  # noqa: B020
-            first = position + self.rank * self.share
-            places = (divmod(i, total) for i in range(first, first + self.share))
-            requests = [self._crop(*place) for place in places]
-            yield position + step, requests
+        for first in itertools.count(position, self.step_size):
+            after = first + self.step_size
+            places = (divmod(place, total) for place in range(first, after))
+            yield after, [self._crop(*place) for place in places]
 
     def _crop(self, number, index):
         """Request for the ``index``-th utterance of one pass."""
@@ -608,6 +715,7 @@ class TrainStream(LoopedLoader):
             "step": self.step,
             "total_steps": self.total_steps,
             "batches_per_step": self.batches_per_step,
+            "divided": True,
             "positions": {task: s.position for task, s in self.streams.items()},
             "corpora": self._corpora,
         }
@@ -637,6 +745,16 @@ class TrainStream(LoopedLoader):
             for side in (state["corpora"], self._corpora)
         )
         changes = differences(old, new)
+        several = state["batches_per_step"] > 1 or any(
+            task.get("processes", 1) > 1
+            for task in state["corpora"].values()
+            if isinstance(task, dict)
+        )
+        if several and not state.get("divided"):
+            changes.append(
+                "its batches were cut for every process and part; now a step's batch "
+                "is cut whole and divided"
+            )
         if changes:
             report = "; ".join(changes)
             if not self.allow_changes:
@@ -673,7 +791,7 @@ class EvaluationSet:
     trial_paths : sequence of str
         Further lists, read from where they are; their IDs are the CSV's. With any
         list, only utterances named in one are read. ``trials`` holds the opened
-        lists by the name of the file without its ending.
+        lists by the name of the file without its ending, which no two may share.
     crop_seconds : float or None
         Take the first seconds of each utterance only (the paper's validation of
         the speaker task); None takes it whole.
@@ -699,6 +817,13 @@ class EvaluationSet:
         self.labels = labels or {}
         prepared = [Path(csv).parent / Path(name).name for name in trial_lists]
         self.trial_paths = [*prepared, *map(Path, trial_paths)]
+        stems = [path.stem for path in self.trial_paths]
+        for path in self.trial_paths:
+            if stems.count(path.stem) > 1:
+                raise UserError(
+                    f"{path}: {stems.count(path.stem)} trial lists have the name "
+                    f"{path.stem}, by which results go; rename one"
+                )
         self.trials = None
         self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
         self.max_batch_samples = max_batch_samples
@@ -715,17 +840,18 @@ class EvaluationSet:
         self.utterances = Utterances(self.csv, self.labels)
         # Official lists repeat a few trials; they count as often as they stand.
         trials = {p.stem: read_trials(p, allow_repeats=True) for p in self.trial_paths}
+        named = set()
+        for name, one in trials.items():
+            trials[name] = look_at_trials(one, self.csv, self.utterances.table)
+            named.update(trials[name].utterances())
+        ids = enumerate(self.utterances.ids)
+        #: The utterances that are read, by their place in ``utterances``.
+        self.rows = np.array([row for row, i in ids if not trials or i in named])
+        self.utterances.look(self.rows)
         lengths = self.utterances.lengths
         if self.crop is not None:
             lengths = np.minimum(lengths, self.crop)
-        order = np.argsort(-lengths, kind="stable")
-        known = set(self.utterances.ids)
-        named = set()
-        for one in trials.values():
-            check_trials(one, known, self.csv)
-            named.update(one.enrol, one.test)
-        if trials:
-            order = [row for row in order if self.utterances.ids[row] in named]
+        order = self.rows[np.argsort(-lengths[self.rows], kind="stable")]
         batches = pack(order, lengths, self.max_batch_samples or 0)
         self._requests = [
             (None, [(int(row), 0, int(lengths[row])) for row in rows])
@@ -799,6 +925,16 @@ class EvaluationStream(LoopedLoader):
             )
             for batch in bar:
                 yield {task: batch}
+
+
+def divided(items, parts):
+    """Consecutive pieces of a list that differ by one item at most, larger ones first.
+
+    Of utterances in order of their lengths the shorter ones make the larger pieces.
+    """
+    size, larger = divmod(len(items), parts)
+    ends = [size * i + min(i, larger) for i in range(parts + 1)]
+    return [items[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def padded_to(lengths, grid):

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError
+from lobes.lazy import lazy
+
+pandas = lazy("pandas")
 
 #: Columns that hold numbers; every other column is text.
 NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
@@ -87,6 +89,12 @@ def read_table(path, columns=()):
     wavs = table["wav"].to_numpy(dtype=object).tolist()
     table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in wavs]
     return table
+
+
+def read_header(path):
+    """The names of the columns (list of str) of a CSV that can be read."""
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        return next(csv.reader(stream))
 
 
 def read_values(path, column):

@@ -2,6 +2,9 @@
 
 What the Brain asks of a task (an ``nn.Module``):
 
+``reports``
+    Names of the metrics that its evaluation gives, or None where they are not known
+    before: ``lobes.names`` then cannot find a misspelt one.
 ``need``
     Views of the encoder's frames that it uses (``lobes.encoder.Frames``).
 ``forward(frames) -> output``
@@ -38,10 +41,18 @@ from lobes.distributed import gather
 from lobes.errors import UserError
 from lobes.files import write_atomically
 from lobes.plots import plot_det, plot_score_histogram
-from lobes.scoring import cosine_scores, verification_metrics, write_scores
-from lobes.text import Vocabulary, ctc_frames
+from lobes.scoring import (
+    TARGET_PRIORS,
+    cosine_scores,
+    verification_metrics,
+    write_scores,
+)
+from lobes.text import Vocabulary, ctc_frames, edit_distances
 
 logger = logging.getLogger(__name__)
+
+# Embeddings whose losses are computed together after a validation.
+_CHUNK = 1024
 
 
 class Task(nn.Module):
@@ -50,6 +61,8 @@ class Task(nn.Module):
     It then gives either ``metrics``, whose values are averaged over the
     utterances of an evaluation set, or its own ``update`` and ``results``.
     """
+
+    reports = None
 
     def __init__(self):
         super().__init__()
@@ -108,6 +121,19 @@ class SpeechRecognition(Task):
     """
 
     need = ("speech",)
+    reports = (
+        "wer",
+        "cer",
+        "insertions",
+        "deletions",
+        "substitutions",
+        "words",
+        "letters",
+        "utterances",
+        "blank_frames",
+        "frames",
+        "speech_loss",
+    )
 
     def __init__(
         self,
@@ -207,16 +233,24 @@ class SpeechRecognition(Task):
         losses = self._losses(output, batch).cpu()
         references = batch.columns[self.column]
         for row, identity in enumerate(batch.ids):
-            symbols = best[row, : int(output[1][row])].tolist()
-            hypothesis = self.vocabulary.decode(symbols)
-            loss = float(losses[row])
-            self.collected[identity] = (references[row], hypothesis, loss)
+            symbols = best[row, : int(output[1][row])]
+            hypothesis = self.vocabulary.decode(symbols.tolist())
+            blank = int((symbols == self.vocabulary.blank_index).sum())
+            self.collected[identity] = (
+                references[row],
+                hypothesis,
+                float(losses[row]),
+                blank,
+                len(symbols),
+            )
 
     def results(self, name, evaluation_set, folder=None):
-        """WER in percent over all words, its parts, and the mean CTC loss.
+        """WER and CER in percent over all words and letters, and the mean CTC loss.
 
-        With a folder also ``wer_<name>.txt``, the summary and every alignment,
-        and ``transcripts_<name>.csv``: ID, reference, hypothesis.
+        The single spaces between words are letters; ``blank_frames`` is the percentage
+        of all ``frames`` whose best symbol is the blank. With a folder also
+        ``wer_<name>.txt``, the summary and every alignment, and
+        ``transcripts_<name>.csv``: ID, reference, hypothesis.
         """
         rows = sorted(gather(self.collected).items())
         if not rows:
@@ -236,13 +270,23 @@ class SpeechRecognition(Task):
             texts.columns = ["ID", "reference", "hypothesis"]
             path = Path(folder) / f"transcripts_{name}.csv"
             write_atomically(path, texts.to_csv(index=False, lineterminator="\n"))
+        references, hypotheses = (
+            [" ".join(row[side].split()) for _, row in rows] for side in (0, 1)
+        )
+        letters = sum(map(len, references))
+        errors = int(edit_distances(references, hypotheses).sum())
+        frames = sum(row[4] for _, row in rows)
         metrics = {
             "wer": float(summary["WER"]),
+            "cer": 100 * errors / max(letters, 1),
             "insertions": summary["insertions"],
             "deletions": summary["deletions"],
             "substitutions": summary["substitutions"],
             "words": summary["num_scored_tokens"],
+            "letters": letters,
             "utterances": len(rows),
+            "blank_frames": 100 * sum(row[3] for _, row in rows) / max(frames, 1),
+            "frames": frames,
             "speech_loss": float(np.mean([row[2] for _, row in rows])),
         }
         return {name: metrics}
@@ -271,6 +315,15 @@ class SpeakerRecognition(Task):
         Name of the batch's speaker labels (``lobes.labels.Categories``).
     """
 
+    reports = (
+        "eer",
+        "threshold",
+        *(f"min_dcf_{prior}" for prior in TARGET_PRIORS),
+        "trials",
+        "positives",
+        "speaker_loss",
+    )
+
     def __init__(
         self,
         encoder,
@@ -295,6 +348,7 @@ class SpeakerRecognition(Task):
         self.weight = nn.Parameter(torch.empty(n_speakers, size))
         nn.init.xavier_normal_(self.weight)
         self.margin = AdditiveAngularMargin(margin=margin, scale=scale)
+        self.speakers = None
 
     def forward(self, frames):
         """Embeddings [batch, channel], float32."""
@@ -302,11 +356,16 @@ class SpeakerRecognition(Task):
 
     def loss(self, output, batch):
         """AAM-softmax loss, mean over the batch, float32."""
+        return self._loss(output, batch.labels[self.label], self.weight)
+
+    def _loss(self, output, speakers, weight, reduction="mean"):
+        """The loss of embeddings [batch, channel] with the classes [batch]."""
         embeddings = functional.normalize(self.dropout(output), dim=1)
-        cosines = embeddings @ functional.normalize(self.weight, dim=1).T
-        speakers = batch.labels[self.label]
-        targets = functional.one_hot(speakers, len(self.weight)).float()
-        return functional.cross_entropy(self.margin(cosines, targets), speakers)
+        cosines = embeddings @ functional.normalize(weight, dim=1).T
+        targets = functional.one_hot(speakers, len(weight)).float()
+        return functional.cross_entropy(
+            self.margin(cosines, targets), speakers, reduction=reduction
+        )
 
     def check_tasks(self, tasks):
         """Raise ``UserError`` when the pooling asks a speech head that never trains."""
@@ -326,6 +385,7 @@ class SpeakerRecognition(Task):
                 f"n_speakers is {len(self.weight)} but {stream.csv} has {found} "
                 f"speakers; set --n_speakers={found}"
             )
+        self.speakers = stream.labels[self.label]
 
     def update(self, output, batch):
         """Keep the embeddings of one batch."""
@@ -335,9 +395,11 @@ class SpeakerRecognition(Task):
     def results(self, name, evaluation_set, folder=None):
         """EER, minDCF and threshold of every trial list of the evaluation set.
 
-        With a folder also ``scores_<list>.txt``, ``histogram_<list>.png``, and
-        ``det.png`` of all lists. Raises ``UserError`` for an embedding that is
-        not finite: no metric is made from broken scores.
+        The loss, too, where ``name`` is ``valid`` and all speakers were trained on, as
+        when other recordings of theirs validate: ``speaker_loss``. With a folder also
+        ``scores_<list>.txt``, ``histogram_<list>.png``, and ``det.png`` of all lists.
+        Raises ``UserError`` for an embedding that is not finite: no metric is made
+        from broken scores.
         """
         embeddings = gather(self.collected)
         results, curves = {}, {}
@@ -358,4 +420,24 @@ class SpeakerRecognition(Task):
             )
         if curves:
             plot_det(Path(folder) / "det.png", curves)
+        if name == "valid" and results:
+            loss = self._valid_loss(embeddings, evaluation_set)
+            results[trials_name].update(loss)
         return results
+
+    def _valid_loss(self, embeddings, evaluation_set):
+        """``{"speaker_loss": mean}``, or nothing where a speaker is no class."""
+        table = evaluation_set.utterances.table
+        if self.speakers is None or self.speakers.column not in table:
+            return {}
+        known = dict(zip(table["ID"], table[self.speakers.column], strict=True))
+        names = [known[identity] for identity in embeddings]
+        if not set(names) <= self.speakers.index.keys():
+            return {}
+        weight, losses = self.weight.detach().float().cpu(), []
+        for first in range(0, len(names), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            vectors = torch.from_numpy(np.stack(list(embeddings.values())[part]))
+            speakers = self.speakers.encode(names[part])
+            losses.append(self._loss(vectors, speakers, weight, "none"))
+        return {"speaker_loss": float(torch.cat(losses).double().mean())}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lobes import brain, streams
+from lobes import brain, evaluation, streams
 from recipes.LibriSpeech_VoxCeleb.MTL import train as command
 from tests import kill_resume
 
@@ -53,7 +53,7 @@ def _redirected(output, function, arguments):
 
 def training(argv):
     """The training command, without its evaluation and its curves."""
-    command.evaluate = brain.plot_curves = lambda *_: {}
+    evaluation.evaluate = brain.plot_curves = lambda *_: {}
     command.main(argv)
 
 
@@ -128,10 +128,10 @@ def out_of_memory(argv, step):
 def _at_step(step, act):
     """Have ``act(brain)`` called in the forward pass after so many steps."""
 
-    class Acting(command.SpeechSpeakerBrain):
+    class Acting(brain.SpeechSpeakerBrain):
         def compute_forward(self, batches, stage):
             if self.optimizer_step == step:
                 act(self)
             return super().compute_forward(batches, stage)
 
-    command.SpeechSpeakerBrain = Acting
+    brain.SpeechSpeakerBrain = Acting

@@ -35,6 +35,7 @@ import torch
 
 import lobes
 from lobes import brain as brain_module
+from lobes import evaluation
 from lobes.progress import ProgressLog
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tests import tiny
@@ -153,10 +154,10 @@ class Events:
             self.happen("half a file", last_act=tear)
             return save(state, target, *args, **kwargs)
 
-        train.SpeechSpeakerBrain = Watched
+        brain_module.SpeechSpeakerBrain = Watched
         torch.save = watched_save
         # What else takes time and decides nothing.
-        train.evaluate = brain_module.plot_curves = lambda *_: {}
+        evaluation.evaluate = brain_module.plot_curves = lambda *_: {}
         sys.addaudithook(self._audit)
 
     def _audit(self, name, args):

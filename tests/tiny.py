@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pandas
 import soundfile
+import torch
 
 from lobes.brain import SpeechSpeakerBrain
 from lobes.recipe import ROOT, load_variant, parse_arguments, start_experiment
@@ -122,6 +123,8 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "output_folder": output,
         "ledger": f"{output}/ledger.jsonl",
         "skip_prep": True,
+        # It validates and tests on what it trains on.
+        "allow_leaks": True,
         "source": "null",
         "encoder_config": str(encoder).replace("'", ""),
         "n_speakers": SPEAKERS,
@@ -169,3 +172,15 @@ def parameters(system):
     """Copies of all parameters by name."""
     state = system.modules.state_dict()
     return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def flat(system):
+    """All weights and buffers as one vector.
+
+    Without the biases that a softmax ignores: their gradient is rounding noise, of
+    which Adam makes steps.
+    """
+    state = system.modules.state_dict()
+    ignored = ("k_proj.bias", "statistics.conv.conv.bias")
+    names = [name for name in sorted(state) if not name.endswith(ignored)]
+    return torch.cat([state[name].flatten().double() for name in names])

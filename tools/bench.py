@@ -31,25 +31,27 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas
-import speechbrain as sb
-import torch
-from matplotlib.figure import Figure
-from speechbrain.utils.run_opts import RunOptions
-from torch.utils.flop_counter import FlopCounterMode
 
 from lobes.audio import SAMPLE_RATE
-from lobes.distributed import join_processes
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
-from lobes.plots import COLOURS, dress, save
-from lobes.recipe import ROOT
+from lobes.lazy import lazy
+from lobes.recipe import ROOT, RunOptions
 from lobes.scoring import Trials, cosine_scores, equal_error_rate, verification_metrics
-from lobes.streams import EvaluationSet, EvaluationStream, Utterances, end_loading
+from lobes.settings import COUNT, PATH, POSITIVE, option
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
-from tools import bench_systems as systems
-from tools.cost import _convolution_backward
+
+distributed = lazy("lobes.distributed")
+flop_counter = lazy("torch.utils.flop_counter")
+matplotlib_figure = lazy("matplotlib.figure")
+meters = lazy("lobes.meters")
+pandas = lazy("pandas")
+plots = lazy("lobes.plots")
+sb = lazy("speechbrain")
+streams = lazy("lobes.streams")
+systems = lazy("tools.bench_systems")
+torch = lazy("torch")
 
 #: What each kind of machine can be asked: seconds of audio per task and step, batches
 #: per round, utterances evaluated, and audio per task where memory is measured; audio
@@ -232,18 +234,24 @@ def parse(argv):
     )
     parser.add_argument(
         "--crop",
-        type=float,
+        type=POSITIVE,
         nargs="+",
         default=[3.0, 9.0],
         help="seconds of a speaker crop; tiny takes a tenth (default: 3 9)",
     )
-    parser.add_argument("--seconds", type=float, help="audio per task and step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
-    parser.add_argument("--workers", type=int, help="reading processes per task")
+    parser.add_argument("--seconds", type=POSITIVE, help="audio per task and step")
+    parser.add_argument("--rounds", type=COUNT, default=5)
+    parser.add_argument(
+        "--threads", type=option("threads"), help="CPU threads of torch"
+    )
+    parser.add_argument(
+        "--workers", type=option("num_workers"), help="reading processes per task"
+    )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--output", default=str(ROOT / "results" / "bench"))
-    parser.add_argument("--work", help="folder for the made-up corpora, removed again")
+    parser.add_argument("--output", type=PATH, default=str(ROOT / "results" / "bench"))
+    parser.add_argument(
+        "--work", type=PATH, help="folder for the made-up corpora, removed again"
+    )
     options = parser.parse_args(argv)
     cuda = torch.device(options.device).type == "cuda"
     if cuda and not torch.cuda.is_available():
@@ -418,10 +426,10 @@ def first_losses(compared, batches, options):
 
 def count_flops(brain, batches):
     """Operations of our step, forward and back; attention counts on GPUs only."""
-    counts = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counts = {torch.ops.aten.convolution_backward: meters.convolution_backward}
     encoder = brain.hparams.encoder
     encoder.freeze(False)
-    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
             given = dict(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
@@ -515,7 +523,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        end_loading(stream)
+        streams.end_loading(stream)
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
@@ -526,7 +534,8 @@ def measure_evaluation(setup, options):
     for task, corpus in (("speech", "LibriSpeech"), ("speaker", "VoxCeleb")):
         source = Path(setup.folder, "prepared", corpus, "train.csv")
         lists[task] = source.with_name("evaluated.csv")
-        pandas.read_csv(source, dtype=str).head(count).to_csv(lists[task], index=False)
+        table = pandas.read_csv(source, dtype=str, keep_default_na=False)
+        table.head(count).to_csv(lists[task], index=False)
     brain = systems.Ours(setup)
     seconds = EVALUATION_SECONDS * setup.scale
     budgets = {"batched": round(seconds * SAMPLE_RATE), "single": None}
@@ -585,14 +594,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, streams.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(streams.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -667,14 +676,14 @@ def measure_preparation(setup, options):
     if "preparation" not in options.only:
         return {"rows": rows, "growth": growth}
     source = folder / "prepared" / "LibriSpeech" / "train.csv"
-    table = pandas.read_csv(source, dtype=str)
+    table = pandas.read_csv(source, dtype=str, keep_default_na=False)
     labels = {"letters": systems.load(setup)[0]["letters"]}
     for count in SIZES[options.kind]["growth"]:
         repeated = table.iloc[np.arange(count) % len(table)].copy()
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", Utterances, path, labels)
+        took = clock("cpu", streams.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 
@@ -784,7 +793,7 @@ def scaling_steps(setup, ranks, port, rounds, rank=0):
             "WORLD_SIZE": str(ranks),
         }
         backend = "nccl" if setup.device == "cuda" else "gloo"
-        join_processes(RunOptions(distributed_backend=backend))
+        distributed.join_processes(RunOptions(distributed_backend=backend))
     if setup.device == "cuda":
         # Without a number SpeechBrain would take the first one in every process.
         setup = setup.but(device=f"cuda:{rank}")
@@ -954,19 +963,19 @@ def report(found):
 
 def draw(found, path):
     """The ratios with their goals, and memory against audio."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = matplotlib_figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     goals = {row["name"]: float(row["goal"].split()[1]) for row in found["goals"]}
     for place, (name, one) in enumerate(found["ratios"].items()):
-        left.plot([one["min"], one["max"]], [place] * 2, color=COLOURS[0], lw=2)
-        left.plot(one["median"], place, "o", color=COLOURS[0])
+        left.plot([one["min"], one["max"]], [place] * 2, color=plots.COLOURS[0], lw=2)
+        left.plot(one["median"], place, "o", color=plots.COLOURS[0])
         if name in goals:
-            left.plot(goals[name], place, "|", color=COLOURS[1], ms=16, mew=2)
+            left.plot(goals[name], place, "|", color=plots.COLOURS[1], ms=16, mew=2)
     left.set_yticks(range(len(found["ratios"])), list(found["ratios"]))
     left.set_xlabel("ratio: least, median, greatest; goal in orange")
     left.invert_yaxis()
     points = found.get("memory", {}).get("points", {})
-    for colour, (name, rows) in zip(COLOURS, points.items(), strict=False):
+    for colour, (name, rows) in zip(plots.COLOURS, points.items(), strict=False):
         amounts = [row["audio"] for row in rows]
         right.plot(amounts, [r["peak"] / 1e9 for r in rows], "o-", color=colour)
         right.annotate(
@@ -976,8 +985,8 @@ def draw(found, path):
     right.set_xlabel("audio in a step, both tasks (s)")
     right.set_ylabel("peak memory (GB)")
     for axes in (left, right):
-        dress(axes)
-    save(figure, path)
+        plots.dress(axes)
+    plots.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 from lobes.conversion import convert, summary
 from lobes.errors import user_errors_exit
 from lobes.preparation import say
+from lobes.settings import PATH, option
 
 
 @user_errors_exit
@@ -24,11 +25,13 @@ def main(argv=None):
         "earlier run of the same command stopped.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="the corpus")
-    parser.add_argument("out", metavar="OUT", help="may be FOLDER itself")
+    parser.add_argument("folder", metavar="FOLDER", type=PATH, help="the corpus")
+    parser.add_argument("out", metavar="OUT", type=PATH, help="may be FOLDER itself")
     parser.add_argument("--to", required=True, choices=("flac", "wav"))
     parser.add_argument(
-        "--num_workers", type=int, help="processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="processes (default: all cores)",
     )
     parser.add_argument(
         "--delete",

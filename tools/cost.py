@@ -10,21 +10,20 @@ bytes of its tensors from when they are made until they are freed.
 
 import argparse
 import tempfile
-import weakref
 from pathlib import Path
-
-import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import Wav2Vec2Config
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import user_errors_exit
-from lobes.recipe import load_variant, parse_arguments
-from lobes.streams import RandomCrops
+from lobes.lazy import lazy
+from lobes.official import TRIALS
+from lobes.recipe import load_variant, parse_arguments, resolve
+from lobes.settings import POSITIVE, parse
+from lobes.source_check import check_source
+
+meters = lazy("lobes.meters")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 #: Sustained TFLOP/s. The paper's GPU did 0.8 steps/s over its whole budget, and its
 #: code takes 21.1 TFLOP a step (back through the CNN, forward twice); an H200 is
@@ -34,6 +33,7 @@ MACHINES = {"RTX 3090": 17.0, "H200": 172.0}
 CARDS = (12, 24, 80)  # GB of GPU memory; a GB is 10^9 bytes
 CONTEXT = 1e9  # bytes that CUDA and its libraries take for themselves
 FRAGMENTATION = 1.1  # memory that the allocator holds over what it hands out
+SCORE_BYTES = 90  # of a trial: 77 a line of scores, the rest for utterances' tables
 UTTERANCE_SECONDS = 12.5  # of a speech batch; LibriSpeech's mean is 12.3 (section 4.1)
 ACCUMULATIONS = (1, 2, 4, 8)  # 16 would leave no room for the longest utterance
 
@@ -45,11 +45,12 @@ def main(argv=None):
         description="Estimate parameters, memory, operations and hours of trainings.",
         epilog="Further options are train.py's overrides, as --key=value. The columns "
         "12 to 80 GB: the grad_accumulation_factor that fits, max_batch_samples "
-        "divided by it, and the GB that takes; disk: GB of best and last checkpoint.",
+        "divided by it, and the GB that takes; disk: GB of best and last checkpoint, "
+        "and of the test's scores.",
         allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="+", help="YAML files of the recipes")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s of your GPU")
+    parser.add_argument("--tflops", type=POSITIVE, help="sustained TFLOP/s of your GPU")
     options, overrides = parser.parse_known_args(argv)
     machines = {"GPU": options.tflops} if options.tflops else MACHINES
     hours, cards = [f"{name} h" for name in machines], [f"{card} GB" for card in CARDS]
@@ -63,7 +64,8 @@ def main(argv=None):
         row += [f"{cost['run_flops'] / 3.6e15 / t:.3g}" for t in machines.values()]
         fits = cost["cards"].values()
         row += [f"{fit[0]}: {fit[1] / 1e9:.1f}" if fit else "-" for fit in fits]
-        print(f"| {' | '.join(row)} | {2 * cost['checkpoint'] / 1e9:.1f} |", flush=True)
+        disk = 2 * cost["checkpoint"] + cost["results"]
+        print(f"| {' | '.join(row)} | {disk / 1e9:.1f} |", flush=True)
 
 
 def estimate(path, overrides=()):
@@ -71,6 +73,7 @@ def estimate(path, overrides=()):
 
     ``parameters``, ``trained``; operations of an optimizer step ``flops``, of one with
     a frozen encoder ``frozen_flops``, of all ``run_flops``; bytes of a ``checkpoint``;
+    bytes of the test's files ``results``;
     ``needed``: accumulation to bytes of GPU memory; ``cards``: GB to the first
     accumulation that fits and the bytes it takes, or None.
     """
@@ -96,9 +99,21 @@ def estimate(path, overrides=()):
         "frozen_flops": frozen_flops,
         "run_flops": frozen_steps * frozen_flops + (steps - frozen_steps) * flops,
         "checkpoint": 4 * total + 8 * trained,
+        "results": _test_files(hparams),
         "needed": needed,
         "cards": {card: fit[0] if fit else None for card, fit in fits.items()},
     }
+
+
+def _test_files(hparams):
+    """Bytes of the scores of the official trial lists that are tested."""
+    paths = [
+        path.name
+        for sets in hparams["test_sets"].values()
+        for one in sets.values()
+        for path in getattr(one, "trial_paths", ())
+    ]
+    return SCORE_BYTES * sum(sum(TRIALS[name]) for name in paths if name in TRIALS)
 
 
 def load(path, overrides=()):
@@ -114,28 +129,42 @@ def load(path, overrides=()):
     # Masks need values; LayerDrop would make a step smaller by chance.
     unwanted = {"mask_time_prob", "mask_feature_prob", "layerdrop"} & tree.keys()
     changes.update(dict.fromkeys(unwanted, 0.0))
-    source = given.get("source", tree.get("source"))
+    # A wrong option is told before torch is imported.
+    resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
+    source = source_of(path, overrides)
     if source == "facebook/wav2vec2-base":
         changes["source"] = None
-    elif source not in (None, "null"):
-        config = Wav2Vec2Config.from_pretrained(source).to_dict()
+    elif source is not None:
+        source = check_source(source, weights=False)
+        config = transformers.Wav2Vec2Config.from_pretrained(source).to_dict()
         changes.update(source=None, encoder_config=config)
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         changes["output_folder"] = folder
         return parse_arguments([str(path), *overrides], changes)[0]
 
 
+def source_of(path, overrides=()):
+    """What the setting ``source`` of a YAML is, or None."""
+    given = dict(item[2:].partition("=")[::2] for item in overrides)
+    if "source" in given:
+        return parse("source", given["source"])
+    return load_variant(path, given.get("base"))[0].get("source")
+
+
 def trace(hparams, frozen=False):
     """Operations, and bytes at the worst moment, of one forward and backward pass."""
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.flop_counter import FlopCounterMode
+
     encoder, tasks = hparams["encoder"].train(), hparams["tasks"]
     encoder.freeze(frozen)
     for p in torch.nn.ModuleList([encoder, *tasks.values()]).parameters():
         p.grad = torch.empty_like(p) if p.requires_grad else None
     streams = hparams["train_streams"]
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    on_cuda, memory, outputs = AsOnCUDA(), Allocations(), []
+    on_cuda, memory, outputs = meters.AsOnCUDA(), meters.Allocations(), []
     on_cuda.low = low.get(hparams["precision"])
-    counts = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counts = {torch.ops.aten.convolution_backward: meters.convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=counts) as flops, memory:
         for stream in {id(stream): stream for stream in streams.values()}.values():
             fed = [tasks[name] for name in streams if streams[name] is stream]
@@ -157,67 +186,15 @@ def trace(hparams, frozen=False):
 
 def _batch(stream):
     """Waveforms [batch, samples] without values, and lengths, as a stream gives."""
-    if isinstance(stream, RandomCrops):
+    if isinstance(stream, streams.RandomCrops):
         count, samples = stream.batch_size, stream.crop
     else:
         samples = round(UTTERANCE_SECONDS * SAMPLE_RATE)
         count = max(stream.max_batch_samples // samples, 1)
     lengths = torch.full((count,), samples)
-    if not isinstance(stream, RandomCrops):
+    if not isinstance(stream, streams.RandomCrops):
         lengths[-1] -= samples // 50  # Padded batches take another way.
     return torch.empty(count, samples, device="meta"), lengths
-
-
-class AsOnCUDA(TorchFunctionMode):
-    """Lets the meta device take CUDA's kernels, and its autocast to ``low``."""
-
-    low = None
-    lowered = {functional.linear, functional.conv1d}
-    raised = {functional.layer_norm, functional.group_norm}
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-        if function is functional.dropout and kwargs["training"] and kwargs["p"] > 0:
-            return torch.native_dropout(args[0], kwargs["p"], True)[0]
-        if self.low is not None and function in self.lowered | self.raised:
-            dtype = self.low if function in self.lowered else torch.float32
-            args, kwargs = tree_map_only(
-                torch.Tensor, lambda tensor: tensor.to(dtype), (args, kwargs)
-            )
-        return function(*args, **kwargs)
-
-
-class Allocations(TorchDispatchMode):
-    """Counts the bytes alive of tensors made under it; ``peak`` is the most."""
-
-    live = peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        for storage in _storages((args, kwargs)):
-            storage.known = True  # It was there before.
-        made = function(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if not getattr(storage, "known", False):
-                storage.known = True
-                self._add(storage.nbytes())
-                weakref.finalize(storage, self._add, -storage.nbytes())
-        return made
-
-    def _add(self, size):
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def _storages(tree):
-    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    return [tensor.untyped_storage() for tensor in tensors if tensor.is_meta]
-
-
-def _convolution_backward(gradient, inputs, weight, *args, **_):
-    """Operations of a convolution's gradients, by shapes; torch forgets the groups."""
-    return 2 * gradient.numel() * weight[1:].numel() * sum(args[-1][:2])
 
 
 if __name__ == "__main__":

@@ -31,12 +31,13 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from rich.console import Console
 from rich.progress import Progress
 
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
+from lobes.settings import COUNT, option
+from lobes.terminal import console
 
 #: File in the corpus folder that says what it holds; written last.
 MARKER = "corpus.json"
@@ -506,9 +507,9 @@ def _speak_all(request, speakers, jobs, progress):
     # module (with torch, perhaps) again for every voice.
     workers = []
     lengths = {}
-    console = Console(stderr=True)
+    on_stderr = console(stderr=True)
     with (
-        Progress(console=console, disable=not progress, transient=True) as bar,
+        Progress(console=on_stderr, disable=not progress, transient=True) as bar,
         selectors.DefaultSelector() as selector,
     ):
         task = bar.add_task("speakers", total=len(speakers))
@@ -964,6 +965,9 @@ def _variant_name(speaker):
 def _start_part(out):
     """The empty folder ``<out>.part``, taken by this process."""
     part = out.with_name(out.name + ".part")
+    if part.is_dir() and not any(part.iterdir()):
+        # A disk was full before its owner could write its name there.
+        part.rmdir()
     if part.exists():
         try:
             lock = json.loads((part / _LOCK).read_text(encoding="utf-8"))
@@ -1088,14 +1092,16 @@ def _parser():
         epilog="Needs `pip install -e .[demo]`.",
     )
     parser.add_argument("out", help="folder to make; a complete one is left alone")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"default {SEED}")
+    parser.add_argument(
+        "--seed", type=option("seed"), default=SEED, help=f"default {SEED}"
+    )
     parser.add_argument(
         "--pretraining",
         action="store_true",
         help="sentences that no corpus without this option has",
     )
     parser.add_argument(
-        "--jobs", type=int, help="processes at a time (default: one per usable core)"
+        "--jobs", type=COUNT, help="processes at a time (default: one per usable core)"
     )
     parser.add_argument(
         "--small", action="store_true", help="a tiny corpus for tests, in seconds"
@@ -1111,14 +1117,14 @@ def _parser():
         default = " ".join(map(str, getattr(Sizes(), name)))
         parser.add_argument(
             f"--{name}",
-            type=int,
+            type=COUNT,
             nargs=len(metavar),
             metavar=metavar,
             help=f"{what} (default {default})",
         )
     parser.add_argument(
         "--trials",
-        type=int,
+        type=COUNT,
         help=f"length of each VoxCeleb1 trial list (default {Sizes().trials})",
     )
     return parser

@@ -9,10 +9,12 @@ that a step takes. The exit status is 1 after any FAIL.
 """
 
 import argparse
+import contextlib
 import csv
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import re
 import shutil
@@ -22,25 +24,30 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+INSTALL = "pip install -c constraints.txt -e ."
+
 try:
     import numpy as np
     import soundfile
-    import torch
     from packaging.requirements import Requirement
     from packaging.version import Version
 
     from lobes.audio import encode_audio, import_pyav
+    from lobes.encoder import Wav2Vec2Encoder
     from lobes.errors import UserError, user_errors_exit
-    from lobes.labels import Categories
+    from lobes.lazy import lazy
     from lobes.official import TRIALS, Count, official_count
+    from lobes.opening import check_leaks, open_sets
     from lobes.preparation import children, worker_count
     from lobes.recipe import ROOT
+    from lobes.source_check import check_source
     from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
-    raise SystemExit(
-        f"FAIL  packages      {error}; pip install -c constraints.txt -e ."
-    ) from error
+    raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
+
+labels = lazy("lobes.labels")
+torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
 DISTRIBUTION = "speech-speaker-mtl"
@@ -82,6 +89,10 @@ def main(argv=None):
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.yaml is None:
         raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
     statuses = []
     for finding in findings(options.yaml, overrides):
         print(finding, flush=True)
@@ -98,9 +109,11 @@ def findings(yaml=None, overrides=()):
     yield from audio()
     yield tensorboard()
     if yaml is None:
+        yield from shared_memory()
         yield disk(ROOT / "results")
         return
     try:
+        yield from source(cost.source_of(yaml, overrides))
         hparams = cost.load(yaml, overrides)
         estimate = cost.estimate(yaml, overrides)
     except UserError as error:
@@ -108,7 +121,9 @@ def findings(yaml=None, overrides=()):
         return
     given = [text for text in overrides if text.startswith("--output_folder=")]
     output_folder = given[-1].partition("=")[2] if given else ROOT / "results"
+    yield from shared_memory(loading(hparams))
     yield from corpora(hparams)
+    yield from opened(hparams)
     yield from training(hparams, estimate, output_folder)
 
 
@@ -138,12 +153,11 @@ def packages():
             # Of an extra: where it matters it has a line of its own.
             continue
         found = version(one.name)
-        where = "pip install -c constraints.txt -e ."
         if found is None:
-            yield Finding("FAIL", one.name, "not installed", where)
+            yield Finding("FAIL", one.name, "not installed", INSTALL)
         elif not one.specifier.contains(found, prereleases=True):
             yield Finding(
-                "FAIL", one.name, f"{found}, but {one.specifier} is needed", where
+                "FAIL", one.name, f"{found}, but {one.specifier} is needed", INSTALL
             )
         elif one.name == "torch":
             yield torch_and_torchaudio(tested)
@@ -302,6 +316,41 @@ def tensorboard():
     return Finding("OK", "tensorboard", f"{found}", "used with --tensorboard=True")
 
 
+def shared_memory(needed=2e8, folder="/dev/shm"):
+    """Whether loading processes have room to hand batches over, on Linux."""
+    if not os.path.isdir(folder):
+        return
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e6:,.0f} MB free, loading processes need {needed / 1e6:.0f}"
+    if free >= needed:
+        yield Finding("OK", folder, found)
+        return
+    remedy = "read with --num_workers=0, or start the container with --shm-size=1g"
+    yield Finding("FAIL", folder, found, remedy)
+
+
+def source(name):
+    """Whether the weights that a training starts from are whole."""
+    if name is None:
+        return
+    try:
+        found = check_source(name, Wav2Vec2Encoder.model_class)
+    except UserError as error:
+        yield Finding("FAIL", "source", str(error).removeprefix("source: "))
+        return
+    there = os.path.isdir(found)
+    text = f"{name}: whole, in {found}" if there else f"{name}: the hub has it"
+    yield Finding("OK", "source", text)
+
+
+def loading(hparams):
+    """Bytes of the batches that loading processes hold ready for a training."""
+    streams = {id(stream) for stream in hparams["train_streams"].values()}
+    # Of float32 samples; torch lets each process read two batches ahead.
+    held = len(streams) * hparams["num_workers"] * 2
+    return held * hparams["max_batch_samples"] * 4
+
+
 def disk(folder, needed=5e9):
     """Whether ``needed`` bytes have room in a folder that need not exist yet."""
     folder = Path(os.path.abspath(folder))
@@ -332,7 +381,7 @@ def corpora(hparams):
         yield from voxceleb(voices)
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
-        if isinstance(label, Categories) and "n_speakers" in hparams:
+        if isinstance(label, labels.Categories) and "n_speakers" in hparams:
             yield from classes(label.csvs, hparams["n_speakers"])
 
 
@@ -358,11 +407,13 @@ def voxceleb(settings):
     save_folder = Path(settings["save_folder"])
     two, one = settings["data_folder"], settings["test_folder"]
     train, valid, test = (save_folder / f"{n}.csv" for n in ("train", "valid", "test"))
-    official = official_count("VoxCeleb2/dev")
+    # Then the training speakers are VoxCeleb1's, which are counted below.
+    same = settings.get("without_test_speakers")
+    official = official_count("VoxCeleb1/dev" if same else "VoxCeleb2/dev")
     if train.is_file():
         csvs = [path for path in (train, valid) if path.is_file()]
-        yield prepared("VoxCeleb2", csvs, official)
-    elif two is not None:
+        yield prepared("VoxCeleb1's dev" if same else "VoxCeleb2", csvs, official)
+    elif two is not None and not same:
         yield listed("VoxCeleb2", settings, two, "voxceleb2_folder", [_ROOTS], official)
     if test.is_file():
         # As many as the lists name, of which no number is published.
@@ -386,8 +437,11 @@ def prepared(topic, csvs, official):
         speakers, found = count(csvs)
     except UserError as error:
         return Finding("FAIL", topic, str(error), "prepare it again")
-    found = Count(len(speakers), found)
     where = " and ".join(map(str, csvs))
+    if speakers is None:
+        text = f"{found:,} utterances without speakers (no column spk_id) in {where}"
+        return Finding("OK", topic, text)
+    found = Count(len(speakers), found)
     if official is None:
         text = f"{found.utterances:,} utterances, {found.speakers:,} speakers"
         return Finding("OK", topic, f"{text} in {where}")
@@ -461,11 +515,59 @@ def trials(path):
     )
 
 
+def opened(hparams):
+    """What opening all sets says, of those whose CSVs are there, as train.py does."""
+    train, valid, test = (
+        hparams[key] for key in ("train_streams", "valid_sets", "test_sets")
+    )
+    train = {t: s for t, s in train.items() if all(map(os.path.isfile, s.csvs))}
+    valid = {t: s for t, s in valid.items() if os.path.isfile(s.csv)}
+    test = {
+        task: {n: s for n, s in sets.items() if os.path.isfile(s.csv)}
+        for task, sets in test.items()
+    }
+    evaluated = [*valid.values(), *(s for sets in test.values() for s in sets.values())]
+    if not train and not evaluated:
+        return
+    remedy = "all of it is told again, and the rest, when train.py opens its sets"
+    with _warnings() as said:
+        try:
+            open_sets(train, valid, test)
+            check_leaks(train, valid, test, hparams["allow_leaks"])
+        except UserError as error:
+            yield Finding("FAIL", "files", str(error), remedy)
+            return
+    for text in said:
+        yield Finding("WARN", "files", text)
+    count = sum(len(s.utterances) for s in {id(s): s for s in train.values()}.values())
+    count += sum(len(one.rows) for one in evaluated)
+    text = f"the files of {count:,} utterances are there, 16 kHz and as long as listed"
+    yield Finding("OK", "files", text)
+
+
+@contextlib.contextmanager
+def _warnings():
+    """A list of what this project warns of meanwhile, which is then not printed."""
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("lobes")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
 def classes(csvs, n_speakers):
     """The classifier's size against its speakers, where the CSVs are there."""
     if not all(Path(path).is_file() for path in csvs):
         return
-    found = len(count(csvs)[0])
+    speakers, _ = count(csvs)
+    if speakers is None:
+        # Opening the sets says so.
+        return
+    found = len(speakers)
     if found == n_speakers:
         yield Finding("OK", "n_speakers", f"{found:,}, as in the training CSVs")
     else:
@@ -480,6 +582,7 @@ def classes(csvs, n_speakers):
 def count(csvs):
     """The speakers (set) and the number of utterances of several CSVs.
 
+    The speakers are None where a CSV names none: speech recognition needs none.
     Without the checks of ``lobes.tables.read_table``, which take ten times as long.
     """
     speakers, utterances = set(), 0
@@ -487,13 +590,14 @@ def count(csvs):
         with open(path, encoding="utf-8-sig", newline="") as stream:
             rows = csv.reader(stream)
             header = next(rows, [])
-            if "spk_id" not in header:
-                raise UserError(f"{path} has no column spk_id")
-            column = header.index("spk_id")
+            column = header.index("spk_id") if "spk_id" in header else None
             for row in rows:
                 if len(row) != len(header):
                     raise UserError(f"{path}, line {rows.line_num}: a field is missing")
-                speakers.add(row[column])
+                if column is None:
+                    speakers = None
+                elif speakers is not None:
+                    speakers.add(row[column])
                 utterances += 1
     return speakers, utterances
 
@@ -538,7 +642,7 @@ def training(hparams, estimate, output_folder):
     remedy = "use a GPU, a recent one with --precision=bf16" if slow else ""
     yield Finding("WARN" if slow else "OK", "time", text, remedy)
     # Best, last, and the one being written.
-    yield disk(output_folder, 3 * estimate["checkpoint"])
+    yield disk(output_folder, 3 * estimate["checkpoint"] + estimate["results"])
 
 
 def products(device, precision, seconds=0.5):

@@ -17,6 +17,7 @@ from its beginning. What was unpacked is not looked at again.
 """
 
 import argparse
+import filecmp
 import hashlib
 import http.client
 import io
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import enumeration, progress_bar, say, writable_folder
 
@@ -141,7 +142,11 @@ def main(argv=None):
         )
         if corpus == "librispeech":
             command.add_argument(
-                "--subsets", nargs="+", required=True, choices=LIBRISPEECH
+                "--subsets",
+                nargs="+",
+                action="extend",
+                required=True,
+                choices=LIBRISPEECH,
             )
             command.add_argument(
                 "--url", help="folder on a mirror, with the archives in it"
@@ -151,6 +156,7 @@ def main(argv=None):
                 "--from",
                 dest="sources",
                 nargs="+",
+                action="extend",
                 required=True,
                 metavar="URL_OR_FILE",
                 help="archives, all parts of archives, trial lists and meta files",
@@ -158,6 +164,7 @@ def main(argv=None):
         command.add_argument(
             "--md5",
             nargs="+",
+            action="extend",
             default=[],
             metavar="NAME=SUM",
             help="checksums that are not known here, or instead of the known ones",
@@ -177,7 +184,7 @@ def main(argv=None):
 
 def _run(options):
     """Do what the command line says; returns a summary."""
-    out = writable_folder(options.out, "OUT")
+    out = Path(os.path.abspath(options.out))
     archives = out / "archives"
     if options.corpus == "librispeech":
         sources = [
@@ -191,6 +198,7 @@ def _run(options):
         folder = out / f"VoxCeleb{options.corpus[-1]}"
     files = _files(sources, archives, folder, _checksums(options.md5))
     groups = _groups([f for f in files if not f.name.endswith(_PLAIN)])
+    writable_folder(out, "OUT")
     with one_writer(archives / f".{options.corpus}.lock"):
         todo = {n: g for n, g in groups.items() if not _unpacked(folder, n, g)}
         plain = [f for f in files if f.name.endswith(_PLAIN)]
@@ -221,7 +229,7 @@ def _run(options):
 
 def _checksums(given):
     """``{name: md5}``: the known ones, and those of the command line."""
-    checksums = dict(MD5)
+    checksums, named = dict(MD5), {}
     for item in given:
         name, _, value = item.partition("=")
         if not re.fullmatch("[0-9a-fA-F]{32}", value):
@@ -229,8 +237,12 @@ def _checksums(given):
                 f"--md5: {item!r} is not NAME=SUM with 32 hexadecimal digits, as in "
                 f"vox2_test_aac.zip={MD5['vox2_test_aac.zip']}"
             )
-        checksums[name] = value.lower()
-    return checksums
+        if named.setdefault(name, value.lower()) != value.lower():
+            raise UserError(
+                f"--md5: {name} is given two sums, {named[name]} and {value.lower()}; "
+                f"give the right one"
+            )
+    return checksums | named
 
 
 def _files(sources, archives, folder, checksums):
@@ -356,6 +368,11 @@ def _put(file, folder):
         _get(file)
         if file.url is None:
             write_atomically(target, file.path.read_bytes())
+    elif file.url is None and not filecmp.cmp(file.path, target, shallow=False):
+        raise UserError(
+            f"{target}: another file of that name is there, not what {file.path} "
+            f"holds; rename or delete one of them"
+        )
     elif file.md5 not in (None, found := _md5(target)):
         raise UserError(
             f"{target}: it is there with the md5 {found}, not {file.md5}; delete it to "
@@ -591,9 +608,13 @@ def unpack(name, parts, folder):
     folder : Path
         Of the corpus: ``LibriSpeech``, ``VoxCeleb1``, ``VoxCeleb2``.
 
-    Everything goes to a temporary folder first. Raises ``UserError`` for damaged
-    archives, those with links or with names that lead out of the folder, with other
-    content than the corpus's, and for a full disk.
+    Everything goes to a temporary folder first. Nothing that is there with other
+    content is overwritten: documents beside the subsets, which each archive brings
+    along, stay, and that is told; other files are an error.
+
+    Raises ``UserError`` for damaged archives, those with links or with names that lead
+    out of the folder, with other content than the corpus's, with audio that is there
+    already and differs, and for a full disk.
     """
     temporary = _temporary(folder, name)
     try:
@@ -606,6 +627,7 @@ def unpack(name, parts, folder):
                 extract = _extract_zip if zipped else _extract_tar
                 count = extract(name, stream, temporary, bar)
         moves = _destinations(folder, name, temporary)
+        moves = _not_overwriting(name, moves)
         for source, target in moves:
             _move(source, target)
         shutil.rmtree(temporary)
@@ -750,6 +772,41 @@ def _destinations(folder, name, unpacked):
     return [(entry, home / entry.name) for entry in sorted(root.iterdir())]
 
 
+def _not_overwriting(name, moves):
+    """The moves without documents that differ from those that are there.
+
+    Raises ``UserError`` where anything else does.
+    """
+    kept = [pair[1] for pair in moves if pair[0].is_file() and _differs(*pair)]
+    differing, left = [], [pair for pair in moves if pair[1] not in kept]
+    while left:
+        source, target = left.pop()
+        if source.is_dir() and target.is_dir():
+            left += ((entry, target / entry.name) for entry in source.iterdir())
+        elif _differs(source, target):
+            differing.append(str(target))
+    if differing:
+        raise UserError(
+            f"{name}: {len(differing)} file(s) of it are there already with other "
+            f"content, and are not overwritten: {enumeration(sorted(differing))}; "
+            f"move them away, or give another OUT"
+        )
+    if kept:
+        say(
+            f"{name}: not what it brings, but what was there before, is kept of "
+            f"{enumeration([target.name for target in kept])}"
+        )
+    return [pair for pair in moves if pair[1] not in kept]
+
+
+def _differs(source, target):
+    """Whether something else than ``source`` is there as ``target``."""
+    if not os.path.lexists(target):
+        return False
+    both = source.is_file() and target.is_file()
+    return not (both and filecmp.cmp(source, target, shallow=False))
+
+
 def _move(source, target):
     """Move a file or folder; a folder's content into one that is there."""
     if source.is_dir() and target.is_dir():
@@ -774,14 +831,17 @@ def _unpacked(folder, name, parts):
     """Whether these parts were unpacked before; says so."""
     marker = _marker(folder, name)
     try:
-        stored = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(marker, "")
+    except UserError:
+        return False
+    md5, folders = stored.get("md5"), stored.get("folders")
+    if not (isinstance(md5, dict) and isinstance(folders, list)):
         return False
     for file in parts:
-        if file.md5 not in (None, stored["md5"].get(file.name)):
+        if file.md5 not in (None, md5.get(file.name)):
             say(f"{name}: unpacked before, but not with this md5; doing it again")
             return False
-    gone = [f for f in stored["folders"] if not (folder / f).exists()]
+    gone = [f for f in map(str, folders) if not (folder / f).exists()]
     state = f"but {', '.join(gone)} is gone" if gone else "kept"
     say(f"{name}: unpacked before; {state}; delete {marker} to unpack it again")
     return True

@@ -6,24 +6,37 @@
 The folder (config.json, model.safetensors) serves as `--source=OUT` of any recipe,
 and loads with transformers' Wav2Vec2Model.from_pretrained. With `--ctc` it holds the
 speech head, too, and a processor: Wav2Vec2ForCTC and transformers' pipelines load it.
+A README.md beside it says how to use the model, and what padding does to it there.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
-from transformers import (
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-    Wav2Vec2Processor,
-)
-
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import UserError, explanation, user_errors_exit
 from lobes.evaluation import load_checkpoint, load_run
 from lobes.files import write_atomically
+from lobes.lazy import lazy
+
+torch = lazy("torch")
+transformers = lazy("transformers")
+
+#: What a user of the folder must know.
+CARD = """# {title}
+
+{what} of a training with speech-speaker-mtl, step {step}; `provenance.json` has its
+validation. Load it with transformers' `{model}.from_pretrained`. Its input is 16 kHz
+mono, every utterance with zero mean and unit variance.
+{padding}"""
+
+#: Where the first convolution has a group norm, as wav2vec2-base's.
+PADDING = """
+**Give it one utterance at a time.** The group norm of its first layer takes an
+utterance's whole length, in transformers with the zeros that pad a batch: another
+output{letters}. The model was trained without that effect: in speech-speaker-mtl
+padding changes nothing. Utterances of one length may share a batch.
+"""
 
 
 @user_errors_exit
@@ -50,7 +63,14 @@ def main(argv=None):
     model = hparams["encoder"].model
     if options.ctc:
         model = with_speech_head(hparams, out)
-    model.save_pretrained(out)
+    try:
+        model.save_pretrained(out)
+    except Exception as error:
+        # Its library names no file when a disk is full.
+        told = explanation(error)
+        if told is None:
+            raise
+        raise UserError(told if str(out) in told else f"{out}: {told}") from error
     provenance = {
         "made_by": "tools/export_encoder.py",
         "step": found.meta.get("step"),
@@ -61,9 +81,35 @@ def main(argv=None):
     }
     text = json.dumps(provenance, indent=2) + "\n"
     write_atomically(out / "provenance.json", text)
+    card = _card(model, options.ctc, provenance["step"])
+    write_atomically(out / "README.md", card)
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
         f"{out}: step {provenance['step']}, {size:.1f} MB; use it with --source={out}"
+    )
+    if _pads_badly(model):
+        print(
+            f"{out}/README.md: in transformers give it one utterance at a time; in a "
+            "padded batch its group norm takes the padding for audio"
+        )
+
+
+def _pads_badly(model):
+    """Whether transformers' padded batches have another output."""
+    return model.config.feat_extract_norm == "group"
+
+
+def _card(model, ctc, step):
+    """The README of a folder."""
+    padding = ""
+    if _pads_badly(model):
+        padding = PADDING.format(letters=", and often other words" if ctc else "")
+    return CARD.format(
+        title="A CTC model" if ctc else "A wav2vec2 encoder",
+        what="Encoder and speech head" if ctc else "The encoder",
+        model=type(model).__name__,
+        step=step,
+        padding=padding,
     )
 
 
@@ -84,19 +130,19 @@ def with_speech_head(hparams, out):
     config.vocab_size = len(symbols)
     config.pad_token_id = speech.vocabulary.blank_index
     with torch.device("meta"):
-        model = Wav2Vec2ForCTC(config)
+        model = transformers.Wav2Vec2ForCTC(config)
     model.wav2vec2 = encoder.model
     model.lm_head = speech.linear
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     write_atomically(out / "vocab.json", json.dumps(vocabulary) + "\n")
-    Wav2Vec2Processor(
+    transformers.Wav2Vec2Processor(
         # As wav2vec2's own: models with group norm were trained without a mask.
-        Wav2Vec2FeatureExtractor(
+        transformers.Wav2Vec2FeatureExtractor(
             sampling_rate=SAMPLE_RATE,
             return_attention_mask=config.feat_extract_norm == "layer",
         ),
-        Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
+        transformers.Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
     ).save_pretrained(out)
     return model
 

@@ -22,8 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -31,12 +30,20 @@ from rich.text import Text
 from lobes import ledger
 from lobes.errors import UserError, user_errors_exit
 from lobes.grids import MANY, Job, latest, members, read_grid, same_but
+from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
 from lobes.recipe import ROOT
+from lobes.settings import COUNT, PATH, POSITIVE, SEED, Whole
+from lobes.terminal import console
 from tools import cost
+
+torch = lazy("torch")
 
 #: Seconds between two looks at the running trainings.
 INTERVAL = 0.5
+
+#: More trainings at a time are a mistake on any machine or cluster.
+MOST_JOBS = 10_000
 
 #: Ended runs that the table still shows.
 _SHOWN = 12
@@ -53,14 +60,16 @@ def main(argv=None):
     )
     parser.add_argument("files", nargs="+", help="grids, or YAML files of recipes")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="of a grid's runs")
-    parser.add_argument("--jobs", type=int, default=1, help="at a time; default: 1")
-    parser.add_argument("--ledger", default=str(ledger.DEFAULT))
+    parser.add_argument(
+        "--jobs", type=Whole(1, MOST_JOBS), default=1, help="at a time; default: 1"
+    )
+    parser.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
     parser.add_argument("--dry_run", action="store_true", help="only list the runs")
     parser.add_argument(
-        "--tflops", type=float, help="of the GPU, for --dry_run's hours"
+        "--tflops", type=POSITIVE, help="of the GPU, for --dry_run's hours"
     )
-    parser.add_argument("--random", type=int, metavar="N", help="draw so many points")
-    parser.add_argument("--random_seed", type=int, default=0)
+    parser.add_argument("--random", type=COUNT, metavar="N", help="draw so many points")
+    parser.add_argument("--random_seed", type=SEED, default=0)
     parser.add_argument(
         "--many", action="store_true", help=f"allow more than {MANY:,} runs"
     )
@@ -72,8 +81,6 @@ def main(argv=None):
         "slurm_partition=gpu gpus_per_node=1 timeout_min=1440",
     )
     options, overrides = parser.parse_known_args(argv)
-    if options.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {options.jobs}")
     parameters = _parameters(options.slurm or ())
     grid = read_grid(options.files, overrides, options.only)
     draws = options.random, options.random_seed
@@ -194,7 +201,7 @@ class Progress:
         self.started = time.monotonic()
         self.live = None
         if sys.stdout.isatty():
-            self.live = Live(console=Console(highlight=False), auto_refresh=False)
+            self.live = Live(console=console(), auto_refresh=False)
 
     def __enter__(self):
         if self.live:
@@ -296,13 +303,15 @@ def _reached(state, row):
         return ""
     if state not in ledger.DONE:
         return row.get("reason") or ""
-    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in ("wer", "eer") if n in row]
-    return ", ".join([*metrics, f"{row['seconds']:.0f} s"])
+    rates = [n for n in ("wer", "cer", "eer") if n in row]
+    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in rates]
+    return ", ".join([*metrics, f"{row.get('seconds', 0):.0f} s"])
 
 
 def _warn_of_other_settings(found, known):
     """Say which runs of the ledger were made with other defaults than today's."""
-    other = [m for m in found if known.get(m.key, vars(m))["settings"] != m.settings]
+    made = {key: row["settings"] for key, row in known.items() if "settings" in row}
+    other = [m for m in found if made.get(m.key, m.settings) != m.settings]
     if other:
         print(
             f"warning: {len(other)} runs of the ledger had other settings than the "
@@ -346,7 +355,7 @@ def _list(found, known, tflops, at_a_time):
         time_left = _duration(estimate) if estimate else ""
         table.add_row(str(number), member.name, state, time_left, source)
     wide = 110 if not sys.stdout.isatty() else None
-    Console(highlight=False, width=wide).print(table)
+    console(width=wide).print(table)
     left = sum(known.get(m.key, {}).get("state") not in ledger.DONE for m in found)
     print(
         f"{len(found)} runs, {left} to be run: about {_duration(total)}"

@@ -18,7 +18,6 @@ one stopped, and its outputs are the same bytes.
 """
 
 import argparse
-import csv
 import glob
 import hashlib
 import io
@@ -29,14 +28,13 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas
 
 from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import (
     csv_text,
@@ -47,7 +45,11 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
-from lobes.tables import read_table
+from lobes.settings import POSITIVE, option
+from lobes.tables import read_header, read_table
+
+if TYPE_CHECKING:
+    import pandas
 
 # Raised when the content of the output files changes for the same input.
 _FORMAT = 1
@@ -61,7 +63,7 @@ class Shard(NamedTuple):
 
     path: Path
     csv: str
-    rows: pandas.DataFrame
+    rows: "pandas.DataFrame"
     names: list
     sizes: list
     to: str | None
@@ -81,8 +83,7 @@ class Source:
         self.csv = out / f"{self.name}.csv"
         self.marker = out / f"{self.name}.shards.json"
         self.table = read_table(path)
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            self.columns = next(csv.reader(stream))
+        self.columns = read_header(path)
         if "offset" in self.columns:
             raise UserError(f"{path} lists shards already; give the CSV of the files")
         self.member = np.zeros((len(self.table), 2), dtype=np.int64)
@@ -121,13 +122,17 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
     that another program wrote, and a full disk.
     """
     began = time.monotonic()
-    out = writable_folder(out, "OUT")
+    worker_count(num_workers)
+    out = Path(os.path.abspath(out))
     names = [Path(path).stem for path in csvs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two CSVs are called {name}.csv; give each an OUT")
+    sources = [Source(path, out) for path in csvs]
+    for source in sources:
+        _check_outside(out, source)
+    out = writable_folder(out, "OUT")
     with one_writer(out / ".make_shards.lock"):
-        sources = [Source(path, out) for path in csvs]
         shards = _plan(sources, out, shard_size, to)
         written = []
         if not all(_is_complete(source, out) for source in sources):
@@ -144,6 +149,16 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
         "bytes": sum(written),
         "seconds": time.monotonic() - began,
     }
+
+
+def _check_outside(out, source):
+    """Refuse to put shards among the files that a CSV lists."""
+    folders = set(map(os.path.dirname, source.table["wav"]))
+    if folders & {str(out), os.path.realpath(out)}:
+        raise UserError(
+            f"OUT: {out} is a folder of audio that {source.path} lists; choose another "
+            f"one"
+        )
 
 
 def _plan(sources, out, shard_size, to):
@@ -254,11 +269,12 @@ def _make_way(source, out):
 
 
 def _read_marker(path):
-    """What a marker holds; empty without one."""
+    """What a marker holds; empty without a whole one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = read_json(path, "")
+    except UserError:
         return {}
+    return stored if isinstance(stored.get("fingerprint"), str) else {}
 
 
 def _check_space(shards, out):
@@ -405,17 +421,22 @@ def main(argv=None):
     parser.add_argument("csvs", metavar="CSV", nargs="+", help="prepared CSVs")
     parser.add_argument("out", metavar="OUT", help="folder for shards and CSVs")
     parser.add_argument(
-        "--shard_size", type=float, default=1e9, help="bytes (default: 1e9)"
+        "--shard_size", type=POSITIVE, default=1e9, help="bytes (default: 1e9)"
     )
     parser.add_argument(
         "--to", choices=["flac"], help="convert m4a files, to be read in parts"
     )
     parser.add_argument(
-        "--num_workers", type=int, help="processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="processes (default: all cores)",
     )
     options = parser.parse_args(argv)
-    if not options.shard_size >= 1:
-        raise UserError("--shard_size is less than a byte; name a size like 1e9")
+    if not 1 <= options.shard_size < 1e18:
+        raise UserError(
+            f"--shard_size={options.shard_size}: it is a number of bytes from 1; name "
+            f"a size like 1e9"
+        )
     options.shard_size = int(options.shard_size)
     try:
         counts = make_shards(**vars(options))

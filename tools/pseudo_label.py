@@ -17,16 +17,19 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-import torch
-import transformers
-from torch.utils.data import DataLoader
-
 from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
+from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
-from lobes.streams import Utterances
+from lobes.settings import PATH, option
+from lobes.source_check import cache_alone_if_offline, check_source
 from lobes.transcripts import MAXIMUM_SECONDS, json_lines
+
+data = lazy("torch.utils.data")
+streams = lazy("lobes.streams")
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 # Seconds between two flushes to the disk: what a power failure may cost.
 _SYNC_INTERVAL = 30
@@ -46,10 +49,12 @@ def main(argv=None):
         "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
     )
     parser.add_argument("--model", required=True, help="hub name or local folder")
-    parser.add_argument("--output", required=True, help="JSON lines; appended to")
+    parser.add_argument(
+        "--output", type=PATH, required=True, help="JSON lines; appended to"
+    )
     parser.add_argument(
         "--batch_samples",
-        type=int,
+        type=option("max_batch_samples"),
         default=3_200_000,
         help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
     )
@@ -63,11 +68,17 @@ def main(argv=None):
     )
     parser.add_argument(
         "--num_workers",
-        type=int,
+        type=option("num_workers"),
         default=min(worker_count(None), 8),
         help="reading processes (%(default)s)",
     )
     options = parser.parse_args(argv)
+    if options.batch_samples < 1:
+        raise UserError(
+            f"--batch_samples={options.batch_samples}: a batch holds 1 sample or more; "
+            f"leave it out for the default"
+        )
+    worker_count(options.num_workers)
     utterances = Waveforms(options.csvs)
     with Output(options.output, _heading(options), utterances) as output:
         if len(output.done) < len(utterances):
@@ -79,15 +90,20 @@ def main(argv=None):
         print(output.summary())
 
 
-class Waveforms(Utterances):
+class Waveforms:
     """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
 
     def __init__(self, csvs):
-        super().__init__(csvs, labels={})
+        self._utterances = streams.Utterances(csvs, labels={})
+        self.ids, self.lengths = self._utterances.ids, self._utterances.lengths
+
+    def __len__(self):
+        return len(self._utterances)
 
     def __getitem__(self, rows):
+        read = self._utterances._read
         try:
-            return [self._read(row, 0, self.lengths[row]) for row in rows]
+            return [read(row, 0, self.lengths[row]) for row in rows]
         except UserError as error:
             # Raised in a worker, it would reach the user as a page of traceback.
             return error
@@ -121,6 +137,10 @@ class Recogniser:
     def __init__(self, options):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        if os.path.isdir(options.model):
+            check_source(options.model)
+        else:
+            cache_alone_if_offline(options.model)
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.pipeline = transformers.pipeline(
@@ -260,13 +280,11 @@ class Output:
         self._stream.seek(0)
         content = self._stream.read()
         complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            say(
-                f"{self.path}: cut off an unfinished last line "
-                f"({len(content) - complete} bytes), which a killed run left"
+        begun = (json.dumps(self.heading) + "\n").encode()
+        if not complete and not begun.startswith(content):
+            raise UserError(
+                f"{self.path}: this tool did not begin that file; name another --output"
             )
-            self._stream.truncate(complete)
-            self._stream.seek(complete)
         done = set()
         lines = content[:complete].splitlines()
         for number, value in json_lines(self.path, lines):
@@ -280,6 +298,14 @@ class Output:
                     "--output"
                 )
             done.add(value["ID"])
+        # Not before it is known to be a file of ours.
+        if complete < len(content):
+            say(
+                f"{self.path}: cut off an unfinished last line "
+                f"({len(content) - complete} bytes), which a killed run left"
+            )
+            self._stream.truncate(complete)
+            self._stream.seek(complete)
         if 0 < len(done) < len(known):
             say(f"{self.path}: {len(done):,} utterances are there; going on")
         return done
@@ -293,7 +319,7 @@ def _transcribe(utterances, recogniser, output, options):
     # A batch that was written in part is done again as a whole: among the same
     # neighbours, rounding is the same.
     plan = [rows for rows in plan if any(ids[row] not in output.done for row in rows)]
-    loader = DataLoader(
+    loader = data.DataLoader(
         utterances,
         sampler=plan,
         batch_size=None,

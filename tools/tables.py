@@ -18,18 +18,20 @@ import re
 import sys
 from pathlib import Path
 
-import pandas
-import ruamel.yaml
-from torch import nn
-
-from lobes import ledger, plots
+from lobes import ledger, yamls
 from lobes.errors import UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
+from lobes.lazy import lazy
 from lobes.progress import ProgressLog
-from lobes.recipe import NOT_IN_NAME, ROOT
-from lobes.significance import compare_eer, compare_wer
+from lobes.recipe import ROOT
+from lobes.settings import PATH, counts
+from lobes.significance import MEANING, compare_eer, compare_words
 from tools import cost
+
+nn = lazy("torch.nn")
+pandas = lazy("pandas")
+plots = lazy("lobes.plots")
 
 PAPER = ROOT / "docs" / "paper"
 
@@ -64,6 +66,9 @@ README_ROWS = (
 )
 
 _METRICS = ("wer", "eer")
+
+#: Error rates in percent of a test; the CER stands where the WER does.
+_RATES = ("wer", "cer", "eer")
 _WHOLE = ("steps", "parameters")
 
 
@@ -91,8 +96,10 @@ def main(argv=None):
         if name == "readme":
             sub.add_argument("--check", action="store_true", help="only look")
             continue
-        sub.add_argument("--ledger", default=str(ledger.DEFAULT))
-        sub.add_argument("--output", default=str(ROOT / "results" / "tables"))
+        sub.add_argument("--ledger", type=PATH, default=str(ledger.DEFAULT))
+        sub.add_argument(
+            "--output", type=PATH, default=str(ROOT / "results" / "tables")
+        )
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.command not in ("paper", "grid"):
         raise UserError(f"{overrides[0]} is no option of {options.command}")
@@ -140,7 +147,7 @@ def paper_table(name, runs, overrides=()):
         paper_values = {
             m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
         }
-        given = [w for w in overrides if not NOT_IN_NAME.fullmatch(_setting(w))]
+        given = [w for w in overrides if counts(_setting(w), "named")]
         steps = line.pop("steps", "")
         long = [f"--steps={steps}"] if steps == "320000" else []
         found = _runs_of(runs, recipe, variant, (*given, *long))
@@ -196,18 +203,24 @@ def grid_tables(named):
             {
                 "system": name,
                 "lr": best["lr"],
-                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _METRICS for s in _ENDS},
+                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _RATES for s in _ENDS},
                 "score": valid["score"],
                 **{c: best[c] for c in ("steps", "seeds", "diverged", "parameters")},
                 "minutes": best["seconds"] / 60,
             }
         )
-    tables = {"selected": pandas.DataFrame(rows)}
+    tables = {"selected": _told(pandas.DataFrame(rows))}
     table = all_rates(named)
     if len(table):
-        names = {f"{m}{s}": f"our_{m}{s}" for m in _METRICS for s in _ENDS}
-        tables["validation"] = table.rename(columns=names)
+        names = {f"{m}{s}": f"our_{m}{s}" for m in _RATES for s in _ENDS}
+        tables["validation"] = _told(table.rename(columns=names))
     return tables
+
+
+def _told(table):
+    """The table without the CER where no run has one, as those of long ago."""
+    names = [f"our_cer{end}" for end in _ENDS]
+    return table.drop(columns=names) if table[names[0]].isna().all() else table
 
 
 _ENDS = ("", "_std")
@@ -215,7 +228,7 @@ _ENDS = ("", "_std")
 
 def all_rates(named):
     """Validation results of every learning rate of every system, as a DataFrame."""
-    kept = [f"{m}{s}" for m in _METRICS for s in _ENDS]
+    kept = [f"{m}{s}" for m in _RATES for s in _ENDS]
     kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
     rows = [
         {"system": name, **{c: found[c] for c in kept}}
@@ -281,7 +294,7 @@ def summary(rows, kind):
             {
                 **{
                     m: (row if kind == "test" else row.get("validation", {})).get(m)
-                    for m in _METRICS
+                    for m in _RATES
                 },
                 "score": row.get("score"),
                 **{c: row.get(c) for c in ("lr", "steps", "parameters")},
@@ -289,13 +302,13 @@ def summary(rows, kind):
             }
             for row in rows
         ],
-        columns=[*_METRICS, "score", "lr", "steps", "parameters", "seconds"],
+        columns=[*_RATES, "score", "lr", "steps", "parameters", "seconds"],
         dtype=float,
     )
     means, stds = frame.mean(), frame.std()
     return {
         **means.to_dict(),
-        **{f"{name}_std": stds[name] for name in (*_METRICS, "score")},
+        **{f"{name}_std": stds[name] for name in (*_RATES, "score")},
         "seeds": len(rows),
         "diverged": sum(row["state"] == "diverged" for row in rows),
     }
@@ -367,7 +380,7 @@ def markdown(table):
 
 
 def _heading(name):
-    for metric in _METRICS:
+    for metric in _RATES:
         name = re.sub(rf"^difference_{metric}$", "difference", name)
         name = re.sub(rf"_{metric}$", f" {metric.upper()}", name)
     return name.replace("difference_score", "difference").replace("_", " ")
@@ -385,7 +398,7 @@ def _cell(name, row):
         metric = name.rpartition("_")[2]
         # What a system of one task cannot have is not missing.
         told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
-        absent = row.get("seeds") and metric in _METRICS
+        absent = row.get("seeds") and metric in _RATES
         return "-" if told and not absent and not name.startswith("paper") else ""
     if name in _WHOLE:
         return f"{value:,.0f}"
@@ -438,7 +451,7 @@ def _plot_run(path, folder):
     training, validation = ProgressLog(folder).tables()
     if not len(training):
         return
-    names = {"step", *_METRICS, "score"}
+    names = {"step", *_RATES, "score"}
     kept = [c for c in validation if c in names or c.endswith("_loss")]
     plots.plot_curves(path, training, validation[kept])
 
@@ -489,8 +502,8 @@ def _settings(pair):
         if not yaml.is_file():
             trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
             break
-        tree = ruamel.yaml.YAML().load(yaml.read_text(encoding="utf-8"))
-        names = [n for n in tree if not NOT_IN_NAME.fullmatch(n)]
+        tree = yamls.read(yaml)
+        names = [n for n in tree if counts(n, "compared")]
         trees.append({n: ledger.plain(tree[n]) for n in names})
     names = [
         n
@@ -516,7 +529,7 @@ def _metrics(pair):
                     for sets in row.get("sets", {}).values()
                     for name, metrics in sets.items()
                     for metric, value in metrics.items()
-                    if metric in _METRICS or metric.startswith("min_dcf")
+                    if metric in _RATES or metric.startswith("min_dcf")
                 }
                 for row in rows
             ]
@@ -526,7 +539,7 @@ def _metrics(pair):
     lines = ["| set | metric | first | second | difference |", "|---|---|---|---|---|"]
     for column in frames[0].columns.intersection(frames[1].columns, sort=False):
         name, metric = column
-        digits = 2 if metric in _METRICS else 3
+        digits = 2 if metric in _RATES else 3
         means = [frame[column].mean() for frame in frames]
         cells = []
         for frame, mean in zip(frames, means, strict=True):
@@ -547,23 +560,24 @@ def _significance(pair):
     folders = [ROOT / row["output_folder"] for row in (one, other)]
     lines = [
         f"Seeds {one['seed']} and {other['seed']}; percent points, second minus first; "
-        "a paired bootstrap over utterances or trials.\n",
-        "| set | metric | difference | 95 % | p | of |",
+        f"{MEANING}.\n",
+        "| set | metric | difference | 95 % | p | over |",
         "|---|---|---|---|---|---|",
     ]
     for pattern, metric, test in (
-        ("transcripts_*.csv", "WER", compare_wer),
+        ("transcripts_*.csv", "WER", compare_words),
+        ("transcripts_*.csv", "CER", functools.partial(compare_words, metric="cer")),
         ("scores_*.txt", "EER", compare_eer),
     ):
         for path in sorted(folders[0].glob(pattern)):
             twin = folders[1] / path.name
-            if not twin.is_file():
+            found = test(path, twin) if twin.is_file() else None
+            if found is None:
                 continue
-            found = test(path, twin)
             name = path.stem.partition("_")[2]
             lines.append(
                 f"| {name} | {metric} | {found.difference:+.2f} | {found.low:+.2f} to "
-                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} |"
+                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} {found.over} |"
             )
     if len(lines) == 3:
         return "Their folders hold no evaluation of the same set."

@@ -21,9 +21,9 @@ import numpy as np
 from lobes.audio import SAMPLE_RATE, encoder_frames
 from lobes.errors import UserError, user_errors_exit
 from lobes.journal import Journal
-from lobes.locks import one_writer
 from lobes.preparation import (
     Inputs,
+    LeftOut,
     Part,
     Problem,
     best_audio,
@@ -34,13 +34,20 @@ from lobes.preparation import (
     enumeration,
     existing_folder,
     file_hash,
+    listing,
+    name_problem,
+    one_preparation,
+    outside,
     say,
     scan_audio,
     with_paths,
+    worker_count,
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
+    check_budget,
     check_split_settings,
     draw_trials,
     hold_out,
@@ -71,6 +78,7 @@ def prepare_librispeech(
     dev_splits=(),
     te_splits=(),
     merge_name="train.csv",
+    journal_folder=None,
     speaker_valid_fraction=None,
     trial_splits=(),
     positive_trials=5000,
@@ -87,18 +95,23 @@ def prepare_librispeech(
 
     Every audio file is decoded once, also when the preparation is killed and started
     again (``<split>.scan``); what an earlier call wrote is kept where neither the
-    options nor the input files changed and the CSV is as it was. At the end
-    ``prepare_report.json`` tells what there is.
+    options nor the input files changed and the CSV is as it was; what no preparation
+    wrote is never overwritten. At the end ``prepare_report.json`` tells what there is,
+    and what lies in each split and is no utterance, by kind.
 
     Arguments
     ---------
     data_folder : str or Path
         Holds the split folders, or a folder ``LibriSpeech`` that does.
     save_folder : str or Path
+        Not in a split's folder.
     tr_splits, dev_splits, te_splits : list of str
-        Names of split folders; a training split may not be in the others.
+        Names (no paths) of split folders; a training split may not be in the others.
     merge_name : str
         CSV with all training splits together; None to leave it out.
+    journal_folder : str or Path
+        Where what decoding found out (``*.scan``) is kept, for preparations with
+        other options, too. None: ``save_folder``.
     speaker_valid_fraction : float
         Whole recordings (chapters), shuffled by ``seed``, are held out of each
         training split until they have this fraction of its utterances: at most two
@@ -122,7 +135,8 @@ def prepare_librispeech(
         ``<split>.skipped.csv``. Bad are: audio that ``lobes.audio`` refuses,
         audio without transcript, a transcript without audio, without words,
         with characters outside the vocabulary (lower case is turned into upper
-        case), or with more letters than CTC can place in its frames.
+        case), or with more letters than CTC can place in its frames; a name with
+        blanks, and a path that is not UTF-8.
     strict : bool
         A bad utterance is an error, whatever the budget.
     header_only : bool
@@ -165,25 +179,48 @@ def prepare_librispeech(
         trial_splits,
         dev_splits + te_splits,
     )
+    check_budget(skip_budget)
+    worker_count(num_workers)
     data_folder = existing_folder(data_folder, "data_folder (librispeech_folder)")
-    save_folder = writable_folder(save_folder)
     splits = list(dict.fromkeys(tr_splits + dev_splits + te_splits))
     # All folders first: a misspelt test set must not show up hours later.
     folders = {split: _find_split(data_folder, split) for split in splits}
+    outside(save_folder, folders.values())
+    if os.path.realpath(save_folder) in map(os.path.realpath, _homes(data_folder)):
+        outside(save_folder, [data_folder])
     _check_leak(folders, tr_splits, dev_splits + te_splits)
+    save_folder = writable_folder(save_folder)
+    journal_folder = writable_folder(journal_folder or save_folder, "journal_folder")
     skip_budget = 0 if strict else skip_budget
     speakers_file = None
     if trial_splits or speaker_valid_fraction is not None:
         speakers_file = _find_speakers_file(data_folder)
+    outputs = {split: [f"{split}.csv"] for split in splits}
     if tr_splits and merge_name:
-        check_owner(save_folder, Path(merge_name).stem, CORPUS)
-    counts = {}
+        outputs[Path(merge_name).stem] = [merge_name]
+    if speaker_valid_fraction is not None:
+        outputs[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
+    for split in trial_splits:
+        outputs[f"{split}_trials"] = [f"{split}_trials.txt"]
+    for name, files in outputs.items():
+        check_owner(save_folder, name, CORPUS, files)
+    counts, left_out = {}, {}
     # Two trainings that start together share one folder.
-    with one_writer(save_folder / ".prepare.lock", wait=True):
+    with one_preparation(save_folder, journal_folder):
         for split, folder in folders.items():
+            rest = LeftOut(folder)
+            journal = Journal(journal_folder / f"{split}.scan", folder)
             counts[f"{split}.csv"] = _prepare_split(
-                split, folder, save_folder, skip_budget, header_only, num_workers
+                split,
+                folder,
+                save_folder,
+                skip_budget,
+                header_only,
+                num_workers,
+                journal,
+                rest,
             )
+            left_out[split] = rest.counts()
         if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
             counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
         if speaker_valid_fraction is not None:
@@ -197,7 +234,7 @@ def prepare_librispeech(
         if tr_splits and merge_name:
             official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
         skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
-        write_report(save_folder, CORPUS, counts, skipped, official)
+        write_report(save_folder, CORPUS, counts, skipped, official, left_out)
     return with_paths(save_folder, counts)
 
 
@@ -217,9 +254,19 @@ def _check_leak(folders, tr_splits, other_splits):
                 )
 
 
-def _prepare_split(split, folder, save_folder, skip_budget, header_only, num_workers):
+def _prepare_split(
+    split,
+    folder,
+    save_folder,
+    skip_budget,
+    header_only,
+    num_workers,
+    journal,
+    left_out,
+):
     """Write one split's CSV, or keep it; returns its counts."""
-    chapters, inputs = _list_split(folder)
+    chapters, inputs = _list_split(folder, left_out)
+    left_out.say(split)
     options = {"folder": os.fspath(folder), "header_only": header_only}
     part = Part(save_folder, split, CORPUS, options, inputs)
     kept = part.reusable(skip_budget)
@@ -235,7 +282,6 @@ def _prepare_split(split, folder, save_folder, skip_budget, header_only, num_wor
     if len(problems) > skip_budget:
         # Raises: no reason to decode hours of audio first.
         part.skip(problems, skip_budget)
-    journal = Journal(part.journal, folder)
     scan = scan_audio(paths, num_workers, split, journal, header_only)
     needed = [ctc_frames(text) for text in texts]
     available = encoder_frames(scan.frames)
@@ -274,16 +320,31 @@ def _prepare_split(split, folder, save_folder, skip_budget, header_only, num_wor
     return counts
 
 
-def _list_split(folder):
-    """Chapters as ``(speaker, transcript paths, {ID: audio path})``, and a hash."""
+def _list_split(folder, left_out):
+    """Chapters as ``(speaker, transcript paths, {ID: audio path})``, and a hash.
+
+    All that is neither goes to ``left_out``.
+    """
     chapters = []
     inputs = Inputs()
     prefix = os.path.join(folder, "")
-    for speaker in children(folder, folders=True):
-        for chapter in children(speaker.path, folders=True):
-            entries = children(chapter.path)
+    speakers, files = listing(folder)
+    stray = "file(s) that lie in no <speaker>/<chapter>"
+    for entry in files:
+        left_out.add(stray, entry.path)
+    for speaker in speakers:
+        folders, files = listing(speaker.path)
+        for entry in files:
+            left_out.add(stray, entry.path)
+        for chapter in folders:
+            deeper, entries = listing(chapter.path)
+            for entry in deeper:
+                left_out.add("folder(s) below <speaker>/<chapter>", entry.path)
             transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
-            audio = best_audio(entries, _SUFFIXES)
+            others = [e for e in entries if not e.name.endswith(".trans.txt")]
+            audio = best_audio(others, _SUFFIXES, left_out)
+            if not transcripts and not audio:
+                left_out.add("chapter(s) without an utterance", chapter.path)
             for entry in (*transcripts, *audio.values()):
                 inputs.add(entry.path.removeprefix(prefix), entry.path)
             chapters.append(
@@ -324,7 +385,9 @@ def _read_chapters(chapters):
                     f"{seen[utterance]}; remove one of the two"
                 )
             seen[utterance] = path
-            if text is None:
+            if reason := name_problem(utterance, path):
+                problems.append(Problem(utterance, path, reason))
+            elif text is None:
                 reason = "no .trans.txt beside the file has a transcript for it"
                 problems.append(Problem(utterance, path, reason))
             elif not text:
@@ -574,10 +637,15 @@ def _read_sexes(path):
     return sexes
 
 
+def _homes(data_folder):
+    """Where split folders and ``SPEAKERS.TXT`` may lie."""
+    return data_folder, data_folder / CORPUS
+
+
 def _find_speakers_file(data_folder):
     """``SPEAKERS.TXT``, directly in ``data_folder`` or one level below."""
     name = "SPEAKERS.TXT"
-    candidates = (data_folder / name, data_folder / CORPUS / name)
+    candidates = [home / name for home in _homes(data_folder)]
     for path in candidates:
         if path.is_file():
             return path
@@ -589,7 +657,7 @@ def _find_speakers_file(data_folder):
 
 def _find_split(data_folder, split):
     """Folder of a split, directly in ``data_folder`` or one level below."""
-    candidates = (data_folder / split, data_folder / CORPUS / split)
+    candidates = [home / split for home in _homes(data_folder)]
     for folder in candidates:
         if folder.is_dir():
             return folder
@@ -606,6 +674,14 @@ def _check_splits(tr_splits, other_splits, merge_name):
             "no splits were asked for; name at least one in tr_splits, dev_splits or "
             "te_splits (--train, --dev, --test)"
         )
+    for split in (*tr_splits, *other_splits):
+        plain = split.strip() and Path(split).name == split and "\\" not in split
+        if not plain or split in (".", ".."):
+            home, name = os.path.split(split.rstrip("/"))
+            raise UserError(
+                f"{split!r} is no name of a split: name the split, not its path"
+                + (f" ({name}, with data_folder {home})" if home and name else "")
+            )
     if twice := {s for s in tr_splits if tr_splits.count(s) > 1}:
         raise UserError(f"tr_splits: {min(twice)} is named twice; name it once")
     if shared := set(tr_splits) & set(other_splits):
@@ -683,20 +759,26 @@ def main(arguments=None):
         ("test", "evaluation"),
     ):
         parser.add_argument(
-            f"--{flag}", nargs="+", default=[], metavar="SPLIT", help=f"for {use}"
+            f"--{flag}",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="SPLIT",
+            help=f"for {use}",
         )
     parser.add_argument(
         "--merge_name", default="train.csv", help="the merged CSV (%(default)s)"
     )
     parser.add_argument(
         "--speaker_valid_fraction",
-        type=float,
+        type=option("librispeech", "speaker_valid_fraction"),
         help="utterances of each training split held out by chapter for the "
         "validation of speaker recognition, 0.05 for one (default: none)",
     )
     parser.add_argument(
         "--trials",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SPLIT",
         help="dev and test splits that get a trial list (default: none)",
@@ -708,7 +790,10 @@ def main(arguments=None):
         ("skip_budget", 0, "bad utterances that may be left out per split"),
     ):
         parser.add_argument(
-            f"--{flag}", type=int, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("librispeech", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     parser.add_argument(
         "--trials_within_chapters",
@@ -725,7 +810,9 @@ def main(arguments=None):
         help="lengths from headers, no mean and std: fast, and overlooks damage",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("librispeech", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
     for flag, argument in (

@@ -16,6 +16,7 @@ import json
 import os
 import re
 from array import array
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,26 +25,33 @@ from lobes import conversion
 from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE
 from lobes.errors import UserError, user_errors_exit
 from lobes.journal import Journal
-from lobes.locks import one_writer
 from lobes.preparation import (
     Inputs,
+    LeftOut,
     Part,
     Problem,
     best_audio,
-    children,
+    check_owner,
     csv_counts,
     csv_text,
     enumeration,
     existing_folder,
     file_hash,
+    listing,
+    name_problem,
+    one_preparation,
+    outside,
     say,
     scan_audio,
     with_paths,
+    worker_count,
     writable_folder,
 )
 from lobes.preparation_report import write_report
+from lobes.settings import option
 from lobes.splitting import (
     Trials,
+    check_budget,
     check_split_settings,
     draw_trials,
     hold_out,
@@ -74,18 +82,26 @@ _TEST_ROOTS = ("wav", "dev/wav", "test/wav", ".")
 # Best first: AAC cannot be read in parts and takes longer to decode.
 _SUFFIXES = (".wav", ".flac", ".m4a")
 
+# What else may be audio, where other files are expected, too.
+_OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
+
+# Outputs of each part.
+_TRAIN_FILES = ("train.csv", "valid.csv", "valid_trials.txt")
+_TRANSCRIBED_FILES = ("train_transcribed.csv", "valid_transcribed.csv")
+
 
 class Utterances(NamedTuple):
     """Columns ``[utterance]`` and the recordings that these are from.
 
     Sorted by speaker, video and name; ``recording`` indexes ``recordings``, a
-    list of (speaker, video).
+    list of (speaker, video). ``problems`` are those that cannot be used.
     """
 
     ids: list
     paths: list
     recording: np.ndarray
     recordings: list
+    problems: tuple = ()
 
 
 def prepare_voxceleb(
@@ -93,6 +109,8 @@ def prepare_voxceleb(
     test_folder,
     save_folder,
     trial_lists=TRIAL_LISTS,
+    journal_folder=None,
+    without_test_speakers=False,
     transcripts=None,
     valid_fraction=0.02,
     valid_recordings_per_speaker=2,
@@ -116,24 +134,33 @@ def prepare_voxceleb(
     decoded once, also when the preparation is killed and started again or when
     the validation split changes (``train.scan``, ``test.scan``); what an earlier
     call wrote is kept where neither the options nor the input files changed and
-    the outputs are as they were. At the end ``prepare_report.json`` tells what
-    there is.
+    the outputs are as they were; what no preparation wrote is never overwritten. At
+    the end ``prepare_report.json`` tells what there is, and what lies in the training
+    folder and is no utterance (other endings, other folders), by kind.
 
     Arguments
     ---------
     data_folder : str or Path
         VoxCeleb2: ``id*/<video>/<utterance>`` in any of ``dev/wav``,
         ``dev/aac``, ``wav``, ``aac`` or the folder itself, as .wav, .flac or
-        .m4a (taken in this order where one utterance has several). None: no
-        training data.
+        .m4a (taken in this order where one utterance has several). A name with
+        blanks, or a path that is not UTF-8, makes it a bad file. None: no training
+        data.
     test_folder : str or Path
         VoxCeleb1: the same in ``wav``, ``dev/wav`` and ``test/wav``, or the
         folder itself. None: no test data.
     save_folder : str or Path
+        Not a folder of audio.
     trial_lists : list of str
         Files with lines ``label speaker/video/file speaker/video/file``,
         absolute or relative to ``test_folder``. Their order and duplicates are
         kept: published error rates count them.
+    journal_folder : str or Path
+        Where what decoding found out (``*.scan``) is kept, for preparations with
+        other options, too. None: ``save_folder``.
+    without_test_speakers : bool
+        Take the speakers of the trial lists out of the training data: for all of
+        VoxCeleb1 in one folder, as ``data_folder`` and ``test_folder``.
     transcripts : str or list of str
         Files that ``lobes.transcripts`` reads. The rows of ``train.csv`` and
         ``valid.csv`` with a usable transcript then also stand, with it in a column
@@ -189,7 +216,6 @@ def prepare_voxceleb(
     if skip_prep:
         return {}
     check_voxceleb(data_folder, test_folder, transcripts)
-    save_folder = writable_folder(save_folder)
     splitting = {
         "fraction": valid_fraction,
         "per_speaker": valid_recordings_per_speaker,
@@ -198,6 +224,8 @@ def prepare_voxceleb(
         "different_video": valid_different_video,
         "seed": seed,
     }
+    check_budget(skip_budget)
+    worker_count(num_workers)
     skip_budget = 0 if strict else skip_budget
     check_split_settings(
         {"valid_fraction": valid_fraction},
@@ -210,41 +238,64 @@ def prepare_voxceleb(
     )
     if convert not in (None, "flac", "wav"):
         raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
-    # Both listings come first: a leak must not show up after hours of decoding.
-    train = test = sexes = None
-    if data_folder is not None:
-        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
-        train, train_inputs = _list_utterances(data_folder)
-        if valid_same_sex:
-            sexes = _read_sexes(data_folder / META, train)
-    if test_folder is not None:
-        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
-        lists = _find_lists(trial_lists, test_folder, save_folder)
-        names, trials = _read_lists(lists)
-        test, test_inputs = _find_utterances(names, test_folder, lists)
-    if train is None and test is None:
+    if data_folder is None and test_folder is None:
         raise UserError(
             "neither data_folder (VoxCeleb2) nor test_folder (VoxCeleb1) is given; "
             "set at least one of them"
         )
+    if without_test_speakers and None in (data_folder, test_folder):
+        raise UserError(
+            "without_test_speakers: it takes the speakers of test_folder's trial lists "
+            "out of data_folder; give both, or leave it out"
+        )
+    if data_folder is not None:
+        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+        _check_outside(save_folder, data_folder, _TRAIN_ROOTS)
+    if test_folder is not None:
+        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+        _check_outside(save_folder, test_folder, _TEST_ROOTS)
+    save_folder = writable_folder(save_folder)
+    journal_folder = writable_folder(journal_folder or save_folder, "journal_folder")
+    # Both listings come first: a leak must not show up after hours of decoding.
+    train = test = sexes = None
+    outputs = {}
+    if test_folder is not None:
+        lists = _find_lists(trial_lists, test_folder, save_folder)
+        names, trials = _read_lists(lists)
+        test, test_inputs = _find_utterances(names, test_folder, lists)
+        outputs["test"] = ["test.csv", *trials]
+    if data_folder is not None:
+        without = {s for s, _ in test.recordings} if without_test_speakers else ()
+        train, train_inputs, left_out = _list_utterances(data_folder, without)
+        left_out.say("train")
+        if valid_same_sex:
+            sexes = _read_sexes(data_folder / META, train)
+        outputs["train"] = _TRAIN_FILES
+        if transcripts is not None:
+            outputs["transcripts"] = _TRANSCRIBED_FILES
     if train is not None and test is not None:
         _check_leak(train, test)
+    for name, files in outputs.items():
+        check_owner(save_folder, name, CORPUS, files)
     counts = {}
     # Two trainings that start together share one folder.
-    with one_writer(save_folder / ".prepare.lock", wait=True):
+    with one_preparation(save_folder, journal_folder):
         if train is not None:
-            train, train_inputs = _converted(
-                train, train_inputs, data_folder, convert, num_workers
-            )
+            if _converted(train, data_folder, convert, num_workers):
+                train, train_inputs, left_out = _list_utterances(data_folder, without)
             options = {
                 "folder": os.fspath(data_folder),
                 "header_only": header_only,
                 "sexes": sexes and file_hash(data_folder / META),
+                # Absent otherwise: what was prepared before stays as it is.
+                **({"without": sorted(without)} if without else {}),
                 **splitting,
             }
             part = Part(save_folder, "train", CORPUS, options, train_inputs)
             splitting["sexes"] = sexes
-            scanning = (data_folder, skip_budget, header_only, num_workers)
+            scanning = Scanning(
+                journal_folder, data_folder, skip_budget, header_only, num_workers
+            )
             counts |= part.reusable(skip_budget) or _prepare_train(
                 part, train, splitting, scanning
             )
@@ -258,11 +309,15 @@ def prepare_voxceleb(
                 "lists": list(map(str, lists)),
             }
             part = Part(save_folder, "test", CORPUS, options, test_inputs)
-            scanning = (test_folder, skip_budget, header_only, num_workers)
+            scanning = Scanning(
+                journal_folder, test_folder, skip_budget, header_only, num_workers
+            )
             counts |= part.reusable(skip_budget) or _prepare_test(
                 part, test, trials, scanning
             )
-        _report(save_folder, counts)
+        published = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
+        dropped = {} if train is None else {"train": left_out.counts()}
+        _report(save_folder, counts, published, dropped)
     return with_paths(save_folder, counts)
 
 
@@ -286,37 +341,56 @@ def check_voxceleb(data_folder, test_folder, transcripts=None, skip_prep=False, 
             )
 
 
-def _converted(train, inputs, data_folder, to, num_workers):
-    """The training utterances and their hash, m4a files converted where asked."""
+class Scanning(NamedTuple):
+    """How the files of a part are decoded; see ``prepare_voxceleb``."""
+
+    journal_folder: Path
+    folder: Path
+    skip_budget: int
+    header_only: bool
+    num_workers: int | None
+
+
+def _check_outside(save_folder, folder, roots):
+    """Refuse to write where utterances are looked for."""
+    path, home = (Path(os.path.realpath(place)) for place in (save_folder, folder))
+    if path.is_relative_to(home):
+        first = (*path.relative_to(home).parts, ".")[0]
+        if first.startswith("id") or first in {root.split("/")[0] for root in roots}:
+            outside(save_folder, [folder])
+
+
+def _converted(train, data_folder, to, num_workers):
+    """Convert the training data's m4a files where asked; whether there were any."""
     sources = [path for path in train.paths if path.lower().endswith(AAC_SUFFIXES)]
     if not sources:
-        return train, inputs
+        return False
     if to is None:
         say(
             f"train: {len(sources):,} of {len(train.paths):,} files are m4a, which are "
             f"decoded whole for every crop; --convert flac (of train.py: "
             f"--voxceleb_convert=flac) converts them once"
         )
-        return train, inputs
+        return False
     writable_folder(data_folder, f"convert={to}: data_folder (voxceleb2_folder)")
     counts = conversion.convert(data_folder, data_folder, to, num_workers, only=sources)
     say(f"train: {conversion.summary(counts, data_folder)}")
-    return _list_utterances(data_folder)
+    return True
 
 
-def _report(save_folder, counts):
-    """Write and say what there is, beside what was published."""
+def _report(save_folder, counts, published, left_out):
+    """Write and say what there is, beside what was published and was left out."""
     skipped = {}
     for part, names in (
         ("train", ["train.csv"]),
         ("test", ["test.csv"]),
-        ("transcripts", ["train_transcribed.csv", "valid_transcribed.csv"]),
+        ("transcripts", _TRANSCRIBED_FILES),
     ):
         skipped[part] = sum(counts[n]["skipped"] for n in names if n in counts)
     official = {}
     if "train.csv" in counts:
-        official[("train.csv", "valid.csv")] = ("VoxCeleb2/dev",)
-    write_report(save_folder, CORPUS, counts, skipped, official)
+        official[("train.csv", "valid.csv")] = (published,)
+    write_report(save_folder, CORPUS, counts, skipped, official, left_out)
 
 
 def _read_sexes(path, utterances):
@@ -365,9 +439,8 @@ def _prepare_train(part, utterances, splitting, scanning):
     _check_speakers(utterances)
     # Before decoding to fail early, and again if files had to be left out.
     valid, trials = _split(utterances, **splitting)
-    scan, good = _scan(part, utterances, *scanning)
-    skipped = len(utterances.ids) - int(good.sum())
-    if skipped:
+    scan, good, skipped = _scan(part, utterances, scanning)
+    if not good.all():
         utterances = _select(utterances, good)
         _check_speakers(utterances)
         valid, trials = _split(utterances, **splitting)
@@ -429,8 +502,7 @@ def _prepare_transcribed(save_folder, transcripts):
 
 def _prepare_test(part, utterances, trials, scanning):
     """Write test.csv and the trial lists; returns their counts."""
-    scan, good = _scan(part, utterances, *scanning)
-    skipped = len(utterances.ids) - int(good.sum())
+    scan, good, skipped = _scan(part, utterances, scanning)
     columns = _columns(_select(utterances, good), scan, good)
     name = "test.csv"
     text, count = _csv(name, columns, np.ones(int(good.sum()), dtype=bool), skipped)
@@ -449,41 +521,93 @@ def _prepare_test(part, utterances, trials, scanning):
     return counts
 
 
-def _list_utterances(data_folder):
-    """All utterances below the training roots, and a hash of the listing."""
-    speakers = {}
-    for root in _TRAIN_ROOTS:
-        folder = data_folder / root
-        if folder.is_dir():
-            for entry in children(folder, folders=True):
-                if entry.name.startswith("id"):
-                    speakers.setdefault(entry.name, []).append(entry.path)
-    ids, paths, recording, recordings = [], [], array("l"), []
+def _list_utterances(data_folder, without=()):
+    """All utterances below the training roots, a hash of the listing, and the rest.
+
+    Those of the speakers ``without`` are left out. The rest is a ``LeftOut``.
+    """
+    left_out = LeftOut(data_folder)
+    speakers = _list_speakers(data_folder, left_out)
+    ids, paths, recording, recordings, problems = [], [], array("l"), [], []
     inputs = Inputs()
     prefix = os.path.join(data_folder, "")
     for speaker in sorted(speakers):
         videos = {}
-        for folder in speakers[speaker]:
-            for entry in children(folder, folders=True):
+        for path in speakers[speaker]:
+            folders, files = listing(path)
+            for entry in files:
+                left_out.add("file(s) that lie in no id*/<video>", entry.path)
+            for entry in folders:
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
-            entries = [e for folder in videos[video] for e in children(folder)]
-            audio = best_audio(entries, _SUFFIXES)
+            entries = []
+            for path in videos[video]:
+                folders, files = listing(path)
+                entries += files
+                for entry in folders:
+                    left_out.add("folder(s) below id*/<video>", entry.path)
+            audio = best_audio(entries, _SUFFIXES, left_out)
+            if not audio:
+                left_out.add("video(s) without an utterance", videos[video][0])
+            elif speaker in without:
+                path = next(iter(audio.values())).path
+                kind = "utterance(s) of speakers of the trial lists"
+                left_out.add(kind, path, len(audio))
+                continue
+            known = len(ids)
             for stem, entry in audio.items():
                 inputs.add(entry.path.removeprefix(prefix), entry.path)
-                ids.append(f"{speaker}--{video}--{stem}")
+                utterance = f"{speaker}--{video}--{stem}"
+                if reason := name_problem(utterance, entry.path):
+                    problems.append(Problem(utterance, entry.path, reason))
+                    continue
+                ids.append(utterance)
                 paths.append(entry.path)
                 recording.append(len(recordings))
-            if audio:
+            if len(ids) > known:
                 recordings.append((speaker, video))
-    if not ids:
+    if not ids and not problems:
+        if without and speakers:
+            raise UserError(
+                f"data_folder: all {len(speakers)} speakers in {data_folder} are in "
+                f"the trial lists, none is left to train on; unpack VoxCeleb1's "
+                f"development half there, too"
+            )
         raise UserError(
             f"data_folder: no audio found in {data_folder}; looked for "
             f"id*/<video>/*.wav, .flac or .m4a there and in its "
             f"{', '.join(_TRAIN_ROOTS[:-1])}: unpack VoxCeleb2 or correct the path"
         )
-    utterances = Utterances(ids, paths, np.array(recording, dtype=np.int64), recordings)
-    return utterances, inputs.digest()
+    if len(set(ids)) < len(ids):
+        twice = next(one for one in ids if ids.count(one) > 1)
+        raise UserError(
+            f"data_folder: two files would both be called {twice}: "
+            f"{enumeration([p for i, p in zip(ids, paths, strict=True) if i == twice])}"
+            f"; rename the folders of one"
+        )
+    recording = np.array(recording, dtype=np.int64)
+    utterances = Utterances(ids, paths, recording, recordings, tuple(problems))
+    return utterances, inputs.digest(), left_out
+
+
+def _list_speakers(data_folder, left_out):
+    """Paths of every speaker's folders, ``{speaker: [path]}``."""
+    roots = [data_folder / root for root in _TRAIN_ROOTS]
+    above = {path for root in roots for path in (root, *root.parents)}
+    speakers = {}
+    for folder in sorted(path for path in above if path.is_relative_to(data_folder)):
+        if not folder.is_dir():
+            continue
+        folders, files = listing(folder)
+        for entry in folders:
+            if entry.name.startswith("id") and folder in roots:
+                speakers.setdefault(entry.name, []).append(entry.path)
+            elif Path(entry.path) not in above:
+                left_out.add("folder(s) not called id*", entry.path)
+        for entry in files:
+            if entry.name.lower().endswith((*_SUFFIXES, *_OTHER_AUDIO)):
+                left_out.add("file(s) that lie in no id*/<video>", entry.path)
+    return speakers
 
 
 def _find_lists(trial_lists, test_folder, save_folder):
@@ -561,6 +685,7 @@ def _read_lists(lists):
         pairs = rank[pairs]
         trials[name] = Trials(label, pairs[:, 0], pairs[:, 1])
         _check_both_labels(name, trials[name])
+        _check_contradictions(name, trials[name], names)
         _report_oddities(name, trials[name], names)
     return {name: first[name] for name in names}, trials
 
@@ -587,12 +712,36 @@ def _check_both_labels(name, trials):
         )
 
 
+def _check_contradictions(name, trials, names):
+    """Refuse what ``lobes.scoring.read_trials`` would refuse in the list we write."""
+    pairs = _unordered(trials)
+    index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+    both = np.bincount(index, trials.label)
+    wrong = (both > 0)[index] & (both < np.bincount(index))[index]
+    wrong |= (trials.enrol == trials.test) & (trials.label == 0)
+    if wrong.any():
+        one, other = (names[i] for i in pairs[wrong.argmax()])
+        raise UserError(
+            f"{name}: {int(wrong.sum())} trial(s) contradict others or themselves, "
+            f"such as {one} with {other}: two labels for one pair, or label 0 for an "
+            f"utterance and itself; correct the list, or download it again"
+        )
+
+
+def _unordered(trials):
+    """Both utterances of every trial ``[trial, 2]``, the smaller index first."""
+    return np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+
+
 def _report_oddities(name, trials, names):
     """Say what is unusual in a list but no reason to refuse it."""
-    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    pairs = _unordered(trials)
     duplicates = len(pairs) - len(np.unique(pairs, axis=0))
     if duplicates:
         say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
+    alone = int((trials.enrol == trials.test).sum())
+    if alone:
+        say(f"{name}: warning: {alone} trial(s) compare an utterance with itself")
     speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
     same = speaker[trials.enrol] == speaker[trials.test]
     odd = int((same != (trials.label == 1)).sum())
@@ -657,9 +806,9 @@ def _check_speakers(utterances):
     """Telling speakers apart takes two of them."""
     speakers = {speaker for speaker, _ in utterances.recordings}
     if len(speakers) < 2:
+        found = f"only 1 speaker ({speakers.pop()})" if speakers else "no speaker"
         raise UserError(
-            f"data_folder: only {len(speakers)} speaker ({', '.join(speakers)}) was "
-            f"found; training needs at least two"
+            f"data_folder: {found} was found; training needs at least two"
         )
 
 
@@ -673,19 +822,27 @@ def _single_utterances(utterances, rows):
     return f"train.csv: warning: {single} speaker(s) have a single utterance"
 
 
-def _scan(part, utterances, folder, skip_budget, header_only, num_workers):
-    """Decode all utterances; returns the ``Scan`` and a column of the good."""
-    journal = Journal(part.journal, folder)
-    scan = scan_audio(utterances.paths, num_workers, part.name, journal, header_only)
-    if header_only:
-        scan = scan._replace(mean=None, std=None)
-    part.skip(
-        [
-            Problem(utterances.ids[index], utterances.paths[index], reason)
-            for index, reason in scan.reasons.items()
-        ],
-        skip_budget,
+def _scan(part, utterances, scanning):
+    """Decode all; returns the ``Scan``, a column of the good, the number of others."""
+    problems = list(utterances.problems)
+    if len(problems) > scanning.skip_budget:
+        # Raises: no reason to decode hours of audio first.
+        part.skip(problems, scanning.skip_budget)
+    journal = Journal(scanning.journal_folder / f"{part.name}.scan", scanning.folder)
+    scan = scan_audio(
+        utterances.paths,
+        scanning.num_workers,
+        part.name,
+        journal,
+        scanning.header_only,
     )
+    if scanning.header_only:
+        scan = scan._replace(mean=None, std=None)
+    problems += [
+        Problem(utterances.ids[index], utterances.paths[index], reason)
+        for index, reason in scan.reasons.items()
+    ]
+    part.skip(problems, scanning.skip_budget)
     good = np.ones(len(utterances.ids), dtype=bool)
     good[list(scan.reasons)] = False
     if not good.any():
@@ -693,7 +850,7 @@ def _scan(part, utterances, folder, skip_budget, header_only, num_workers):
             f"{part.name}: no usable utterance is left; repair the corpus, see "
             f"{part.folder / f'{part.name}.skipped.csv'}"
         )
-    return scan, good
+    return scan, good, len(problems)
 
 
 def _select(utterances, rows):
@@ -820,29 +977,37 @@ def main(arguments=None):
     parser.add_argument(
         "--trial_lists",
         nargs="+",
-        default=TRIAL_LISTS,
+        action="extend",
         metavar="LIST",
         help=f"absolute or relative to the test folder ({' '.join(TRIAL_LISTS)})",
     )
     parser.add_argument(
         "--transcripts",
         nargs="+",
+        action="extend",
         metavar="FILE",
         help="of VoxCeleb2, made by tools/pseudo_label.py or elsewhere (none)",
     )
-    for flag, type_, default, use in (
-        ("valid_fraction", float, 0.02, "utterances held out for validation"),
-        ("valid_recordings_per_speaker", int, 2, "held out of a speaker at most"),
-        ("valid_positive_trials", int, 5000, "validation trials of one speaker"),
-        ("valid_negative_trials", int, 5000, "validation trials of two speakers"),
-        ("seed", int, 42133724, "of the validation split"),
-        ("skip_budget", int, 0, "bad files that may be left out"),
+    for flag, default, use in (
+        ("valid_fraction", 0.02, "utterances held out for validation"),
+        ("valid_recordings_per_speaker", 2, "held out of a speaker at most"),
+        ("valid_positive_trials", 5000, "validation trials of one speaker"),
+        ("valid_negative_trials", 5000, "validation trials of two speakers"),
+        ("seed", 42133724, "of the validation split"),
+        ("skip_budget", 0, "bad files that may be left out"),
     ):
         parser.add_argument(
-            f"--{flag}", type=type_, default=default, help=f"{use} (%(default)s)"
+            f"--{flag}",
+            type=option("voxceleb", flag),
+            default=default,
+            help=f"{use} (%(default)s)",
         )
     for flag, use in (
         ("valid_different_video", "no positive validation trial within one video"),
+        (
+            "without_test_speakers",
+            "no training on the speakers of the trial lists: DATA_FOLDER is VoxCeleb1",
+        ),
         ("valid_same_sex", f"negative validation trials of one sex (by {META})"),
         ("strict", "any bad file is an error"),
         (
@@ -858,9 +1023,12 @@ def main(arguments=None):
         help="convert VoxCeleb2's m4a files first, beside them (read as they are)",
     )
     parser.add_argument(
-        "--num_workers", type=int, help="decoding processes (default: all cores)"
+        "--num_workers",
+        type=option("voxceleb", "num_workers"),
+        help="decoding processes (default: all cores)",
     )
     options = vars(parser.parse_args(arguments))
+    options["trial_lists"] = options["trial_lists"] or TRIAL_LISTS
     if options["data_folder"] == "-":
         options["data_folder"] = None
     prepare_voxceleb(**options)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from lobes.brain import SpeechSpeakerBrain
 from lobes.encoder import Frames
 from lobes.evaluation import main as evaluate
 from lobes.recipe import ROOT, parse_arguments
@@ -147,7 +148,7 @@ def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
     hparams, run_opts, _ = parse_arguments(
         arguments(tiny_corpus, output, user("uncertainty"))
     )
-    brain = mtl.SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
+    brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     assert not any(brain.modules.weighting.log_variances.values())
     brain.train_stream()
     brain.on_fit_start()

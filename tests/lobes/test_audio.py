@@ -255,6 +255,113 @@ def test_defects_are_named(tmp_path, name, defect, problem, check):
     assert "\n" not in str(caught.value)
 
 
+CONTAINERS = [
+    *((kind, "BIG") for kind in ("WAV", "AIFF", "AU", "NIST")),
+    *((kind, "LITTLE") for kind in ("WAV", "AIFF", "AU", "NIST")),
+    *((kind, "LITTLE") for kind in ("WAVEX", "RF64", "W64")),
+]
+
+
+@pytest.mark.fault(
+    "D10",
+    "half a NIST SPHERE, RF64, W64, AIFF or AU file",
+    "`it is truncated: its header promises ... bytes of samples but ... are there`",
+)
+@pytest.mark.parametrize("kind,endian", CONTAINERS)
+def test_half_a_file_of_any_container_is_refused(tmp_path, kind, endian):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(), SAMPLE_RATE, "PCM_16", endian, format=kind)
+    np.testing.assert_array_equal(read_audio(path), noise())
+    content = path.read_bytes()
+    for size in (len(content) // 2, content.index(noise_bytes(endian)) + 15998):
+        path.write_bytes(content[:size])
+        for check in (read_audio, audio_frames):
+            with pytest.raises(UserError, match="truncated: its header promises 160"):
+                check(path)
+
+
+def noise_bytes(endian):
+    """The first samples as they stand in a file."""
+    order = {"LITTLE": "<i2", "BIG": ">i2"}[endian]
+    return (noise()[:8] * 32768).astype(order).tobytes()
+
+
+@pytest.mark.parametrize(
+    "kind,before,unknown",
+    [
+        ("AU", b".snd\0\0\0\x18", b"\xff" * 4),
+        ("AIFF", b"SSND", b"\x7f\xff\xff\xff"),
+        ("W64", bytes.fromhex("64617461f3acd3118cd100c04f8edb8a"), b"\xff" * 8),
+    ],
+)
+def test_a_length_that_was_never_filled_in_is_no_promise(
+    tmp_path, kind, before, unknown
+):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(), SAMPLE_RATE, "PCM_16", format=kind)
+    content = bytearray(path.read_bytes())
+    at = content.index(before) + len(before)
+    content[at : at + len(unknown)] = unknown
+    path.write_bytes(content)
+    assert audio_frames(path) == 8000
+
+
+@pytest.mark.fault(
+    "D10",
+    "an m4a file called .wav, and a wav called .m4a",
+    "`by its content it is m4a or aac; name it so, or convert it with ...`",
+)
+def test_a_wrong_ending_is_told_as_such(tmp_path):
+    path = tmp_path / "a.wav"
+    write_m4a(path, noise())
+    problem = "content it is m4a or aac; name it so, or convert it with `ffmpeg -i a.w"
+    with pytest.raises(UserError, match=problem):
+        read_audio(path)
+    write_adts(path, noise())
+    with pytest.raises(UserError, match=problem):
+        read_audio(path)
+    path = tmp_path / "b.m4a"
+    soundfile.write(path, noise(), SAMPLE_RATE, format="WAV")
+    with pytest.raises(UserError, match="by its content it is wav, not m4a"):
+        read_audio(path)
+    for ending in ("wav", "m4a"):
+        path = tmp_path / f"c.{ending}"
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(UserError, match="pointer of git-lfs.*git lfs pull"):
+            read_audio(path)
+
+
+def write_adts(path, samples):
+    """Encode float samples [time] as bare AAC frames."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        block = samples.astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+        frame.rate = SAMPLE_RATE
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+
+
+@pytest.mark.fault(
+    "D8",
+    "raw AAC (ADTS) that begins with silence",
+    "read whole: only an MP4 container states a length",
+)
+def test_raw_aac_that_begins_with_silence_is_read(tmp_path):
+    path = tmp_path / "a.aac"
+    samples = np.concatenate([np.zeros(80000, np.float32), 3 * noise(80000)])
+    write_adts(path, samples)
+    import av
+
+    # What made the fault: a length that is guessed from the silent beginning.
+    with av.open(str(path)) as container:
+        guess = container.streams.audio[0]
+        assert guess.duration * guess.time_base * SAMPLE_RATE > 2 * len(samples)
+    frames = audio_statistics(path).frames
+    assert len(samples) <= frames <= len(samples) + 3 * 1024
+
+
 def test_asking_beyond_the_end_is_refused(seekable):
     with pytest.raises(UserError, match="7000 to 8001.*only 1000 of those 1001"):
         read_audio(seekable, 7000, 8001)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from lobes.audio import SAMPLE_RATE
-from lobes.baseline import mfcc_baseline
+from lobes import baseline
+from lobes.audio import SAMPLE_RATE, read_audio
+from lobes.baseline import Piece, mean_mfccs, mfcc_baseline
 from lobes.errors import UserError
 from tools.mfcc_baseline import main
 
@@ -109,6 +110,35 @@ def test_a_missing_table_is_refused(corpus, tmp_path):
 def test_utterances_outside_the_trials_do_not_matter(corpus):
     extra = {"ID": "unused", "wav": "/nowhere/unused.wav"}
     assert mfcc_baseline(*corpus([*corpus.rows, extra])) == mfcc_baseline(*corpus())
+
+
+@pytest.mark.fault(
+    "B6",
+    "the same audio is evaluated again, some of it changed",
+    "vectors of unchanged files come from mfcc_baseline.npz",
+)
+def test_vectors_are_computed_once(corpus, tmp_path, monkeypatch):
+    pieces = [Piece(row["ID"], row["wav"]) for row in corpus.rows]
+    cache = tmp_path / "mfcc.npz"
+    first = mean_mfccs(pieces, cache, threads=2)
+    read = []
+    monkeypatch.setattr(
+        baseline,
+        "read_audio",
+        lambda *given: read.append(given[0]) or read_audio(*given),
+    )
+    again = mean_mfccs(pieces, cache)
+    assert read == []
+    assert all(np.array_equal(again[name], first[name]) for name in first)
+    changed = pieces[3].path
+    soundfile.write(changed, voice(99, 2, 0.7), SAMPLE_RATE)
+    assert not np.array_equal(mean_mfccs(pieces, cache)["s1u0"], first["s1u0"])
+    assert read == [changed]
+    cache.write_bytes(b"damaged")
+    assert mean_mfccs(pieces, cache).keys() == first.keys()
+    assert len(read) == 1 + len(pieces)
+    mean_mfccs(pieces, tmp_path / ("x" * 300))
+    assert len(read) == 1 + 2 * len(pieces)
 
 
 def test_real_speech_lies_between_perfect_and_chance(mini_corpora, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import speechbrain as sb
@@ -9,6 +10,7 @@ import torch
 
 from lobes.brain import selection_score
 from lobes.errors import UserError
+from lobes.stopping import Ending
 from lobes.weighting import StaticWeighting
 from tests import tiny
 
@@ -200,6 +202,65 @@ def test_a_non_finite_loss_skips_the_whole_step(make, task, tmp_path):
     assert trained(system, weights)
 
 
+@pytest.mark.fault(
+    "A10",
+    "pool_attentive.yaml and dwa.yaml: one batch, or one gradient, that is not finite",
+    "the step is skipped with its buffers: running statistics and losses seen",
+)
+@pytest.mark.parametrize("variant", ["pool_attentive", "dwa"])
+@pytest.mark.parametrize("where", ["samples", "gradient"])
+def test_a_skipped_step_leaves_no_trace_in_the_buffers(make, variant, where):
+    system = make(yaml=tiny.MTL.with_name(f"{variant}.yaml"), freeze_steps=0)
+    batch = prepared(system)
+    step(system, batch)
+    buffers = dict(system.modules.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    assert len(before) >= 2
+    wavs = batch["speaker"].wavs
+    if where == "samples":
+        whole = wavs.clone()
+        wavs[0, 10] = math.nan
+    else:
+        hook = system.modules["speaker"].weight.register_hook(lambda g: g * math.inf)
+    step(system, batch)
+    assert system.skipped_steps == 1
+    assert all(torch.equal(buffers[name], before[name]) for name in before)
+    if where == "samples":
+        wavs.copy_(whole)
+    else:
+        hook.remove()
+    step(system, batch)
+    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+    assert all(torch.isfinite(buffer).all() for buffer in buffers.values())
+
+
+@pytest.mark.fault(
+    "A11",
+    "out of memory in the first update after the thaw, in a validation",
+    "out of memory at step 1 with the waveforms speech [",
+)
+@pytest.mark.parametrize("where", ["update", "validation", "collecting"])
+def test_out_of_memory_anywhere_is_one_line(make, where, monkeypatch):
+    system = make(freeze_steps=1)
+    batch = prepared(system)
+    step(system, batch)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    target = {
+        "update": (system.optimizer, "step"),
+        "validation": (system, "compute_forward"),
+        "collecting": (system.tasks["speech"], "update"),
+    }[where]
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(UserError, match=r"^out of memory at step 1 .*speech \["):
+        if where == "update":
+            step(system, batch)
+        else:
+            system.evaluate_batch({"speech": batch["speech"]}, sb.Stage.VALID)
+
+
 def test_clipping_is_off_by_default_and_covers_all_parameters(make):
     norms = {}
     for clip in (None, -1.0, 1e-4):
@@ -294,6 +355,86 @@ def test_accumulation_takes_the_same_number_of_optimizer_steps(make):
     assert stream.total_steps == 8
 
 
+STATIC = tiny.MTL.with_name("static_0.88_9s.yaml")
+
+
+@pytest.mark.fault(
+    "A5",
+    "a factor of 2 or 5 that does not divide the batch",
+    "the update and the logged losses of one batch",
+)
+@pytest.mark.parametrize("factor", [2, 5])
+def test_an_accumulated_step_is_that_of_one_batch(make, factor):
+    """Parts of different sizes: a mean of their means would be wrong."""
+    settings = {"yaml": STATIC, "freeze_steps": 1, "steps": 3, "valid_interval": 3}
+    budget = 250_000  # 12 utterances, 39 crops
+    whole = make("whole", max_batch_samples=budget, **settings)
+    expected = [r for r in tiny.fit(whole) if r["stage"] == "train"]
+    options = [f"--grad_accumulation_factor={factor}"]
+    parts = make(
+        "parts", options=options, max_batch_samples=budget // factor, **settings
+    )
+    sizes, fit_batch = [], parts.fit_batch
+
+    def record(batches):
+        sizes.append(len(batches["speaker"]))
+        return fit_batch(batches)
+
+    parts.fit_batch = record
+    found = [r for r in tiny.fit(parts) if r["stage"] == "train"]
+    assert len(sizes) == 3 * factor and len(set(sizes)) > 1
+    names = ("speech_loss", "speaker_loss", "speech_weight", "lr")
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+    ours, theirs = tiny.flat(parts), tiny.flat(whole)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.fault(
+    "A8",
+    "after 3 steps half of max_batch_samples, factor 2, --allow_changes",
+    "every update has both of its parts, and no part is left over",
+)
+def test_a_resumed_run_may_divide_its_steps(make):
+    settings = {"yaml": STATIC, "steps": 8, "valid_interval": 5}
+    whole = make("whole", **settings)
+    expected = [r for r in tiny.fit(whole) if r["stage"] == "train"]
+    options = ["--optimizer_step_limit=3", "--ckpt_interval_steps=1"]
+    # A limit ends in a validation, a signal between two of them.
+    first = make(options=options, **settings)
+    first._save_checkpoint = lambda metrics: None
+    tiny.fit(first)
+    assert [c.meta["step"] for c in first.checkpointer.list_checkpoints()] == [3]
+    options = ["--grad_accumulation_factor=2", "--allow_changes"]
+    second = make(options=options, max_batch_samples=32_000, **settings)
+    calls, fit_batch = [], second.fit_batch
+
+    def record(batches):
+        loss = fit_batch(batches)
+        calls.append((second.optimizer_step, batches["speech"].share))
+        return loss
+
+    second.fit_batch = record
+    found = [r for r in tiny.fit(second) if r["stage"] == "train"]
+    # The number of updates after each part, from the fourth on.
+    assert [c[0] for c in calls] == [3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
+    for (_, share), (_, other) in zip(calls[::2], calls[1::2], strict=True):
+        assert share + other == pytest.approx(1)
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("speech_loss", "speaker_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_checkpoints_by_steps_count_optimizer_steps(make):
+    options = ["--grad_accumulation_factor=2", "--ckpt_interval_steps=2"]
+    system = make(options=options, steps=6, valid_interval=6)
+    saved = []
+    system._save_intra_epoch_ckpt = lambda: saved.append(system.optimizer_step)
+    tiny.fit(system)
+    assert saved == [2, 4, 6]
+
+
 def test_a_shared_batch_is_encoded_once(make):
     """Joint training: the same batch under both tasks, one encoder pass."""
     system = make(freeze_steps=0)
@@ -321,16 +462,37 @@ def test_bf16_trains_with_float32_losses(make):
 
 
 def test_early_stopping_ends_the_run(make):
-    system = make(steps=30, valid_interval=3, max_valid_loss=0.01)
+    system = make(steps=30, valid_interval=3, patience_steps=3, lr=1e-12)
     rows = tiny.fit(system)
-    assert system.optimizer_step == 3
-    assert len([r for r in rows if r["stage"] == "valid"]) == 1
+    assert system.optimizer_step == 6
+    assert len([r for r in rows if r["stage"] == "valid"]) == 2
+    assert system.ending.kind == "patience"
+    told = "6 of 30 steps, stopped: .* has not improved for 3 steps"
+    assert re.fullmatch(told, str(system.ending))
+
+
+@pytest.mark.fault(
+    "B2",
+    "--optimizer_step_limit=2 before a fresh head is within max_valid_loss",
+    "2 of 3 steps: --optimizer_step_limit; the same command without it goes on",
+)
+def test_a_limit_of_steps_is_not_the_end_of_a_run(make):
+    settings = {"steps": 3, "valid_interval": 3, "max_valid_loss": 0.01}
+    first = make(options=["--optimizer_step_limit=2"], **settings)
+    tiny.fit(first)
+    assert first.hparams.stopping.reason is None
+    assert (first.ending.kind, first.ending.steps) == ("step limit", 2)
+    assert str(first.ending).startswith("2 of 3 steps: --optimizer_step_limit;")
+    for _ in range(2):
+        second = make(**settings)
+        tiny.fit(second)
+        assert second.ending == Ending("complete", 3, 3)
 
 
 def test_debug_mode_runs(make):
     system = make(options=["--debug"], valid_interval=4)
     tiny.fit(system)
-    assert system.optimizer_step == 4
+    assert system.optimizer_step == 4 and system.ending.kind == "debug"
 
 
 @pytest.mark.fault(

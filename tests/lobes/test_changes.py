@@ -148,3 +148,15 @@ def test_ways_of_running_never_count(copy):
     shutil.move(copy, moved)
     assert resume(moved, ["--ckpt_interval_steps=2"], **settings) == 6
     assert not (moved / "run" / "changes.jsonl").exists()
+
+
+@pytest.mark.fault(
+    "C7",
+    "a resume without the run's hyperparams.yaml",
+    "refused: other settings (unknown ones, as hyperparams.yaml is missing there)",
+)
+def test_what_cannot_be_compared_is_refused(copy):
+    (copy / "run" / "hyperparams.yaml").unlink()
+    with pytest.raises(UserError, match="unknown ones, as hyperparams.yaml is missing"):
+        resume(copy, lr=0.5)
+    assert resume(copy, ["--allow_changes"]) == 6

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lobes.brain import SpeechSpeakerBrain
-from lobes.checkpoints import load_initial_weights
+from lobes.checkpoints import MANIFEST, load_initial_weights
 from lobes.errors import UserError
 from lobes.evaluation import main as evaluate
 from lobes.pooling import MeanPooling
@@ -102,6 +102,25 @@ def test_it_starts_with_the_best_weights_and_nothing_else(make, old, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["lr"] for row in rows] == [row["lr"] for row in expected]
     assert rows[0]["speech_loss"] < expected[0]["speech_loss"]
+
+
+@pytest.mark.fault(
+    "C7",
+    "init_from a run without weights of an encoder",
+    "init_from: ... holds no weights of an encoder (encoder.ckpt)",
+)
+def test_an_encoder_without_weights_is_refused(make, old, tmp_path):
+    old()
+    saves = tmp_path / "old" / "save"
+    for path in saves.glob("CKPT*"):
+        (path / "encoder.ckpt").unlink()
+        manifest = path / MANIFEST
+        content = json.loads(manifest.read_text())
+        del content["encoder.ckpt"]
+        manifest.write_text(json.dumps(content))
+    system = make("new", start="old")
+    with pytest.raises(UserError, match="holds no weights of an encoder .encoder.ckpt"):
+        started(system)
 
 
 def test_a_weighting_starts_anew(make, old):

@@ -67,6 +67,7 @@ def test_folders_are_kept_but_aac_becomes_wav(corpus, tmp_path):
         "kept": 0,
         "failed": 0,
         "clipped": 0,
+        "copied": 0,
         "hours": 12 * 4000 / SAMPLE_RATE / 3600,
     }
     assert list(sorted(tree(tmp_path / "out"))) == [
@@ -155,7 +156,7 @@ def test_what_is_there_is_not_decoded_again(corpus, tmp_path, monkeypatch, capsy
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.parametrize("damage", ["empty", "html", "cut", "8 kHz"])
+@pytest.mark.parametrize("damage", ["empty", "html", "cut"])
 def test_bad_outputs_are_made_again(tmp_path, damage):
     write_wav(tmp_path / "in/a.wav", 1)
     soundfile.write(tmp_path / "in/b.flac", *soundfile.read(tmp_path / "in/a.wav"))
@@ -163,13 +164,88 @@ def test_bad_outputs_are_made_again(tmp_path, damage):
     convert(tmp_path / "in", tmp_path / "out", "wav", num_workers=1)
     good = tree(tmp_path / "out")
     output = tmp_path / "out/b.wav"
-    if damage == "8 kHz":
-        soundfile.write(output, np.zeros(4000), 8000)
-    else:
-        bad = {"empty": b"", "html": b"<html>", "cut": output.read_bytes()[:-100]}
-        output.write_bytes(bad[damage])
+    bad = {"empty": b"", "html": b"<html>", "cut": output.read_bytes()[:-100]}
+    output.write_bytes(bad[damage])
     assert convert(tmp_path / "in", tmp_path / "out", "wav")["converted"] == 1
     assert tree(tmp_path / "out") == good
+
+
+@pytest.mark.fault(
+    "C6",
+    "convert --to wav beside originals of 8 kHz of the same name",
+    "they stay, and stand in convert.failed.csv",
+)
+def test_audio_that_no_conversion_made_is_not_overwritten(tmp_path):
+    write_wav(tmp_path / "a.wav", 1)
+    soundfile.write(tmp_path / "a.flac", *soundfile.read(tmp_path / "a.wav"))
+    soundfile.write(tmp_path / "a.wav", np.zeros(4000), 8000)
+    original = (tmp_path / "a.wav").read_bytes()
+    for delete in (False, True):
+        counts = convert(tmp_path, tmp_path, "wav", num_workers=1, delete=delete)
+        assert counts["failed"] == 1
+        assert (tmp_path / "a.wav").read_bytes() == original
+        assert (tmp_path / "a.flac").exists()
+    assert "a.wav is there with 8000 Hz" in (tmp_path / FAILED).read_text()
+
+
+@pytest.mark.fault(
+    "C6",
+    "convert --delete where the output was there and is of another recording",
+    "the original stays: `was there before and holds other samples`",
+)
+def test_delete_compares_with_what_was_there(corpus):
+    convert(corpus, corpus, "flac", num_workers=1)
+    flac = corpus / "dev/wav/id00000/v0/00000.flac"
+    flac.write_bytes((flac.parent / "00001.flac").read_bytes())
+    counts = convert(corpus, corpus, "flac", num_workers=1, delete=True)
+    assert (counts["kept"], counts["failed"]) == (11, 1)
+    assert [path.name for path in corpus.rglob("*.wav")] == ["00000.wav"]
+    assert "holds other samples" in (corpus / FAILED).read_text()
+
+
+@pytest.mark.fault(
+    "B9",
+    "convert to another folder: vox2_meta.csv and transcripts beside the audio",
+    "they are copied along, and counted",
+)
+def test_lists_go_along_to_another_folder(corpus, tmp_path, capsys):
+    lists = {"vox2_meta.csv": "m", "list.TXT": "l", "dev/aac/id00000/a.trans.txt": "t"}
+    for name, text in lists.items():
+        (corpus / name).write_text(text)
+    (corpus / "notes.pdf").write_text("x")
+    out = tmp_path / "out"
+    main([str(corpus), str(out), "--to", "flac", "--num_workers", "1"])
+    told = capsys.readouterr()
+    assert "12 converted" in told.out and "3 lists and meta files copied" in told.out
+    assert "neither audio nor lists, left out: 1 .pdf" in told.err
+    copies = {n: c.decode() for n, c in tree(out).items() if not n.endswith(".flac")}
+    assert copies == {name.replace("aac", "wav"): text for name, text in lists.items()}
+    # What was changed there stays.
+    (out / "list.TXT").write_text("mine")
+    counts = convert(corpus, out, "flac", num_workers=1)
+    assert counts["copied"] == 0 and (out / "list.TXT").read_text() == "mine"
+    assert "list.TXT: it differs from the corpus's; kept" in capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "C6", "convert into a folder within the corpus", "`OUT: ... lies in FOLDER`"
+)
+def test_an_output_within_the_corpus_is_refused(corpus):
+    before = tree(corpus)
+    with pytest.raises(UserError, match="dev/wav lies in FOLDER"):
+        convert(corpus, corpus / "dev" / "wav", "flac")
+    assert tree(corpus) == before and not (corpus / "dev" / "wav").exists()
+
+
+def test_names_of_any_kind_are_converted_or_listed(tmp_path):
+    names = ["a b (1).wav", 'q"uo,te$.wav', "-dash.wav", "new\nline.wav"]
+    for number, name in enumerate(names):
+        write_wav(tmp_path / "in" / name, number)
+    (tmp_path / "in" / names[0]).rename(tmp_path / "in" / "bad\udcfe.wav")
+    counts = convert(tmp_path / "in", tmp_path / "out", "flac", num_workers=1)
+    assert (counts["converted"], counts["failed"]) == (3, 1)
+    failed = (tmp_path / "out" / FAILED).read_text()
+    assert r"bad\xfe.wav,its path is not UTF-8" in failed
 
 
 def test_the_corpus_itself_may_be_the_output(corpus, tmp_path, monkeypatch):

@@ -71,6 +71,95 @@ def test_a_gpu_for_all_processes_is_refused(monkeypatch):
     join_processes(RunOptions(device="cuda:1"))
 
 
+#: As torchrun starts the second of four processes on one machine.
+LAUNCHED = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """``launch(environment, gpus, **run_options)``: join with nobody to join."""
+
+    def launch(environment, gpus=0, **options):
+        for name in (*LAUNCHED, "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        monkeypatch.setattr("lobes.distributed.ddp_init_group", lambda _: None)
+        join_processes(RunOptions(**options))
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    "gpus, told",
+    [
+        (2, "4 processes, 2 GPUs: --nproc_per_node=2, or --distributed_backend=gloo"),
+        (1, "4 processes, 1 GPU: --nproc_per_node=1, or --distributed_backend=gloo"),
+        (0, "4 processes, no GPU: --distributed_backend=gloo --device=cpu"),
+    ],
+)
+@pytest.mark.fault(
+    "D6",
+    "more processes than GPUs",
+    "4 processes, 2 GPUs: --nproc_per_node=2, or --distributed_backend=gloo "
+    "--device=cpu",
+)
+def test_more_processes_than_gpus(launch, gpus, told):
+    with pytest.raises(UserError) as caught:
+        launch(LAUNCHED, gpus)
+    assert told in str(caught.value)
+
+
+def test_launches_that_are_right(launch):
+    launch(LAUNCHED, 4)
+    # Two machines of two GPUs each.
+    launch({**LAUNCHED, "LOCAL_WORLD_SIZE": "2"}, 2)
+    launch(LAUNCHED, 2, distributed_backend="gloo", device="cpu")
+    launch(LAUNCHED, 0, distributed_backend="gloo")
+    launch({})
+    launch({"WORLD_SIZE": "1"})
+    launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+
+
+@pytest.mark.parametrize(
+    "environment, told",
+    [
+        ({"RANK": "0"}, "RANK=0 in the environment, without LOCAL_RANK, WORLD_SIZE, "),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "or one after unset RANK LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "start several processes with torchrun, or"),
+        ({"WORLD_SIZE": "4"}, "or one after unset WORLD_SIZE"),
+        ({**LAUNCHED, "RANK": "first"}, "which is no number: RANK: start"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"}, "without LOCAL_RANK"),
+    ],
+)
+@pytest.mark.fault(
+    "D6",
+    "RANK, LOCAL_RANK or WORLD_SIZE in the environment of a plain train.py",
+    "RANK=0 in the environment, without LOCAL_RANK, ...: start several processes with "
+    "torchrun, or one after unset RANK",
+)
+def test_what_is_left_in_the_environment(launch, environment, told):
+    with pytest.raises(UserError) as caught:
+        launch(environment)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_group_that_cannot_be_made(monkeypatch):
+    def fail(_):
+        raise RuntimeError("the address is in use\nand more")
+
+    monkeypatch.setattr("lobes.distributed.ddp_init_group", fail)
+    with pytest.raises(UserError, match="cannot join each other .the address is in us"):
+        join_processes(RunOptions())
+
+
 @pytest.mark.fault(
     "F35",
     "torchrun with two processes",
@@ -131,6 +220,64 @@ def one_process(yaml, changes, corpus, folder):
         values = whole.step_values.items()
         losses.append([float(v) for n, v in values if n.endswith("_loss")])
     return states, losses
+
+
+#: What each rank runs where gradients are accumulated as well.
+DIVIDED = """
+import json, sys, torch
+from pathlib import Path
+from tests import tiny
+corpus, output, yaml = map(Path, sys.argv[1:4])
+settings = json.loads(sys.argv[4])
+system = tiny.brain(
+    corpus, output / "run", yaml, options=["--distributed_backend=gloo"], **settings
+)
+sizes = []
+fit_batch = system.fit_batch
+def record(batch):
+    sizes.append({task: len(b) for task, b in batch.items()})
+    return fit_batch(batch)
+system.fit_batch = record
+tiny.fit(system)
+torch.save({"weights": tiny.flat(system), "sizes": sizes}, output / f"{system.rank}.pt")
+"""
+
+
+@pytest.mark.fault(
+    "A5",
+    "two processes and a factor of 2 or 5, parts of different sizes",
+    "the weights of one process without accumulation",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["static_0.88_9s", "pool_attentive"])
+@pytest.mark.parametrize("factor", [1, 2, 5])
+def test_a_step_of_two_ranks_is_that_of_one(
+    variant, factor, tiny_corpus, tmp_path, torchrun
+):
+    yaml = tiny.MTL.with_name(f"{variant}.yaml")
+    if variant == "pool_attentive" and factor > 1:
+        pytest.skip("batch norm and dynamic weights follow the parts")
+    settings = {"steps": 4, "valid_interval": 4, "freeze_steps": 1}
+    budget = 250_000  # 12 utterances, 39 crops
+    whole = tiny.brain(
+        tiny_corpus, tmp_path / "one", yaml, max_batch_samples=budget, **settings
+    )
+    tiny.fit(whole)
+    settings |= {
+        "max_batch_samples": budget // factor,
+        "grad_accumulation_factor": factor,
+    }
+    arguments = (tiny_corpus, tmp_path, yaml, json.dumps(settings))
+    done = torchrun(DIVIDED, *arguments, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    sizes = [rank["sizes"] for rank in ranks]
+    assert len(sizes[0]) == 4 * factor
+    crops = {step["speaker"] for rank in sizes for step in rank}
+    assert len(crops) > 1, "all parts were of one size: nothing is shown"
+    expected = tiny.flat(whole)
+    assert (ranks[0]["weights"] - expected).norm() < 1e-5 * expected.norm()
 
 
 def flat(state):

@@ -1,8 +1,12 @@
 """The encoder: frozen parts, padding, class token, split and branches."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lobes.encoder import Wav2Vec2Encoder
 from lobes.errors import UserError
@@ -191,6 +195,54 @@ def test_masks_are_huggingface_s(make, lengths):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault(
+    "D5",
+    "a batch whose clips are all shorter than mask_time_length",
+    "no time mask in it, as HuggingFace gives short clips of a mixed batch",
+)
+@pytest.mark.fault("A11", "a batch with fewer frames than a mask is long", "no mask")
+@pytest.mark.parametrize("wider", [0, 8000])
+def test_clips_shorter_than_a_mask_have_none(make, wider):
+    settings = {"mask_time_prob": 0.6, "mask_time_length": 20}
+    encoder, plain = make(LAYER_NORM, **settings).train(), make(LAYER_NORM).train()
+    wavs, lengths = padded_batch(6000, 3000)  # 18 and 9 frames
+    wavs = torch.nn.functional.pad(wavs, (0, wider))
+    with torch.no_grad():
+        found, expected = encoder(wavs, lengths), plain(wavs, lengths)
+        valid = found.mask
+        assert torch.equal(found.speech[valid], expected.speech[valid])
+        # 24 frames: one of two clips is long enough.
+        wavs, lengths = padded_batch(8000, 3000)
+        found, expected = encoder(wavs, lengths), plain(wavs, lengths)
+    assert not torch.equal(found.speech[0], expected.speech[0])
+    torch.testing.assert_close(found.speech[1, :9], expected.speech[1, :9])
+
+
+@pytest.mark.fault(
+    "D5",
+    "mask_feature_length above the channels",
+    "refused at the start: `mask_feature_length is 64, but a frame has 32 channels`",
+)
+def test_a_mask_of_more_channels_than_there_are_is_refused(make):
+    make(mask_feature_length=64)
+    make(mask_feature_prob=0.1, mask_feature_length=32)
+    with pytest.raises(UserError, match="is 64, but a frame has 32 channels"):
+        make(mask_feature_prob=0.1)
+
+
+@NORMS
+def test_the_input_has_a_dropout_of_its_own(make, norm):
+    """The published runs without regularisation had dropout in the layers only."""
+    wavs, lengths = padded_batch(8000, 5000)
+    for given, expected in ((None, 0.3), (0.0, 0.0), (0.7, 0.7)):
+        encoder = make(norm, hidden_dropout=0.3, input_dropout=given)
+        assert encoder.model.encoder.dropout.p == expected
+        layers = encoder.model.encoder.layers
+        assert {layer.dropout.p for layer in layers} == {0.3}
+    encoder = make(norm, input_dropout=0.7).train()
+    assert not torch.equal(encoder(wavs, lengths).speech, encoder(wavs, lengths).speech)
+
+
 def test_masked_frames_equal_those_of_huggingface(make):
     """Of padded utterances: nothing but their own frames is masked."""
     encoder = make(LAYER_NORM, mask_time_prob=0.6, mask_time_length=3).train()
@@ -253,6 +305,172 @@ def test_a_saved_model_loads_from_its_folder(make, norm, tmp_path):
     for name, parameter in saved.model.state_dict().items():
         assert torch.equal(parameter, loaded.model.state_dict()[name]), name
     assert loaded.model.config.hidden_dropout == 0.3
+
+
+def stored(folder, **keys):
+    """Change a saved model's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def checkpointed(model):
+    return sum(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
+@pytest.mark.fault(
+    "A1",
+    'a config.json with `"gradient_checkpointing": true`, as facebook/wav2vec2-base\'s',
+    "it is off unless the setting is on",
+)
+def test_stored_gradient_checkpointing_is_switched_off(make, tmp_path):
+    make().model.save_pretrained(tmp_path)
+    stored(tmp_path, gradient_checkpointing=True)
+    assert checkpointed(Wav2Vec2Model.from_pretrained(tmp_path)) > 0
+    assert checkpointed(Wav2Vec2Encoder(source=tmp_path)) == 0
+    asked = Wav2Vec2Encoder(source=tmp_path, gradient_checkpointing=True)
+    assert checkpointed(asked) > 0
+    config = {**ENCODER, "gradient_checkpointing": True}
+    assert checkpointed(Wav2Vec2Encoder(config=config)) == 0
+
+
+@pytest.mark.fault(
+    "A1",
+    "a config.json with other dropouts, masks, LayerDrop, precision, attention kernel",
+    "the settings count: frames, training and parameters are the same",
+)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"layerdrop": 0.9},
+        {"hidden_dropout": 0.9, "attention_dropout": 0.9, "activation_dropout": 0.9},
+        {"feat_proj_dropout": 0.9, "final_dropout": 0.9, "feat_quantizer_dropout": 0.9},
+        {"mask_time_prob": 0.9, "mask_feature_prob": 0.9, "mask_time_length": 2},
+        {"mask_time_min_masks": 9, "mask_feature_min_masks": 9},
+        {"apply_spec_augment": False},
+        {"dtype": "float16"},
+        {"torch_dtype": "bfloat16"},
+        {"attn_implementation": "eager"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"output_hidden_states": True, "output_attentions": True},
+        {"use_weighted_layer_sum": True, "num_adapter_layers": 7},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_no_key_of_a_stored_configuration_acts_behind_the_settings(
+    make, keys, tmp_path
+):
+    make().model.save_pretrained(tmp_path)
+    settings = {"mask_time_prob": 0.3, "mask_time_length": 3, "hidden_dropout": 0.2}
+    settings |= {"mask_feature_prob": 0.2, "mask_feature_length": 4}
+    wavs, lengths = padded_batch(16000, 9000)
+    found = []
+    for change in ({}, keys):
+        stored(tmp_path, **change)
+        encoder = Wav2Vec2Encoder(source=tmp_path, **settings).train()
+        torch.manual_seed(3), np.random.seed(3)
+        with torch.no_grad():
+            frames = encoder(wavs, lengths).speech
+        sizes = {n: (p.shape, p.dtype) for n, p in encoder.named_parameters()}
+        found.append((frames, encoder.eval()(wavs, lengths).speech, sizes))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2]
+
+
+@pytest.mark.fault(
+    "A1",
+    "a config.json with add_adapter or quantization_config",
+    "refused in one line that names the key",
+)
+@pytest.mark.parametrize(
+    "keys", [{"add_adapter": True}, {"quantization_config": {"load_in_8bit": True}}]
+)
+def test_a_stored_configuration_with_other_parts_is_refused(make, keys, tmp_path):
+    make().model.save_pretrained(tmp_path)
+    stored(tmp_path, **keys)
+    key = next(iter(keys))
+    with pytest.raises(UserError, match=f"sets {key}, which is not supported"):
+        Wav2Vec2Encoder(source=tmp_path)
+    with pytest.raises(UserError, match=f"encoder_config: .* sets {key}"):
+        Wav2Vec2Encoder(config={**ENCODER, **keys})
+
+
+@pytest.mark.parametrize("dimensions", [None, 4])
+def test_attention_adapters_are_part_of_the_model(tmp_path, dimensions):
+    torch.manual_seed(0)
+    settings = {**ENCODER, **LAYER_NORM, "adapter_attn_dim": dimensions}
+    model = Wav2Vec2Model(Wav2Vec2Config(**settings)).eval()
+    model.save_pretrained(tmp_path)
+    encoder = Wav2Vec2Encoder(source=tmp_path).eval()
+    wavs, lengths = padded_batch(16000, 16000)
+    with torch.no_grad():
+        expected = model(wavs).last_hidden_state
+        assert torch.equal(encoder(wavs, lengths).speech, expected)
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert", "UniSpeech", "UniSpeechSat"])
+@NORMS
+def test_the_families_that_are_wav2vec2_load_as_what_they_are(family, norm, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**ENCODER, **norm)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    encoder = Wav2Vec2Encoder(source=tmp_path).eval()
+    wavs, lengths = padded_batch(16000, 16000)
+    with torch.no_grad():
+        expected = model(wavs).last_hidden_state
+        assert torch.equal(encoder(wavs, lengths).speech, expected)
+
+
+@pytest.mark.fault(
+    "A2",
+    "source: a WavLM or Data2VecAudio model",
+    "refused: `a model of the kind wavlm, which has other parts; supported are ...`",
+)
+@pytest.mark.parametrize("family", ["WavLM", "Data2VecAudio"])
+def test_other_families_are_refused_by_name(family, tmp_path):
+    config = getattr(transformers, f"{family}Config")(**ENCODER)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="supported are wav2vec2, hubert") as caught:
+        Wav2Vec2Encoder(source=tmp_path)
+    assert f"of the kind {config.model_type}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault(
+    "A2",
+    "weights with parts of the encoder that the model lacks",
+    "refused: `has weights for 1 parts that this encoder lacks`",
+)
+def test_left_over_weights_are_refused(make, tmp_path):
+    saved = make()
+    state = saved.model.state_dict()
+    state["encoder.layers.0.attention.bias"] = torch.ones(2)
+    saved.model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match="weights for 1 parts that this encoder lacks"):
+        Wav2Vec2Encoder(source=tmp_path)
+
+
+@pytest.mark.fault(
+    "A3",
+    "source: a Wav2Vec2ForCTC folder without masked_spec_embed",
+    "loaded; `it starts at random` is logged",
+)
+def test_a_fine_tuned_model_comes_without_a_mask_embedding(tmp_path, caplog):
+    torch.manual_seed(0)
+    model = transformers.Wav2Vec2ForCTC(
+        Wav2Vec2Config(**ENCODER, mask_time_prob=0.0)
+    ).eval()
+    assert not hasattr(model.wav2vec2, "masked_spec_embed")
+    model.save_pretrained(tmp_path)
+    encoder = Wav2Vec2Encoder(source=tmp_path, mask_time_prob=0.5)
+    assert "no masked_spec_embed" in caplog.text and "at random" in caplog.text
+    embedding = encoder.model.masked_spec_embed
+    assert embedding.isfinite().all() and embedding.std() > 0.1
+    wavs, lengths = padded_batch(16000, 16000)
+    with torch.no_grad():
+        expected = model.wav2vec2(wavs).last_hidden_state
+        assert torch.equal(encoder.eval()(wavs, lengths).speech, expected)
 
 
 def test_missing_weights_are_refused(make, tmp_path):

@@ -7,9 +7,11 @@ import pandas
 import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes import evaluation
+from lobes import evaluation, ledger, opening, report, stopping
 from lobes.errors import UserError
 from lobes.scoring import read_scores, verification_metrics
+from lobes.text import edit_distances
+from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests import tiny
 from tools.make_shards import make_shards
 
@@ -85,7 +87,8 @@ def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
     assert all((trained / n).read_bytes() == (to / n).read_bytes() for n in names)
 
 
-def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
+def test_own_csv_and_trials(trained, tiny_corpus, tmp_path, caplog):
+    opening._warn.cache_clear()
     before = (trained / "results.json").read_text()
     trials = tmp_path / "mine.txt"
     lines = (tiny_corpus / "VoxCeleb/veri_test2.txt").read_text().splitlines()[:40]
@@ -102,6 +105,7 @@ def test_own_csv_and_trials(trained, tiny_corpus, tmp_path):
     assert (trained / "results.json").read_text() == before
     assert sets["speech"]["train"]["utterances"] == 12
     assert sets["speaker"]["mine"]["trials"] == 40
+    assert "12 of 12 utterances are trained on, too" in caplog.text
 
 
 def test_own_csvs_in_shards_give_the_same_results(trained, tiny_corpus, tmp_path):
@@ -162,10 +166,10 @@ def test_an_unknown_checkpoint_is_named(trained):
 def test_a_task_that_the_run_lacks_is_named(tiny_corpus, tmp_path, capsys):
     run = tmp_path / "asr"
     tiny.brain(tiny_corpus, run, yaml=tiny.ASR)
+    own = [f"--speaker_csv={tiny_corpus / 'VoxCeleb/test.csv'}"]
+    own += ["--trials", str(tiny_corpus / "VoxCeleb/veri_test2.txt")]
     with pytest.raises(SystemExit):
-        evaluation.main(
-            [str(run), "--device=cpu", "--speaker_csv=x.csv", "--trials", "y.txt"]
-        )
+        evaluation.main([str(run), "--device=cpu", *own])
     assert "this run has no speaker task" in capsys.readouterr().err
 
 
@@ -180,13 +184,143 @@ def test_test_sets_are_read_before_training(tiny_corpus, tmp_path):
         "headline_sets": "{wer: test-other}",
     }
     with pytest.raises(UserError, match="missing.txt"):
-        tiny.brain(tiny_corpus, tmp_path / "b", **wrong).open_test_sets()
+        tiny.brain(tiny_corpus, tmp_path / "b", **wrong).open_sets()
 
 
 def test_a_list_given_by_its_path_is_read_as_prepared(tiny_corpus, tmp_path):
     """Preparation turns file names into IDs and writes the list beside the CSV."""
     lists = {"voxceleb_trial_lists": "[/elsewhere/veri_test2.txt]"}
     system = tiny.brain(tiny_corpus, tmp_path / "run", **lists)
-    system.open_test_sets()
+    system.open_sets()
     trials = system.hparams.test_sets["speaker"]["voxceleb1"].trials["veri_test2"]
     assert trials.path == str(tiny_corpus / "VoxCeleb" / "veri_test2.txt")
+
+
+# Found by trying -----------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "C6",
+    "evaluate.py RUN --speech_csv=A/my.csv, then B/my.csv",
+    "two folders, own/my and own/my-<8 digits>; A again overwrites only its own",
+)
+def test_own_csvs_of_one_name_have_folders_of_their_own(tmp_path):
+    first = {"speech_csv": "/a/my.csv"}
+    folder = evaluation.own_folder(tmp_path, first)
+    assert folder == tmp_path / "own" / "my"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"own": first}))
+    other = evaluation.own_folder(tmp_path, {"speech_csv": "/b/my.csv"})
+    assert other.parent == folder.parent and other.name.startswith("my-")
+    assert evaluation.own_folder(tmp_path, first) == folder
+    speaker = {"speaker_csv": "/a/my.csv", "trials": ["/a/x.txt"]}
+    more = evaluation.own_folder(tmp_path, speaker)
+    assert more not in (folder, other)
+    (folder / "results.json").write_text("{")
+    assert evaluation.own_folder(tmp_path, first) != folder
+
+
+@pytest.mark.fault("B9", "an evaluation that fails", "no empty folder own/<name> stays")
+def test_a_failed_evaluation_leaves_no_folder(trained, tiny_corpus, monkeypatch):
+    def fail(*_):
+        raise UserError("no")
+
+    monkeypatch.setattr(evaluation.brains.SpeechSpeakerBrain, "test", fail)
+    csv = tiny_corpus / "LibriSpeech/dev-other.csv"
+    with pytest.raises(SystemExit):
+        evaluation.main([str(trained), "--device=cpu", f"--speech_csv={csv}"])
+    assert not (trained / "own" / "dev-other").exists()
+
+
+@pytest.mark.fault(
+    "B5", "an evaluation", "results.json holds CER, intervals and warnings"
+)
+def test_results_hold_what_belongs_beside_the_metrics(trained):
+    found = results(trained)
+    speech = found["sets"]["speech"]["test-other"]
+    table = pandas.read_csv(
+        trained / "transcripts_test-other.csv", keep_default_na=False
+    )
+    distances = edit_distances(table["reference"], table["hypothesis"])
+    letters = table["reference"].str.len().sum()
+    assert found["cer"] == speech["cer"]
+    assert speech["cer"] == pytest.approx(100 * distances.sum() / letters)
+    assert speech["letters"] == letters and 0 <= speech["blank_frames"] <= 100
+    for name, rates in (("test-other", ("wer", "cer")), ("veri_test2", ("eer",))):
+        for rate in rates:
+            interval = found["intervals"][name][rate]
+            assert interval["low"] <= interval["high"]
+    interval = found["intervals"]["veri_test2"]["eer"]
+    assert (interval["over"], interval["count"]) == ("speakers", tiny.SPEAKERS)
+    assert interval["low"] <= found["eer"] <= interval["high"]
+    assert found["training"]["kind"] == "complete" and found["validation"]["cer"] > 0
+    assert any(text.startswith("test-other: ") for text in found["warnings"])
+
+
+@pytest.mark.fault(
+    "C7",
+    "the summary of a complete run cannot be printed (| head -1)",
+    "the ledger says finished",
+)
+def test_the_ledger_has_its_line_before_anything_is_printed(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(report, "print_summary", fail)
+    monkeypatch.setattr(ledger, "CHANCE", {})
+    arguments = tiny.arguments(tiny_corpus, tmp_path, steps=2, valid_interval=2)
+    with pytest.raises(BaseException):  # noqa: B017, whatever an end of a pipe gives
+        mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
+    (row,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert row["state"] == "finished" and row["cer"] > 0
+
+
+@pytest.mark.fault(
+    "B2",
+    "a run whose loss rises above max_valid_loss",
+    "tested and told, then exit status 2: error: 2 of 6 steps, stopped: diverged: ...",
+)
+def test_a_diverged_run_ends_with_2_after_it_was_told(
+    tiny_corpus, tmp_path, monkeypatch, capsys
+):
+    def judge(self):
+        self.kind = stopping.DIVERGED
+        return "diverged: speech_loss is 12.00, above 10"
+
+    monkeypatch.setattr(stopping.EarlyStopping, "_judge", judge)
+    arguments = tiny.arguments(tiny_corpus, tmp_path, steps=6, valid_interval=2)
+    with pytest.raises(SystemExit) as end:
+        mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    told = "2 of 6 steps, stopped: diverged: speech_loss is 12.00, above 10"
+    assert f"NOT ALL STEPS WERE TRAINED: {told}" in printed.out
+    assert f"error: {told}; lower --lr" in printed.err
+    (row,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert row["state"] == "diverged" and row["steps"] == 2
+    assert results(tmp_path)["training"]["kind"] == "diverged"
+    # To test it again is no failure.
+    evaluation.main([str(tmp_path), "--device=cpu", "--noprogressbar"])
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.fault(
+    "B2",
+    "--optimizer_step_limit=2 of 4, then the same command without it",
+    "exit status 0 and 2 of 4 steps; then 4 of 4",
+)
+def test_a_limited_run_goes_on(tiny_corpus, tmp_path, capsys):
+    arguments = tiny.arguments(tiny_corpus, tmp_path, steps=4, valid_interval=4)
+    arguments += ["--device=cpu", "--noprogressbar"]
+    mtl.main([*arguments, "--optimizer_step_limit=2"])
+    assert "NOT ALL STEPS WERE TRAINED: 2 of 4 steps" in capsys.readouterr().out
+    assert results(tmp_path)["training"]["steps"] == 2
+    evaluation.main([str(tmp_path), "--device=cpu", "--noprogressbar"])
+    assert "NOT ALL STEPS WERE TRAINED: 2 of 4 steps" in capsys.readouterr().out
+    mtl.main(arguments)
+    assert "NOT ALL" not in capsys.readouterr().out
+    rows = ledger.read(tmp_path / "ledger.jsonl")
+    states = [row["state"] for row in rows if row["kind"] == "training"]
+    assert states[0] == "pre-empted" and states[1] != "pre-empted"

@@ -46,7 +46,9 @@ def test_all_values_of_all_files():
 def test_brackets_and_single_values_are_no_axes():
     found = grid(tiny.MTL, "--librispeech_test_splits=[test-other, test-clean]")
     assert len(found) == 1
-    assert len(grid(tiny.MTL, "--encoder_config={a: [1, 2], b: 3}")) == 1
+    assert (
+        len(grid(tiny.MTL, "--encoder_config={conv_dim: [1, 2], hidden_size: 3}")) == 1
+    )
     found = grid(tiny.MTL, "--librispeech_train_splits=[a, b],[c]")
     assert [m.values["librispeech_train_splits"] for m in found] == ["[a, b]", "[c]"]
 
@@ -134,13 +136,57 @@ def test_more_that_is_wrong(tmp_path):
         ("runs: {MTL: {a: mtl.yaml}}\n", "MTL is no recipe"),
         ("runs: [mtl.yaml]\n", "runs must be a mapping"),
         ("runs: {\n", "correct the YAML"),
-        ("- a\n", "the file must be a mapping"),
+        ("- a\n", "holds no keys; name a grid"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             read_grid([path])
     with pytest.raises(UserError, match="no run 'x'; there are \\['mtl'\\]"):
         read_grid([tiny.MTL], only=["x"])
+
+
+GRID = "runs: {LibriSpeech_VoxCeleb/MTL: {a: hparams/mtl.yaml}}\n"
+
+#: Text of a grid, and what is said about it.
+GARBAGE = {
+    "runs: 5": "runs must be a mapping of names, not 5",
+    "runs: {LibriSpeech_VoxCeleb/MTL: null}": "MTL must be a mapping of names",
+    "runs: {LibriSpeech_VoxCeleb/MTL: {a: 5}}": "MTL: a must be text, .*, not 5",
+    "runs: {LibriSpeech_VoxCeleb/MTL: {a: null}}": "MTL: a must be text, .*, not None",
+    "runs: {LibriSpeech_VoxCeleb/MTL: {a: '--lr=1'}}": "must begin with a YAML file",
+    'runs: {LibriSpeech_VoxCeleb/MTL: {a: "m.yaml \'"}}': "no closing quotation in",
+    "runs: {LibriSpeech_VoxCeleb/MTL: {5: m.yaml}}": "5 is no name; put it into quotes",
+    f"{GRID}options: 5": "options must be text, words of a command line, not 5",
+    f"{GRID}options: --a='": "options: no closing quotation in",
+    f"{GRID}axes: 5": "axes must be a mapping of names, not 5",
+    f"{GRID}axes: {{lr: []}}": "axes: lr has no values; give some",
+}
+
+
+@pytest.mark.fault(
+    "C5",
+    "grids with 5, null, an unclosed quote",
+    "one line with the file and the key: runs: .../MTL: a must be text, words of a "
+    "command line, not 5",
+)
+@pytest.mark.parametrize("text", GARBAGE)
+def test_garbage_in_a_grid_is_named(text, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=GARBAGE[text]) as error:
+        read_grid([path])
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.fault(
+    "C5",
+    "--steps=int:1.2:1.8",
+    "steps: int:1.2:1.8 is no range from low to high with a whole number in it",
+)
+def test_an_empty_range_is_named():
+    for text in ("int:1.2:1.8", "lin:1:inf", "log:0:1", "lin:nan:1", "int:2:1"):
+        with pytest.raises(UserError, match=f"steps: {text} is no range"):
+            grid(tiny.MTL, f"--steps={text}", draws=2)
 
 
 def test_the_notes_have_every_system_with_and_without_regularisation():

@@ -122,3 +122,26 @@ def test_classes_of_several_csvs_are_one_set(csv):
     with pytest.raises(UserError) as caught:
         categories.check(path, stranger)
     assert f"among the 3 of {first} and {second}" in str(caught.value)
+
+
+@pytest.mark.fault(
+    "C4",
+    "training speakers that are one, or have no name",
+    "`train.csv, column spk_id: all rows have 'a'; training needs at least two`",
+)
+def test_a_single_speaker_and_a_nameless_one_are_refused(tmp_path):
+    path = tmp_path / "train.csv"
+
+    def check(*speakers):
+        rows = [f"u{i},1,u.wav,{speaker}" for i, speaker in enumerate(speakers)]
+        path.write_text("\n".join(["ID,duration,wav,spk_id", *rows]), encoding="utf-8")
+        Categories(path).check(str(path), read_table(path))
+
+    with pytest.raises(UserError) as caught:
+        check("a", "a")
+    assert str(caught.value) == (
+        f"{path}, column spk_id: all rows have 'a'; training needs at least two"
+    )
+    with pytest.raises(UserError, match="line 4, column spk_id: the cell is empty"):
+        check("a", "b", "")
+    check("a", "b", "b")

@@ -9,6 +9,7 @@ import os
 import pandas
 import pytest
 import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes import brain, evaluation, ledger, locks
 from lobes.errors import DivergedError, UserError
@@ -43,6 +44,7 @@ def hparams(tmp_path):
         "seed": 1,
         "lr": 0.1,
         "steps": 100,
+        "checkpointer": Checkpointer(tmp_path / "save"),
         "train_streams": {},
         "valid_sets": {},
         "test_sets": {},
@@ -175,6 +177,10 @@ def test_what_diverges_before_its_test_has_its_last_validation(hparams):
     row = end(hparams, DivergedError("nan"))
     assert row["validation"] == {"wer": 100, "eer": 50} and row["score"] == 75
     assert "wer" not in row, "nothing was tested"
+    hparams["rate_selection"] = {"wer": 1.0, "eer": 0.5}
+    assert end(hparams, DivergedError("nan"))["score"] == 125
+    hparams["rate_selection"] = None
+    assert end(hparams, DivergedError("nan"))["score"] == 75
     validated(hparams, 10, wer=8.0, eer=2.0, speech_loss=1.0)
     assert end(hparams, DivergedError("nan"))["score"] == 4
     validated(hparams, 20, wer=80.0, eer=float("nan"), speech_loss=9.0)
@@ -186,7 +192,7 @@ def test_what_diverges_before_its_test_has_its_last_validation(hparams):
 
 
 def test_what_cannot_be_noted_hides_no_error(hparams, tmp_path, caplog):
-    (tmp_path / "progress.jsonl").write_text('{"stage": "valid"}\n')
+    (tmp_path / "hyperparams.yaml").write_text("[")
     with pytest.raises(ValueError, match="the run's own"):
         with ledger.entry(hparams, OPTIONS):
             raise ValueError("the run's own")
@@ -293,3 +299,69 @@ def test_the_hash_changes_with_what_is_computed():
     blank = load_variant(tiny.MTL.with_name("pool_ctc_blank.yaml"))[0]
     letters = load_variant(tiny.MTL.with_name("pool_ctc_nonblank.yaml"))[0]
     assert len({ledger.settings_hash(t) for t in (blank, letters)} | {found()}) == 3
+
+
+# Found by trying -----------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "C5",
+    "ledger lines with null, text and lists where numbers stand",
+    "line 2: lr is null; skipped; the others are read",
+)
+def test_lines_with_wrong_values_are_named(tmp_path, caplog):
+    wrong = [
+        {"lr": None},
+        {"seconds": "5"},
+        {"wer": True},
+        {"sets": []},
+        {"sets": {"speech": {"test": {"wer": None}}}},
+        {"sets": {"speech": [1]}},
+        {"validation": {"wer": "x"}},
+        {"output_folder": None},
+        {"changes": None},
+        {"score": "low"},
+    ]
+    path = tmp_path / "ledger.jsonl"
+    for number, change in enumerate(wrong):
+        ledger.append(path, {**row(seed=number), **change})
+    ledger.append(path, row(seed=99, score=None, steps=None, reason=None))
+    rows = ledger.read(path)
+    assert [row["seed"] for row in rows] == [99]
+    for line, change in enumerate(wrong, start=1):
+        assert f"ledger.jsonl, line {line}: " in caplog.text, change
+    assert ledger.trainings(rows)
+
+
+@pytest.mark.fault(
+    "C5", "an utterance with the ID NA, null or nan", "the run is in the ledger"
+)
+def test_an_id_may_be_na(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("ID,wav,duration\nNA,a.wav,1\nnull,b.wav,1\nnan,c.wav,1\n")
+    assert ledger._hash(ledger._utterances, [path]).startswith("3:")
+
+
+@pytest.mark.fault(
+    "B9", "SIGTERM at step 7, before a row was written", "the ledger has steps: 7"
+)
+def test_steps_that_only_a_checkpoint_has(hparams):
+    saver = hparams["checkpointer"]
+    saver.save_checkpoint(meta={"step": 7})
+    assert end(hparams, SystemExit(75))["steps"] == 7
+    validated(hparams, 9, wer=50, eer=20)
+    assert end(hparams, SystemExit(75))["steps"] == 9
+
+
+@pytest.mark.fault(
+    "B2",
+    "--optimizer_step_limit=20 of 100 with a WER of 100 % and an EER of 50 %",
+    "state pre-empted: 20 of 100 steps; no verdict",
+)
+def test_a_limit_is_no_verdict(hparams):
+    validated(hparams, 20, wer=100.0, eer=50.0, speech_loss=10.9)
+    found = end(hparams)
+    assert (found["state"], found["steps"]) == ("pre-empted", 20)
+    assert found["reason"].startswith("20 of 100 steps")
+    validated(hparams, 100, wer=100.0, eer=50.0, speech_loss=10.9)
+    assert end(hparams)["state"] == "diverged"

@@ -333,3 +333,35 @@ def test_learning_rates_of_two_metrics_without_what_is_absent(tmp_path):
     assert [x.get_label() for x in lines] == ["a"]
     with pytest.raises(UserError, match="no runs to plot"):
         learning_rates_figure(table.assign(wer=np.nan, eer=np.nan))
+
+
+# Found by trying -----------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "B10",
+    "a validation WER of 100.0 to 100.5 %",
+    "the axis begins at 0 and ends above the markers",
+)
+def test_half_a_percent_point_does_not_fill_a_panel():
+    training, validation = run(50)
+    validation["wer"] = np.linspace(100.5, 100.0, len(validation))
+    axes = panels(curves_figure(training, validation))["WER (%)"]
+    low, high = axes.get_ylim()
+    assert low == 0 and 105 < high < 130
+
+
+@pytest.mark.fault(
+    "B10",
+    "a DET of an EER of 11 % with 4,000 trials",
+    "the curve's part below 50 % goes from edge to edge",
+)
+def test_det_axes_end_where_the_curves_do():
+    random = np.random.default_rng(0)
+    labels = np.arange(4000) % 2 == 0
+    figure = det_figure({"a": (2.45 * labels + random.normal(size=4000), labels)})
+    low, high = figure.axes[0].get_xlim()
+    (curve, *_) = figure.axes[0].get_lines()
+    drawn = np.stack(curve.get_data())
+    drawn = drawn[:, (drawn <= high).all(axis=0)]
+    assert drawn.min() - low < 0.25 * (high - low)

@@ -9,6 +9,7 @@ from lobes.pooling import (
     ClassTokenPooling,
     CTCPooling,
     FirstPooling,
+    FrameNorm,
     MaxPooling,
     MeanPooling,
     MeanStdPooling,
@@ -204,3 +205,40 @@ def test_no_loop_over_utterances_or_frames(name, make):
             pooling(frames)
         counts.add(operations.count)
     assert len(counts) == 1 and max(counts) < 60
+
+
+def test_the_batch_norm_is_torch_s_where_nothing_is_padded():
+    torch.manual_seed(2)
+    ours, theirs = FrameNorm(4).train(), torch.nn.BatchNorm1d(4).train()
+    theirs.weight.data.uniform_(0.5, 2)
+    ours.load_state_dict(theirs.state_dict())
+    for _ in range(3):
+        first = torch.randn(3, 4, 7, requires_grad=True)
+        second = first.detach().clone().requires_grad_()
+        out = ours(first), theirs(second)
+        torch.testing.assert_close(*out)
+        out[0].square().sum().backward()
+        out[1].square().sum().backward()
+        torch.testing.assert_close(first.grad, second.grad)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    torch.testing.assert_close(ours.eval()(first), theirs.eval()(first))
+
+
+@pytest.mark.fault(
+    "A10", "padded frames before batch norm", "no part of its statistics"
+)
+def test_padding_is_no_part_of_the_statistics():
+    torch.manual_seed(2)
+    ours, theirs = FrameNorm(4).train(), torch.nn.BatchNorm1d(4).train()
+    hidden = torch.randn(2, 4, 7)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    ours.mask = mask
+    found = ours(hidden)
+    valid = torch.cat([hidden[0].T, hidden[1].T[:4]])
+    expected = theirs(valid)
+    torch.testing.assert_close(found.transpose(1, 2)[mask], expected)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(hidden).transpose(1, 2)[mask], theirs(valid))

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from lobes import checkpoints
+from lobes import checkpoints, preemption
 from lobes.preemption import EXIT_CODE
 from tests import attempts, kill_resume
 
-TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+TERM, USR1, INT, HUP = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def number_of(folder, name, step):
             saved,
             id=f"{' '.join(s.name for s in signals)} {event} {step}",
             marks=pytest.mark.fault(
-                "F10", f"{' and '.join(s.name for s in signals)} {event} {step}"
+                "C7" if HUP in signals else "F10",
+                f"{' and '.join(s.name for s in signals)} {event} {step}",
             ),
         )
         for event, step, signals, saved in [
@@ -49,6 +50,7 @@ def number_of(folder, name, step):
             ("before step", 12, (USR1, TERM), 12),
             ("within validation", 5, (TERM, TERM), 5),
             ("before update", 3, (INT,), 3),
+            ("before update", 4, (HUP,), 4),
         ]
     ],
 )
@@ -73,6 +75,15 @@ def test_a_signal(event, step, signals, saved, whole, tiny_corpus, tmp_path):
     status, said = attempts.attempt(tmp_path / "said", kill_resume.run, *arguments)
     assert status == 0, said
     assert kill_resume.difference(whole[1], kill_resume.outcome(tmp_path)) is None
+
+
+def test_what_nohup_ignores_stays_ignored():
+    """And what is not ignored is handled."""
+    for before in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(HUP, before)
+        preemption.handle_signals()
+        assert (signal.getsignal(HUP) == signal.SIG_IGN) == (before == signal.SIG_IGN)
+        assert signal.getsignal(TERM) == preemption._handle
 
 
 @pytest.mark.fault("F10", "SIGTERM before the training has begun")

@@ -20,6 +20,7 @@ from lobes.audio import SAMPLE_RATE
 from lobes.errors import UserError
 from lobes.preparation import (
     Inputs,
+    LeftOut,
     Part,
     Problem,
     best_audio,
@@ -235,8 +236,11 @@ def test_a_part_without_all_outputs_has_no_marker(tmp_path, monkeypatch):
     part(tmp_path).write({"one.csv": "old\n"}, {"n": 1})
 
     def full(path, content):
-        raise OSError("disk full")
+        if Path(path).name == "one.csv":
+            raise OSError("disk full")
+        write(path, content)
 
+    write = lobes.preparation.write_atomically
     monkeypatch.setattr(lobes.preparation, "write_atomically", full)
     with pytest.raises(OSError):
         part(tmp_path).write({"one.csv": "new\n"}, {"n": 2})
@@ -255,15 +259,41 @@ def test_the_marker_is_the_last_file_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lobes.preparation, "write_atomically", record)
     part(tmp_path).write({"b.csv": "", "a.csv": ""}, {"n": 1})
-    assert order == ["b.csv", "a.csv", "one.prepared.json"]
+    # The first one says only whose files these are: see check_owner.
+    assert order == ["one.prepared.json", "b.csv", "a.csv", "one.prepared.json"]
 
 
 def test_two_corpora_do_not_share_a_part(tmp_path):
     part(tmp_path).write({"one.csv": ""}, {"n": 1})
-    check_owner(tmp_path, "one", "Corpus")
-    check_owner(tmp_path, "two", "Other")
+    check_owner(tmp_path, "one", "Corpus", ["one.csv"])
+    check_owner(tmp_path, "two", "Other", ["two.csv"])
     with pytest.raises(UserError, match="one.csv.*from Corpus, not from Other"):
-        part(tmp_path, corpus="Other")
+        check_owner(tmp_path, "one", "Other", ["one.csv"])
+
+
+@pytest.mark.fault(
+    "C6",
+    "the user's own train.csv in save_folder",
+    "refused: `no preparation wrote it; it is not overwritten`",
+)
+def test_what_no_preparation_wrote_is_not_overwritten(tmp_path, monkeypatch):
+    (tmp_path / "one.csv").write_text("mine\n")
+    with pytest.raises(UserError, match="one.csv is there and no preparation wrote it"):
+        check_owner(tmp_path, "one", "Corpus", ["one.csv"])
+    (tmp_path / "one.csv").unlink()
+    # But what a killed one left may be written again.
+    write = lobes.preparation.write_atomically
+
+    def killed(path, content):
+        write(path, content)
+        if Path(path).name == "one.csv":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lobes.preparation, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        part(tmp_path).write({"one.csv": ""}, {"n": 1})
+    check_owner(tmp_path, "one", "Corpus", ["one.csv"])
+    assert part(tmp_path).reusable(0) is None
 
 
 PROBLEMS = [Problem(f"u{n}", f"/p/{n}.wav", "is broken") for n in (4, 1, 3, 2)]
@@ -339,13 +369,15 @@ def test_children_are_sorted_and_never_hidden(tmp_path):
 def test_best_audio_takes_one_file_of_each_stem(tmp_path):
     for name in ("b.m4a", "b.wav", "a.flac", "a.m4a", "c.M4A", "c.txt", "d.txt"):
         (tmp_path / name).touch()
-    best = best_audio(children(tmp_path), (".wav", ".flac", ".m4a"))
+    left_out = LeftOut(tmp_path)
+    best = best_audio(children(tmp_path), (".wav", ".flac", ".m4a"), left_out)
     assert {stem: entry.name for stem, entry in best.items()} == {
         "a": "a.flac",
         "b": "b.wav",
         "c": "c.M4A",
     }
     assert list(best) == ["a", "b", "c"]
+    assert left_out.counts() == {"file(s) that end in .txt": 2}
 
 
 def test_enumeration_is_short():

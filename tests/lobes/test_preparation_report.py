@@ -17,13 +17,19 @@ def test_the_table_has_a_line_for_each_thing():
         "counts": {"utterances": [281241, 281241], "speakers": [3, 2338]},
     }
     lines = report_table(
-        {"files": FILES, "skipped": {"train": {"bad": 2}}, "official": [official]}
+        {
+            "files": FILES,
+            "skipped": {"train": {"bad": 2}},
+            "left_out": {"train": {"file(s) that end in .mp3": 1200}},
+            "official": [official],
+        }
     ).splitlines()
     assert lines[0].split() == ["file", "speakers", "utterances", "hours", "skipped"]
     assert lines[1].split() == ["train.csv", "3", "20", "1.50", "2"]
     assert lines[2].split()[:3] == ["trials.txt", "5", "trials"]
     assert lines[3:] == [
         "skipped of train: 2: bad",
+        "left out of train: 1,200 file(s) that end in .mp3",
         "train.csv: 281,241 of 281,241 utterances, 3 of 2,338 speakers of LibriSpeech "
         "train-a",
     ]

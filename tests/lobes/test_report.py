@@ -2,7 +2,9 @@
 
 import base64
 import html.parser
+import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -188,15 +190,145 @@ def test_tables_over_time_are_thinned_and_keep_the_best(run):
     assert "0.2500" in text and "0.01000" in text
 
 
-def test_the_baseline_stands_beside_the_headline(run, capsys):
-    assert "MFCC" not in page(run)
-    change_results(run, baseline_eer=13.125, baseline_eer_raw=33.25, seconds=231.4)
-    report.publish(run)
+@pytest.mark.fault(
+    "B6",
+    "an evaluation of trials, by train.py or evaluate.py",
+    "console, results.json and report show the MFCC baseline with its 95 % interval",
+)
+def test_the_baseline_stands_beside_every_list(run, capsys):
+    results = json.loads((run / "results.json").read_text())
+    found = results["baselines"]["veri_test2"]
+    assert results["baseline_eer"] == found["eer"]
+    text = page(run)
+    assert f"{found['eer']:.2f} %" in text and "EER of a baseline on veri_test2" in text
+    found.update(eer=13.125, eer_raw=33.25, interval={"low": 11.0, "high": 15.26})
+    change_results(run, baselines=results["baselines"], seconds=231.4)
+    assert report.publish(run)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "13.12 %" in text and "33.25 %" in text and "MFCC baseline" in text
+    assert "95 % interval 11.0 to 15.3 %" in text
+    report.print_summary(run)
     printed = capsys.readouterr().out
-    assert re.search(r"EER +13\.12 % +MFCC baseline, z-normalised", printed)
+    row = r"EER +13\.12 % +11\.0 to 15\.3 +MFCC baseline, z-normalised"
+    assert re.search(row, printed)
     assert "33.25 %" in printed and "231 seconds" in printed
+    assert "95 % intervals: bootstrap, 1,000 replicates" in printed
+
+
+@pytest.mark.fault(
+    "B6",
+    "the report of a run",
+    "hours and speakers of the data, time, memory, device, steps, errors by group",
+)
+def test_the_page_says_what_the_figures_are_made_of(trained):
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    results = json.loads((trained / "results.json").read_text())
+    data = results["data"]
+    assert data["train speech"]["utterances"] == 12
+    assert data["train speaker"]["speakers"] == tiny.SPEAKERS
+    assert data["voxceleb1"]["lists"] == ["veri_test2"]
+    hours = data["test-other"]["hours"]
+    assert f"<dt>test-other</dt><dd>{hours:.2f} hours, 4 utterances" in text
+    assert f"<dt>Device</dt><dd>{results['device']}</dd>" in text
+    assert "Most memory (host)" in text and "Time of the test" in text
+    assert "<dt>Training</dt><dd>4 of 4 steps</dd>" in text
+    assert "Time in training steps" in text
+    assert "<h2>Errors by sex, length and speaker</h2>" in text
+    assert "by the utterance&#x27;s length" in text
+    assert "the speakers in whose trials most decisions are wrong" in text
+
+
+@pytest.mark.fault(
+    "B5",
+    "a model that says nothing",
+    "CER beside WER; console and report warn: 4 of 4 hypotheses are empty",
+)
+def test_warnings_are_seen(run, capsys):
+    warning = "test-other: 4 of 4 hypotheses are empty"
+    change_results(run, warnings=[warning])
+    assert f"<li>{warning}</li>" in page(run)
+    report.print_summary(run)
+    printed = capsys.readouterr().out
+    assert f"warning: {warning}" in printed
+    assert re.search(
+        r"CER +\d+\.\d\d %.* letters; \d+\.\d % of the frames blank", printed
+    )
+
+
+@pytest.mark.fault(
+    "B2",
+    "20 of 1,200 steps, then the limit; or the loss above its bound",
+    "a block in the console and a box in the report: NOT ALL STEPS WERE TRAINED: 20 of "
+    "1,200 steps, stopped: ...",
+)
+@pytest.mark.parametrize(
+    "kind, reason, told",
+    [
+        ("step limit", None, "20 of 1,200 steps: --optimizer_step_limit"),
+        (
+            "diverged",
+            "diverged: speech_loss is 12.00, above 10",
+            "20 of 1,200 steps, stopped: diverged: speech_loss is 12.00, above 10",
+        ),
+        ("unfinished", None, "20 of 1,200 steps"),
+    ],
+)
+def test_a_part_of_a_training_says_so(kind, reason, told, run, capsys):
+    training = {"kind": kind, "steps": 20, "planned": 1200, "reason": reason}
+    change_results(run, training=training)
+    report.print_summary(run)
+    printed = capsys.readouterr().out
+    assert f"NOT ALL STEPS WERE TRAINED: {told}" in printed
+    block = printed[printed.index("=" * 72) :].splitlines()
+    assert len(block) == 4 and printed.rstrip().endswith("=" * 72)
+    assert f'<p class="stopped">NOT ALL STEPS WERE TRAINED: {told}' in page(run)
+    training = {"kind": "complete", "steps": 1200, "planned": 1200, "reason": None}
+    change_results(run, training=training)
+    report.print_summary(run)
+    assert "NOT ALL" not in capsys.readouterr().out + page(run)
+
+
+@pytest.mark.fault(
+    "B10",
+    "24 utterances of 8 speakers, all with WER 100",
+    "five examples of five speakers",
+)
+def test_examples_are_of_many_speakers(tmp_path):
+    write_transcripts(tmp_path, *[("A B", "")] * 24)
+    rows = report._aligned(tmp_path, "test-other")
+    speakers = {f"u{n}": f"s{n // 3}" for n in range(24)}
+    chosen = report._examples(rows, 5, speakers)
+    assert len({speakers[row["key"]] for row in chosen}) == 5
+
+
+@pytest.mark.fault(
+    "B9",
+    "an evaluation of a CSV of one's own",
+    "its report has the CSV's name in the title, and cards of its sets",
+)
+def test_a_page_of_one_s_own_files(run):
+    own = {"speech_csv": "/a/mine.csv", "speaker_csv": "/b/theirs.csv"}
+    change_results(run, own=own, headline_sets={})
+    text = page(run)
+    assert "<h1>mine.csv and theirs.csv, tested with run</h1>" in text
+    assert "WER on test-other" in text and "EER on veri_test2" in text
+
+
+@pytest.mark.fault(
+    "C7",
+    "report.html cannot be written, and an old one is there",
+    "warning: .../report.html could not be written (the log tells why)",
+)
+def test_an_old_page_is_not_announced(run, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    os.utime(run / "report.html", (1, 1))
+    monkeypatch.setattr(report, "write_atomically", refuse)
+    assert not report.publish(run)
+    report.print_summary(run)
+    printed = capsys.readouterr().out
+    assert "report.html could not be written" in printed and "Report: " not in printed
 
 
 @pytest.mark.parametrize("yaml", [tiny.ASR, tiny.SPEAKER], ids=lambda path: path.stem)
@@ -209,6 +341,7 @@ def test_single_task_runs(yaml, tiny_corpus, tmp_path, capsys):
     )  # fmt: skip
     tiny.fit(system)
     evaluation.evaluate(system, vars(system.hparams))
+    report.print_summary(tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     Elements(text)
     speech = metric == "wer"
@@ -239,17 +372,46 @@ def test_an_unknown_task_is_shown_with_its_metrics(run, capsys):
     assert "accuracy 97.50, gender loss 0.1250" in capsys.readouterr().out
 
 
-def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys):
+@pytest.mark.fault(
+    "C7",
+    "report.html cannot be written, an older one is there",
+    "it is said to be of an earlier evaluation, and is not announced",
+)
+def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys, monkeypatch):
     (run / "transcripts_test-other.csv").write_text("ID,other\nu1,A\n")
     (run / "report.html").unlink()
-    report.publish(run)
-    assert (run / "report.html").is_file()
+    assert report.publish(run)
+    report.print_summary(run)
     assert "transcripts_test-other.csv cannot be read" in caplog.text
-    # Rows that no run writes: the page fails as a whole.
-    (run / "progress.jsonl").write_text('{"stage": "train", "step": "x"}\n')
-    report.publish(run)
-    assert "report.html could not be written" in caplog.text
-    assert capsys.readouterr().out.count("WER") == 2
+    assert f"{run}/report.html" in capsys.readouterr().out
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(run / "report.html"))
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    change_results(run)
+    assert not report.publish(run)
+    assert "could not be written; the one that is there is of an ear" in caplog.text
+    assert "No space left on device; make room" in caplog.text
+    assert "Traceback" not in caplog.text
+    report.print_summary(run)
+    printed = capsys.readouterr().out
+    assert "Report:" not in printed
+    assert f"warning: {run}/report.html could not be written" in printed
+    assert len(re.findall("^test-other +WER", printed, re.MULTILINE)) == 1
+
+
+@pytest.mark.fault(
+    "C7", "the summary cannot be printed", "a line in the log; the run is finished"
+)
+def test_printing_changes_nothing(run, caplog, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    report.print_summary(run)
+    assert "could not be printed: [Errno 32] Broken pipe" in caplog.text
 
 
 def test_the_summary_is_plain_text_when_not_a_terminal(run, capsys, monkeypatch):

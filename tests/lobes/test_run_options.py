@@ -94,7 +94,7 @@ def test_the_parser_offers_all_but_those_that_it_sets_itself():
 
 @pytest.mark.parametrize("option", SUPPORTED)
 def test_a_supported_option_reaches_the_brain(option, make, monkeypatch):
-    monkeypatch.setattr(recipe, "setup_logging", lambda *_: None)
+    monkeypatch.setattr("speechbrain.utils.logger.setup_logging", lambda *_: None)
     word = SUPPORTED[option]
     if option == "device":
         return  # tiny.brain gives --device=cpu to every Brain

@@ -37,6 +37,11 @@ def test_it_is_constant_between_the_ramps_only():
     assert constant == list(range(99, 501))
 
 
+@pytest.mark.fault(
+    "E4",
+    "learning rates below 5e-6, where the published schedule leaves the peak upwards",
+    "no rate above the peak; docs/reproduce.md names all six differences",
+)
 @pytest.mark.parametrize("lr", [5e-6, 1e-6, 1e-7])
 def test_a_peak_below_both_ends_never_falls_while_it_should_rise(lr):
     schedule = TriStage(lr, 1000)

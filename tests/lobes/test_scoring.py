@@ -142,6 +142,19 @@ def test_the_mirrored_pair_is_another_trial(tmp_path):
     assert len(read_trials(write(tmp_path, GOOD + "1 b a\n"))) == 4
 
 
+@pytest.mark.fault(
+    "C7",
+    "`1 a b` and `0 b a` in one trial list",
+    "refused: `line 4: label 0 contradicts line 1 (same pair)`",
+)
+def test_a_mirrored_pair_contradicts_itself(tmp_path):
+    path = write(tmp_path, GOOD + "0 b a\n")
+    with pytest.raises(UserError, match="line 4: label 0 contradicts line 1"):
+        read_trials(path, allow_repeats=True)
+    path = write(tmp_path, "1 a b 0.5\n0 b a 0.5\n0 a a 1.0\n")
+    assert len(read_scores(path)[0]) == 3, "what was scored before stays readable"
+
+
 def test_unknown_utterances_are_named(tmp_path):
     trials = read_trials(write(tmp_path, GOOD))
     check_trials(trials, ["a", "b", "c", "d", "unused"], "test.csv")

@@ -22,6 +22,9 @@ def test_it_stops_after_four_validations_without_a_better_wer():
             for i in range(1, 9)]  # fmt: skip
     step, reason = feed(EarlyStopping(20_000), rows)
     assert step == 25_000 and "wer" in reason and "20000" in reason
+    stopping = EarlyStopping(20_000)
+    feed(stopping, rows)
+    assert stopping.kind == "patience"
 
 
 def test_either_metric_is_enough():
@@ -48,23 +51,50 @@ def test_metrics_of_absent_tasks_are_ignored():
     assert feed(stopping, rows) == (None, None)
 
 
-def test_no_patience_never_stops():
+@pytest.mark.fault(
+    "A11", "patience_steps null or 0", "the run stops for divergence only"
+)
+@pytest.mark.parametrize("off", [None, 0])
+def test_no_patience_never_stops(off):
     rows = [(i * 5_000, {"wer": 10.0}) for i in range(1, 40)]
-    assert feed(EarlyStopping(None), rows) == (None, None)
+    assert feed(EarlyStopping(off), rows) == (None, None)
 
 
 @pytest.mark.parametrize("loss, stops", [(9.99, False), (10.0, False), (10.01, True)])
 def test_divergence(loss, stops):
     stopping = EarlyStopping(limits={"speech_loss": 10.0})
+    assert stopping.update(50, {"speech_loss": 3.0, "wer": 2.0}) is None
     reason = stopping.update(100, {"speech_loss": loss, "wer": 1.0})
-    assert (reason is not None) == stops
+    assert (reason is not None) == stops == (stopping.kind == "diverged")
     if stops:
         assert "speech_loss is 10.01, above 10.0" in reason
 
 
-def test_a_loss_that_is_not_a_number_has_diverged():
+@pytest.mark.fault(
+    "A9",
+    "an untrained head on slow speech: 17.4 nats a letter, max_valid_loss 10",
+    "goes on; a loss above the limit ends a run that was within it before",
+)
+def test_a_run_that_starts_above_the_limit_has_not_diverged(tmp_path):
+    stopping = EarlyStopping(20_000, limits={"speech_loss": 10.0})
+    for step, loss in enumerate((17.4, 12.0, 10.9, 2.9), start=1):
+        assert stopping.update(step, {"speech_loss": loss, "wer": 100.0 - step}) is None
+    stopping.save(tmp_path / "stopping")
+    again = EarlyStopping(20_000, limits={"speech_loss": 10.0})
+    again.load(tmp_path / "stopping", end_of_epoch=True)
+    reason = again.update(5, {"speech_loss": 10.9, "wer": 90.0})
+    assert reason == "diverged: speech_loss is 10.90, above 10.0"
+    anew = again.anew()
+    assert (anew.kind, anew.reason, anew.best) == (None, None, {})
+    assert anew.update(1, {"speech_loss": 17.4, "wer": 100.0}) is None
+    assert again.kind == "diverged", "the copy shares nothing with it"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_a_number_has_diverged(value):
     stopping = EarlyStopping(limits={"speech_loss": 10.0})
-    assert "nan" in stopping.update(100, {"speech_loss": float("nan")})
+    assert str(value) in stopping.update(100, {"speech_loss": value})
+    assert stopping.kind == "diverged"
 
 
 def test_the_state_survives_json(tmp_path):
@@ -82,6 +112,7 @@ def test_the_state_survives_json(tmp_path):
 
 def test_a_stopped_run_stays_stopped(tmp_path):
     first = EarlyStopping(limits={"speech_loss": 1.0})
+    first.update(4, {"speech_loss": 0.5})
     first.update(5, {"speech_loss": 2.0})
     first.save(tmp_path / "stopping")
     second = EarlyStopping(limits={"speech_loss": 1.0})

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes.audio import audio_frames, encode_audio
+from lobes.audio import audio_statistics, encode_audio
 from lobes.errors import UserError
 from lobes.labels import Categories, Letters
 from lobes.streams import (
@@ -23,6 +23,7 @@ from lobes.streams import (
     LengthBuckets,
     RandomCrops,
     TrainStream,
+    divided,
     evaluation_sets,
     pack,
 )
@@ -92,7 +93,9 @@ def kind(request):
     return request.param
 
 
-def make(corpus, kind, csv=None, rank=0, world_size=1, budget=None, **settings):
+def make(
+    corpus, kind, csv=None, rank=0, world_size=1, parts=1, budget=None, **settings
+):
     """An opened stream of either kind."""
     csv = csv or corpus.csv
     if kind == "buckets":
@@ -102,7 +105,7 @@ def make(corpus, kind, csv=None, rank=0, world_size=1, budget=None, **settings):
         labels = {"speaker": Categories(csv)}
         budget = budget or 5 * CROP
         stream = RandomCrops(csv, labels, CROP_SECONDS, budget, **settings)
-    stream.open(rank, world_size)
+    stream.open(rank, world_size, parts)
     return stream
 
 
@@ -136,12 +139,18 @@ def identical(ours, theirs):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_no_speech_batch_exceeds_its_share_of_the_budget(corpus, world_size):
-    for rank in range(world_size):
-        stream = make(corpus, "buckets", rank=rank, world_size=world_size)
-        for batch in take(stream, 60 // world_size)[0]:
+def test_no_speech_batch_exceeds_the_budget(corpus, world_size):
+    """All processes together; a part exceeds its share by an utterance at most."""
+    ranks = [
+        take(make(corpus, "buckets", rank=rank, world_size=world_size), 24)[0]
+        for rank in range(world_size)
+    ]
+    for parts in zip(*ranks, strict=True):
+        longest = max(int(batch.lengths.max()) for batch in parts)
+        assert sum(map(len, parts)) * longest <= 16_000
+        for batch in parts:
             assert batch.wavs.shape == (len(batch), int(batch.lengths.max()))
-            assert batch.wavs.numel() <= 16_000 // world_size
+            assert batch.wavs.numel() <= 16_000 // world_size + longest
 
 
 def test_speech_batches_fill_the_budget(corpus):
@@ -165,10 +174,11 @@ def test_speaker_batches_hold_floor_of_budget_by_crop(corpus):
 
 
 def test_a_grid_of_lengths_gives_few_shapes_within_the_budget(tmp_path):
-    """Of 20,000 utterances as long as LibriSpeech's; nothing is read of them."""
+    """Of 20,000 utterances as long as LibriSpeech's, parts of one long file."""
     random = np.random.default_rng(4)
     lengths = random.normal(12.3, 3.84, 20_000).clip(1.3, 35) * 16000
-    rows = {"ID": map(str, range(len(lengths))), "wav": "none.flac", "start": 0}
+    rows = {"ID": map(str, range(len(lengths))), "wav": "long.flac", "start": 0}
+    soundfile.write(tmp_path / "long.flac", np.zeros(35 * 16000), 16000)
     rows |= {"stop": lengths.astype(int), "wrd": "A", "duration": lengths / 16000}
     pandas.DataFrame(rows).to_csv(tmp_path / "train.csv", index=False)
     shapes, filled = {}, {}
@@ -202,7 +212,7 @@ def test_a_grid_pads_what_is_read(corpus, kind):
 
 def test_padding_counts_where_an_utterance_is_over_the_budget(corpus):
     settings = {"length_grid_seconds": 0.5, "budget": max(LENGTHS) + 100}
-    with pytest.raises(UserError, match=r"with its padding 8000, .*length_grid"):
+    with pytest.raises(UserError, match=r"with padding 8000; .*length_grid"):
         make(corpus, "buckets", **settings)
 
 
@@ -389,16 +399,103 @@ def test_two_ranks_together_take_the_crops_of_one_process(corpus):
             assert torch.equal(wav[:length], part)
 
 
-def test_two_ranks_take_alternate_batches_of_half_the_budget(corpus):
-    one = take(make(corpus, "buckets", budget=8_000), 40)[0]
-    two = [
-        take(make(corpus, "buckets", budget=16_000, rank=r, world_size=2), 20)[0]
-        for r in range(2)
+#: Processes, and parts that gradients are accumulated over.
+DIVISIONS = [(2, 1), (4, 1), (1, 2), (1, 4), (2, 3), (3, 2)]
+
+
+def steps_of(corpus, kind, world_size, parts, count, budget):
+    """IDs of every step: those of each process and part, as lists."""
+    budget //= parts
+    ranks = [
+        take(make(corpus, kind, None, r, world_size, parts, budget), count * parts)[0]
+        for r in range(world_size)
     ]
-    together = [batch for pair in zip(*two, strict=True) for batch in pair]
-    assert all(identical(a, b) for a, b in zip(together, one, strict=True))
-    found = passes(together, len(LENGTHS))
-    assert len(found) >= 2 and all(len(set(ids)) == len(LENGTHS) for ids in found)
+    return [
+        [batches[step * parts + part] for part in range(parts) for batches in ranks]
+        for step in range(count)
+    ]
+
+
+@pytest.mark.fault(
+    "A5",
+    "more processes, or gradients accumulated over more parts",
+    "the same batch for every step, divided evenly: no step is smaller",
+)
+@pytest.mark.parametrize("world_size, parts", DIVISIONS)
+def test_a_step_is_the_same_however_it_is_divided(corpus, kind, world_size, parts):
+    budget = 12 * (CROP if kind == "crops" else max(LENGTHS))
+    one = take(make(corpus, kind, budget=budget), 8)[0]
+    several = steps_of(corpus, kind, world_size, parts, 8, budget)
+    fewest = world_size * parts
+    alike = 0
+    for whole, batches in zip(one, several, strict=True):
+        ids = [identity for batch in batches for identity in batch.ids]
+        sizes = [len(batch) for batch in batches]
+        assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+        assert len(set(ids)) == len(ids) or kind == "crops"
+        if len(whole) >= fewest:
+            assert ids == whole.ids
+            alike += 1
+        else:  # the last of a pass, filled up
+            assert ids[-len(whole) :] == whole.ids and len(ids) == fewest
+        shares = [batch.share for batch in batches[::world_size]]
+        assert sum(shares) == pytest.approx(1)
+        for part, share in enumerate(shares):
+            now = sizes[part * world_size : (part + 1) * world_size]
+            assert share == pytest.approx(sum(now) / len(ids))
+        waves = [
+            wav[:length]
+            for batch in batches
+            for wav, length in zip(batch.wavs, batch.lengths, strict=True)
+        ][-len(whole) :]
+        for wav, length, part in zip(whole.wavs, whole.lengths, waves, strict=True):
+            assert torch.equal(wav[:length], part)
+    assert alike >= 6
+
+
+@pytest.mark.fault(
+    "A5",
+    "mtl.yaml with 1, 2, 4, 8 processes or a factor of 1, 2, 4; mtl_100h.yaml",
+    "22 and 66 crops per step with each of them",
+)
+@pytest.mark.parametrize("division", [(1, 1), (2, 1), (8, 1), (1, 2), (1, 4), (4, 2)])
+def test_the_paper_s_crops_in_every_division(corpus, division):
+    world_size, parts = division
+    for seconds, crops in ((9.0, 22), (3.0, 66)):
+        stream = RandomCrops(
+            corpus.csv, {"speaker": Categories(corpus.csv)}, seconds, 3_200_000 // parts
+        )
+        stream.open(0, world_size, parts)
+        assert len(next(stream.requests(0))[1]) == crops
+
+
+def test_a_position_between_two_parts_is_that_before_their_step(corpus, kind):
+    """Gradients that were accumulated so far are in no checkpoint."""
+    budget = 6 * (CROP if kind == "crops" else max(LENGTHS))
+    batches, positions = take(make(corpus, kind, parts=3, budget=budget // 3), 9)
+    single = take(make(corpus, kind, budget=budget), 3)[1]
+    start = [0, 0] if kind == "buckets" else 0
+    for step, end in enumerate([start, *single][:3]):
+        for part in range(2):
+            assert np.array_equal(positions[3 * step + part], end)
+        assert positions[3 * step + 2] == single[step]
+    stream = make(corpus, kind, parts=3, budget=budget // 3)
+    stream.position = json.loads(json.dumps(positions[5]))
+    for ours, theirs in zip(take(stream, 3)[0], batches[6:], strict=True):
+        assert identical(ours, theirs)
+
+
+def test_too_few_utterances_for_all_parts_are_refused(corpus):
+    budget = 4 * max(LENGTHS)
+    settings = {"csv": corpus.small_csv, "budget": budget}
+    make(corpus, "buckets", world_size=2, **settings)
+    with pytest.raises(UserError, match="2 utterances are too few for 1 processes"):
+        make(corpus, "buckets", parts=3, **settings)
+
+
+def test_divided_by_hand():
+    assert divided([1, 2, 3, 4, 5, 6, 7], 3) == [[1, 2, 3], [4, 5], [6, 7]]
+    assert divided([1, 2], 2) == [[1], [2]]
 
 
 # Samples --------------------------------------------------------------------
@@ -474,7 +571,9 @@ def test_crops_are_normalised_by_the_whole_utterance(tmp_path):
     random = np.random.default_rng(0)
     wave = random.normal(0, 1, 8 * CROP) * np.repeat([0.01, 0.5], 4 * CROP)
     for statistics in (True, False):
-        rows = [corpus.row("a", wave.astype(np.float32), statistics)]
+        wave = wave.astype(np.float32)
+        names = "ab" if statistics else "cd"
+        rows = [corpus.row(name, wave, statistics) for name in names]
         pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
         stream = make(corpus, "crops", csv=str(tmp_path / "a.csv"), budget=CROP)
         scales = [float(b.wavs.std()) for b in take(stream, 30)[0]]
@@ -498,7 +597,7 @@ def test_statistics_in_the_csv_change_no_sample(corpus, kind):
 def test_silence_stays_finite(tmp_path, statistics, value):
     corpus = Corpus(tmp_path)
     wave = np.full(2 * CROP, value, dtype=np.float32)
-    rows = [corpus.row("a", wave, statistics)]
+    rows = [corpus.row(name, wave, statistics) for name in "ab"]
     pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
     for each in ("buckets", "crops"):
         batch = take(make(corpus, each, csv=str(tmp_path / "a.csv")), 1)[0][0]
@@ -577,10 +676,10 @@ def test_samples_and_labels_are_those_of_each_csv(corpus, kind):
 def test_an_utterance_over_the_budget_is_named_with_its_own_csv(corpus):
     with pytest.raises(UserError) as caught:
         make(corpus, "buckets", [corpus.csv, corpus.small_csv], budget=max(LENGTHS) - 1)
-    assert str(caught.value).startswith(f"{corpus.csv}: u-")
+    assert f"u-22 ({corpus.csv}, line 24)" in str(caught.value)
     with pytest.raises(UserError) as caught:
         make(corpus, "buckets", [corpus.small_csv, corpus.csv], budget=max(LENGTHS) - 1)
-    assert str(caught.value).startswith(f"{corpus.csv}: u-")
+    assert f"u-22 ({corpus.csv}, line 24)" in str(caught.value)
 
 
 def test_an_id_in_two_csvs_names_both(corpus, tmp_path, kind):
@@ -610,8 +709,10 @@ def stored(request, corpus, tmp_path_factory):
         wave = corpus.waves[identity]
         if request.param == "m4a":
             write_m4a(path, wave)
-            # Made up of whole blocks of the codec.
-            table.loc[row, "duration"] = str(audio_frames(path) / 16000)
+            # Made up of whole blocks of the codec, which changes the samples.
+            frames, *statistics = audio_statistics(path)
+            table.loc[row, "duration"] = str(frames / 16000)
+            table.loc[row, ["mean", "std"]] = list(map(repr, statistics))
         else:
             path.write_bytes(encode_audio(wave, request.param))
         table.loc[row, "wav"] = str(path)
@@ -650,9 +751,8 @@ def test_a_cut_shard_is_one_line_that_names_it(stored, corpus, tmp_path):
     shutil.copytree(Path(stored[1]).parent, shards)
     for path in shards.glob("*.tar"):
         os.truncate(path, 600)
-    stream = make(corpus, "crops", csv=str(shards / "files.csv"))
-    with pytest.raises(UserError, match=r"files-\d{6}.tar: it has 600 bytes"):
-        take(stream, 1)
+    with pytest.raises(UserError, match=r"line 2.*files-\d{6}.tar: it has 600 bytes"):
+        make(corpus, "crops", csv=str(shards / "files.csv"))
 
 
 # Bad files ------------------------------------------------------------------

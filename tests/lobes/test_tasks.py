@@ -10,7 +10,7 @@ import torch
 
 from lobes.encoder import Frames
 from lobes.errors import UserError
-from lobes.labels import Letters
+from lobes.labels import Categories, Letters
 from lobes.pooling import MeanPooling, MeanStdPooling, masked_mean
 from lobes.streams import Batch
 from lobes.tasks import SpeakerRecognition, SpeechRecognition
@@ -198,6 +198,7 @@ def test_a_resumed_run_keeps_the_bias_that_it_had_learnt(prior, tiny_corpus, tmp
     assert torch.equal(second.tasks["speech"].linear.bias, bias)
 
 
+@pytest.mark.fault("B5", "a validation", "CER and the share of blank frames beside WER")
 def test_wer_is_corpus_level():
     task = SpeechRecognition(Sizes(4))
     symbols = Letters().vocabulary
@@ -215,6 +216,9 @@ def test_wer_is_corpus_level():
     # One wrong word of four; the mean of the utterances' rates would be 50 %.
     assert metrics["wer"] == 25.0
     assert (metrics["substitutions"], metrics["words"]) == (1, 4)
+    # One letter of "A CAT SAT" and "NO"; 11 of 80 frames hold one.
+    assert metrics["cer"] == pytest.approx(100 / 11) and metrics["letters"] == 11
+    assert metrics["blank_frames"] == 100 * 69 / 80 and metrics["frames"] == 80
     task.start()
     assert task.collected == {}
 
@@ -316,3 +320,23 @@ def test_embeddings_are_collected_and_scored(tmp_path):
     task.collected["u3"] = np.array([math.nan, 0.0], np.float32)
     with pytest.raises(UserError, match="u3"):
         task.results("own", Evaluation)
+
+
+@pytest.mark.fault(
+    "B10", "a validation on speakers of the training", "its speaker_loss is noted"
+)
+def test_the_speaker_loss_of_a_validation():
+    """The training's loss, of all utterances; none where a speaker is no class."""
+    task = angle_task(60.0).eval()
+    vectors = torch.randn(6, 2)
+    ids = [f"u{i}" for i in range(6)]
+    table = pandas.DataFrame({"ID": ids, "spk_id": ["b", "a", "a", "b", "b", "a"]})
+    task.speakers = Categories("none.csv")
+    task.speakers._index = {"a": 0, "b": 1}
+    collected = dict(zip(ids, vectors.numpy(), strict=True))
+    found = SimpleNamespace(utterances=SimpleNamespace(table=table))
+    loss = task.loss(vectors, speaker_batch(1, 0, 0, 1, 1, 0)).item()
+    assert task._valid_loss(collected, found)["speaker_loss"] == pytest.approx(loss)
+    table.loc[0, "spk_id"] = "unheard"
+    assert task._valid_loss(collected, found) == {}
+    assert angle_task(60.0)._valid_loss(collected, found) == {}

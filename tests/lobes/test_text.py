@@ -1,9 +1,12 @@
 """The 32 symbols, encoding and greedy decoding."""
 
+import random
+
 import pytest
+from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from lobes.errors import UserError
-from lobes.text import VOCABULARY, Vocabulary
+from lobes.text import VOCABULARY, Vocabulary, edit_distances
 
 
 def test_the_symbols_are_the_papers_in_their_order():
@@ -67,3 +70,19 @@ def test_other_symbols_can_be_given():
     assert vocabulary.encode("AB B") == [3, 2, 1, 2]
     assert vocabulary.unknown("ABC") == ["C"]
     assert len(vocabulary) == 4
+
+
+def test_edit_distances_are_speechbrain_s():
+    draw = random.Random(0)
+
+    def texts():
+        return ["".join(draw.choices("ABC ", k=draw.randrange(12))) for _ in range(300)]
+
+    for split in (list, str.split):
+        sides = [[split(text) for text in side] for side in (texts(), texts())]
+        names = list(map(str, range(300)))
+        kinds = ("insertions", "deletions", "substitutions")
+        rows = wer_details_for_batch(names, *sides)
+        expected = [sum(row[kind] for kind in kinds) for row in rows]
+        assert edit_distances(*sides).tolist() == expected
+    assert edit_distances([], []).tolist() == []

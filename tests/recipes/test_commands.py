@@ -86,7 +86,7 @@ WRONG = {
     "no corpus": (["--skip_prep=False"], "data_folder"),
     "no hub": (
         ["--source=no/such-model", "--encoder_config={}"],
-        "source: no wav2vec2",
+        "source: no/such-model is not in the local cache, and the hub cannot be",
     ),
     "both models": (["--source=x"], "encoder_config"),
     "no csv": (["--librispeech_csv_folder=/nowhere"], "/nowhere/test-other.csv"),
@@ -105,6 +105,43 @@ def test_wrong_input_ends_in_one_line(case, tiny_corpus, tmp_path, capsys):
     assert stop.value.code == 2
     assert message in error_line(capsys)
     assert not list(tmp_path.glob("run/save/*")), "training had started"
+
+
+@pytest.mark.fault(
+    "B8",
+    "a corpus or a split that is not there, with weights of the hub",
+    "told before the hub is asked",
+)
+def test_corpora_are_looked_for_before_the_hub(tmp_path, capsys):
+    speech = tmp_path / "LibriSpeech"
+    (speech / "LibriSpeech" / "dev-other").mkdir(parents=True)
+    arguments = [
+        str(tiny.MTL),
+        f"--librispeech_folder={speech}",
+        f"--voxceleb2_folder={tmp_path}",
+        "--source=no/such-model",
+        f"--output_folder={tmp_path / 'run'}",
+    ]
+    absent = f"--voxceleb1_folder={tmp_path / 'absent'}"
+    for more, told in (
+        ([absent], f"librispeech_train_splits: {speech} has no folder train-clean-100"),
+        (
+            [absent, "--librispeech_train_splits=[dev-other]"],
+            f"librispeech_test_splits: {speech} has no folder test-other",
+        ),
+        (
+            [
+                absent,
+                "--librispeech_train_splits=[dev-other]",
+                "--librispeech_test_splits=[]",
+            ],
+            f"voxceleb1_folder: the folder {tmp_path / 'absent'} does not exist",
+        ),
+        ([absent, "--skip_prep=True"], "source: no/such-model is not in the local"),
+    ):
+        with pytest.raises(SystemExit):
+            mtl.main([*arguments, *more])
+        assert told in error_line(capsys)
 
 
 def test_missing_folders_are_all_named(capsys):

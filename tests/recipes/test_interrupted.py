@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -108,8 +109,8 @@ def killed(monkeypatch, name, kill_at, run):
         [("audio_statistics", 31)],
         [("audio_statistics", 33), ("audio_statistics", 40)],
         [("audio_statistics", TOTAL - 1)],
-        # The list of the skipped, the first CSV, what follows it, the marker.
-        *([("write_atomically", number)] for number in range(4)),
+        # The list of the skipped, whose the files are, the first CSV, and so on.
+        *([("write_atomically", number)] for number in range(5)),
     ],
 )
 def test_a_killed_preparation_continues(
@@ -128,7 +129,8 @@ def test_a_killed_preparation_continues(
         assert remembered == 95
     if points[-1][0] == "write_atomically":
         assert remembered == TOTAL - 1
-    complete = any((tmp_path / "killed").glob("*.prepared.json"))
+    markers = (tmp_path / "killed").glob("*.prepared.json")
+    complete = any("unfinished" not in json.loads(m.read_text()) for m in markers)
     capfd.readouterr()
     with monkeypatch.context() as patch:
         decoded = count_calls(patch, "audio_statistics")

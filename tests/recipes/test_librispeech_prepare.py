@@ -220,13 +220,7 @@ def remove(corpus):
     (corpus.parent / "csv" / "train-a.csv").unlink()
 
 
-def forget(corpus):
-    (corpus.parent / "csv" / "train-a.prepared.json").unlink()
-
-
-@pytest.mark.parametrize(
-    "change", [touch, add, correct, truncate, edit, remove, forget]
-)
+@pytest.mark.parametrize("change", [touch, add, correct, truncate, edit, remove])
 def test_a_split_that_changed_is_prepared_again(corpus, decoded, change):
     prepare(corpus)
     decoded.clear()

@@ -237,7 +237,7 @@ def test_preparation_writes_what_the_variant_reads(corpora, tmp_path, name):
     for batches in itertools.islice(system.train_stream(), 3):
         for batch in batches.values():
             trained.update(batch.ids)
-    system.open_test_sets()
+    system.open_sets()
     system.valid_stream()
     valid = hparams["valid_sets"]["speaker"]
     assert len(trained) == 16 and len(valid.utterances) == 16

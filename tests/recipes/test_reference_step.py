@@ -327,8 +327,8 @@ def build(tiny_corpus, tmp_path):
         for name, parameter in system.modules.encoder.named_parameters():
             if "feature_extractor" not in name:
                 parameter.data += 0.1 * torch.randn_like(parameter)
-        # Batch norm takes padded frames along, and a padded group norm is ours alone.
-        given = batches(padded=norm == "layer" and case != "attentive")
+        # A padded group norm is ours alone.
+        given = batches(padded=norm == "layer")
         hear_letters(system, given["speaker"])
         for speech, speaker in settings.get("past", ()):
             past = {"speech": torch.tensor(speech), "speaker": torch.tensor(speaker)}

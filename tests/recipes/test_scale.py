@@ -41,3 +41,6 @@ def test_a_million_utterances_are_opened_for_training(found):
     assert found["table"][0] * share < 15
     assert found["stream"][0] * share < 30
     assert found["stream_memory"] * share < 1.2e9
+    # A user's own CSV; the headers are remembered.
+    assert found["look_again"][0] * share < 20
+    assert (found["look_memory"] - found["stream_memory"]) * share < 0.5e9

@@ -571,9 +571,12 @@ def test_wrong_arguments_are_refused(corpora, changes, problem):
 
 
 def test_a_list_is_never_overwritten(corpora):
+    own = corpora / "csv" / "veri_test2.txt"
+    own.parent.mkdir()
+    own.write_text(LIST)
     with pytest.raises(UserError, match="lies in save_folder and would be overwritten"):
-        prepare(corpora, save_folder=corpora / "vox1")
-    assert (corpora / "vox1" / "veri_test2.txt").read_text() == LIST
+        prepare(corpora, trial_lists=[str(own)])
+    assert own.read_text() == LIST
 
 
 def test_a_list_called_like_the_validation_trials_is_refused(corpora):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
 
 from lobes.brain import SpeechSpeakerBrain
@@ -183,3 +184,58 @@ def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
     assert {identity[:2] for identity in seen} == {"s-", "id"}
     speakers = system.hparams.speakers.index
     assert list(speakers) == [*(f"id{i}" for i in range(tiny.SPEAKERS)), "s"]
+
+
+NOTES = ROOT / "grids" / "notes.yaml"
+
+
+@pytest.mark.fault(
+    "A6",
+    "the notes' runs selected by the paper's rule",
+    "checkpoint by WER / 4 + EER / 4, learning rate by WER / 4 + EER",
+)
+@pytest.mark.fault(
+    "A11", "early stopping in the notes' 200 k runs", "none of them stops early"
+)
+def test_the_notes_select_and_stop_by_their_own_rules():
+    for recipe, runs in ruamel.yaml.YAML(typ="safe").load(NOTES)["runs"].items():
+        for name, words in runs.items():
+            path, *options = words.split()
+            given = dict(option[2:].split("=") for option in options)
+            folder = ROOT / "recipes" / recipe
+            base = given.get("base")
+            tree, _ = load_variant(folder / path, base and folder / base)
+            assert given.get("patience_steps", tree["patience_steps"]) in (None, "null")
+            assert int(given.get("steps", tree["steps"])) == 200_000, name
+            if "MTL" in recipe:
+                assert tree["selection"] == {"wer": 0.25, "eer": 0.25}
+                assert tree["rate_selection"] == {"wer": 0.25, "eer": 1.0}
+    paper, _ = load_variant(MTL / "mtl.yaml")
+    assert paper["selection"] == {"wer": 0.25, "eer": 1.0}
+    assert paper["rate_selection"] is None
+
+
+PUBLISHED = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "mask_time_prob": 0.05}
+PUBLISHED |= {"activation_dropout": 0.0, "mask_time_length": 10}
+
+
+@pytest.mark.fault(
+    "E1",
+    "asr_regularised_as_published.yaml",
+    "channel masks 0.1 x 64, projection dropout 0.1, none after activations",
+)
+@pytest.mark.fault("E2", "as_published.yaml", "activation_dropout 0.0")
+@pytest.mark.fault("E3", "as_published.yaml", "input_dropout 0.0, 0.1 in the layers")
+def test_the_published_regularisation():
+    asr = ROOT / "recipes" / "LibriSpeech" / "ASR" / "hparams"
+    for path in (MTL / "as_published.yaml", asr / "asr_as_published.yaml"):
+        tree, _ = load_variant(path)
+        assert {key: tree[key] for key in PUBLISHED} == PUBLISHED, path.name
+        others = ("layerdrop", "feat_proj_dropout", "input_dropout", "speech_dropout")
+        assert [tree[key] for key in others] == [0.0] * 4
+        assert tree["mask_feature_prob"] == 0.0
+    tree, _ = load_variant(asr / "asr_regularised_as_published.yaml")
+    assert {key: tree[key] for key in PUBLISHED} == PUBLISHED
+    assert (tree["mask_feature_prob"], tree["mask_feature_length"]) == (0.1, 64)
+    assert (tree["feat_proj_dropout"], tree["input_dropout"]) == (0.1, None)
+    assert (tree["layerdrop"], tree["speech_dropout"]) == (0.1, 0.05)

@@ -41,6 +41,11 @@ def stock(hparams):
     return hparams
 
 
+@pytest.mark.fault(
+    "A11",
+    "a test on VoxCeleb1's three lists",
+    "the disk estimate holds their scores, 105 MB",
+)
 @pytest.mark.parametrize(
     "path, overrides, total, trained",
     [
@@ -55,6 +60,7 @@ def test_parameters_and_what_follows_from_them(path, overrides, total, trained):
     found = cost.estimate(path, overrides)
     assert (found["parameters"], found["trained"]) == (total, trained)
     assert found["checkpoint"] == 4 * total + 8 * trained
+    assert found["results"] == (0 if path == tiny.ASR else 90 * 1_168_323)
     steps = 320_000 if path == tiny.ASR else 100_000
     run = 10_000 * found["frozen_flops"] + (steps - 10_000) * found["flops"]
     assert found["run_flops"] == run
@@ -171,7 +177,7 @@ def test_operations_and_memory_are_those_of_a_real_pass():
 
     aten = torch.ops.aten
     counts = {  # What torch does not count on CPU, or not right.
-        aten.convolution_backward: cost._convolution_backward,
+        aten.convolution_backward: cost.meters.convolution_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: (
             lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
         ),
@@ -197,7 +203,7 @@ def test_operations_and_memory_are_those_of_a_real_pass():
 def test_bytes_are_counted_from_the_first_to_the_last_use():
     weight = torch.empty(1000, 1000, device="meta")
     batch = torch.empty(500, 1000, device="meta")
-    with cost.Allocations() as memory:
+    with cost.meters.Allocations() as memory:
         output = batch @ weight.t()  # 2 MB; what it comes from was there before
         output = output.relu()  # 2 MB more, until the first ones go
         assert (memory.live, memory.peak) == (2_000_000, 4_000_000)

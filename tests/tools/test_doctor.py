@@ -1,10 +1,14 @@
 """The doctor: what each line says of a good and of a bad state, and its remedy."""
 
+import collections
+import shutil
 import sys
 
+import pandas
 import pytest
 import soundfile
 import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lobes.official import Count, Trials
 from tests import tiny
@@ -191,8 +195,6 @@ def test_a_broken_csv(speech, tmp_path):
     path.write_text(path.read_text() + "cut,1\n")
     (finding,) = doctor.librispeech(speech)
     assert finding.status == "FAIL" and "line 5" in finding.found
-    path.write_text("ID,wav\n")
-    assert "no column spk_id" in next(doctor.librispeech(speech)).found
 
 
 def test_folders_are_listed_before_preparation(speech, tmp_path):
@@ -265,7 +267,81 @@ def test_the_classifier_has_its_speakers(tmp_path):
     assert (finding.status, finding.remedy) == ("FAIL", "--n_speakers=4")
 
 
+@pytest.mark.fault(
+    "B3",
+    "the doctor and a CSV `ID,duration,wav,wrd` of speech recognition alone",
+    "OK: `16 utterances without speakers (no column spk_id)`",
+)
+def test_speech_needs_no_speakers(tiny_corpus, tmp_path):
+    for name in ("train", "dev-other", "test-other"):
+        table = pandas.read_csv(tiny_corpus / "LibriSpeech" / f"{name}.csv")
+        path = tmp_path / "csv" / "LibriSpeech" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table[["ID", "duration", "wav", "wrd"]].to_csv(path, index=False)
+    yaml, *overrides = tiny.arguments(tmp_path / "csv", tmp_path / "run", tiny.ASR)
+    hparams = doctor.cost.load(yaml, overrides)
+    found = [*doctor.corpora(hparams), *doctor.opened(hparams)]
+    assert "FAIL" not in states(found).values() and states(found)["files"] == "OK"
+    text = only(found, "LibriSpeech/test-other").found
+    assert text.startswith("4 utterances without speakers (no column spk_id) in ")
+
+
+@pytest.fixture
+def corpus(tiny_corpus, tmp_path):
+    """A copy of the tiny corpus's CSVs, to be spoilt."""
+    folder = tmp_path / "corpus"
+    return shutil.copytree(tiny_corpus, folder, ignore=shutil.ignore_patterns("*.wav"))
+
+
+def test_sets_are_opened_as_for_a_training(corpus, tmp_path):
+    def files(*options):
+        yaml, *overrides = tiny.arguments(corpus, tmp_path / "run")
+        hparams = doctor.cost.load(yaml, [*overrides, *options])
+        return [(one.status, one.found) for one in doctor.opened(hparams)]
+
+    *said, last = files()
+    assert last[0] == "OK" and "files of 80 utterances are there" in last[1]
+    assert {status for status, _ in said} == {"WARN"}
+    assert any("valid.csv: 20 of 20 utterances are trained on" in w for _, w in said)
+    (leak,) = files("--allow_leaks=False")
+    assert leak[0] == "FAIL" and "trained on, too" in leak[1]
+    path = corpus / "LibriSpeech" / "test-other.csv"
+    path.write_text(path.read_text().replace("s-13.wav", "s-99.wav"))
+    (absent,) = files()
+    assert absent[0] == "FAIL" and f"{path}: 1 of 4 rows cannot be used" in absent[1]
+    # What is not prepared yet is not looked at.
+    for csv in corpus.glob("*/*.csv"):
+        csv.unlink()
+    assert files() == []
+
+
 # Training -----------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "A11",
+    "a container with 64 MB of /dev/shm",
+    "FAIL: `64 MB free, loading processes need 205; read with --num_workers=0, or "
+    "start the container with --shm-size=1g`",
+)
+def test_loading_processes_need_shared_memory(tmp_path, monkeypatch):
+    free = collections.namedtuple("usage", "free")(64e6)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: free)
+    stream = object()
+    hparams = {"num_workers": 4, "max_batch_samples": 3_200_000}
+    hparams["train_streams"] = {"speech": stream, "speaker": object()}
+    needed = doctor.loading(hparams)
+    (finding,) = doctor.shared_memory(needed, str(tmp_path))
+    assert str(finding).endswith(
+        "64 MB free, loading processes need 205; read with --num_workers=0, or start "
+        "the container with --shm-size=1g"
+    )
+    assert finding.status == "FAIL"
+    hparams["train_streams"]["speaker"] = stream
+    assert doctor.loading(hparams) == needed / 2
+    (finding,) = doctor.shared_memory(doctor.loading(hparams | {"num_workers": 0}))
+    assert finding.status == "OK"
+    assert not list(doctor.shared_memory(folder=tmp_path / "none"))
 
 
 def test_a_system_ready_to_train(tiny_corpus, tmp_path):
@@ -280,6 +356,24 @@ def test_a_system_ready_to_train(tiny_corpus, tmp_path):
     assert only(found, "disk").found.startswith(str(tmp_path))
 
 
+@pytest.mark.fault(
+    "D2",
+    "the doctor and a source whose weights are a git-lfs pointer",
+    "FAIL: `model.safetensors is a git-lfs pointer, not the file itself; run git lfs "
+    "pull in FOLDER`",
+)
+def test_the_source_is_looked_at(tmp_path):
+    assert list(doctor.source(None)) == []
+    model = Wav2Vec2Model(Wav2Vec2Config(**tiny.ENCODER))
+    model.save_pretrained(tmp_path)
+    (finding,) = doctor.source(str(tmp_path))
+    assert finding.status == "OK" and f"whole, in {tmp_path}" in finding.found
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    (finding,) = doctor.source(str(tmp_path))
+    assert finding.status == "FAIL" and "run git lfs pull" in finding.found
+
+
 def test_settings_that_do_not_load(tmp_path):
     found = list(doctor.findings(str(tiny.MTL), ["--no_such_key=1"]))
     assert only(found, "settings").status == "FAIL"
@@ -291,7 +385,8 @@ def test_a_step_that_does_not_fit(tiny_corpus, tmp_path, monkeypatch):
     hparams = doctor.cost.load(yaml, overrides)
     monkeypatch.setattr(doctor, "products", lambda *_: 1e9)
     sizes = {1: 30e9, 2: 16e9, 4: 9e9}
-    costs = {"flops": 1e9, "run_flops": 1e15, "checkpoint": 1, "needed": sizes}
+    costs = {"flops": 1e9, "run_flops": 1e15, "checkpoint": 1, "results": 1}
+    costs["needed"] = sizes
     gpu(monkeypatch, total=24e9)
     found = list(doctor.training(hparams, costs, tmp_path))
     assert only(found, "memory").status == "FAIL"

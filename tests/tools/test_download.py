@@ -202,7 +202,7 @@ def test_a_rerun_asks_nobody_and_reads_no_archive(server, tmp_path, capsys):
     assert "unpacked before; kept; delete" in capsys.readouterr().err
 
 
-def test_a_second_subset_joins_the_first(server, tmp_path):
+def test_a_second_subset_joins_the_first(server, tmp_path, capsys):
     librispeech(server, tmp_path)
     other = {
         "LibriSpeech/dev-clean/1/2/1-2-0000.flac": b"x",
@@ -211,7 +211,52 @@ def test_a_second_subset_joins_the_first(server, tmp_path):
     librispeech(server, tmp_path, content=tar_of(other), subset="dev-clean")
     found = tree(tmp_path / "LibriSpeech")
     assert set(found) == {name.removeprefix("LibriSpeech/") for name in DEV | other}
-    assert found["SPEAKERS.TXT"] == b"newer"
+    assert found["SPEAKERS.TXT"] == DEV["LibriSpeech/SPEAKERS.TXT"]
+    told = "what was there before, is kept of SPEAKERS.TXT"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "C6",
+    "download: a second archive with another file of the same name",
+    "`are there already with other content, and are not overwritten`",
+)
+def test_a_second_archive_does_not_overwrite(server, tmp_path, capsys):
+    librispeech(server, tmp_path)
+    before = tree(tmp_path / "LibriSpeech")
+    name = "LibriSpeech/dev-clean-2/84/121123/84-121123-0000.flac"
+    other = {name: b"other", "LibriSpeech/dev-clean/1/2/1-2-0000.flac": b"x"}
+    content = tar_of(other)
+    line = fails(
+        capsys, librispeech, server, tmp_path, content=content, subset="dev-clean"
+    )
+    assert "dev-clean.tar.gz: 1 file(s) of it are there already" in line
+    assert "84-121123-0000.flac; move them away" in line
+    assert tree(tmp_path / "LibriSpeech") == before
+    # The same bytes again are fine.
+    content = tar_of({**other, name: DEV[name]})
+    server.files["/dev-clean.tar.gz"] = content
+    (tmp_path / "archives" / "dev-clean.tar.gz").unlink()
+    librispeech(server, tmp_path, content=content, subset="dev-clean")
+    assert set(before) < set(tree(tmp_path / "LibriSpeech"))
+
+
+@pytest.mark.fault(
+    "C6",
+    "download: an own trial list where another one of its name is",
+    "`another file of that name is there`",
+)
+def test_another_list_of_that_name_is_told(tmp_path, capsys):
+    mine = tmp_path / "own.txt"
+    mine.write_bytes(b"1 a/b/c.wav a/b/d.wav\n")
+    arguments = ["voxceleb1", str(tmp_path / "out"), "--from", str(mine)]
+    download.main(arguments)
+    download.main(arguments)
+    mine.write_bytes(b"0 a/b/c.wav e/f/g.wav\n")
+    line = fails(capsys, download.main, arguments)
+    assert "own.txt: another file of that name is there" in line
+    kept = tmp_path / "out/VoxCeleb1/own.txt"
+    assert kept.read_bytes() == b"1 a/b/c.wav a/b/d.wav\n"
 
 
 # ------------------------------------------------------------------- the connection
@@ -444,6 +489,29 @@ def test_checksums_that_mean_nothing(tmp_path, capsys, given, told):
     archive.write_bytes(b"")
     arguments = ["voxceleb2", str(tmp_path), "--from", str(archive), "--md5", given]
     assert told in fails(capsys, download.main, arguments)
+
+
+@pytest.mark.fault(
+    "D10", "--md5 A=... --md5 B=..., and two sums for A", "both count; refused"
+)
+def test_several_checksums(tmp_path, capsys):
+    paths = [tmp_path / f"{name}.txt" for name in "ab"]
+    for path in paths:
+        path.write_text(f"{path.name}\n")
+    sums = [f"{path.name}={md5(path.read_bytes())}" for path in paths]
+    arguments = ["voxceleb1", str(tmp_path / "out")]
+    arguments += ["--from", str(paths[0]), "--from", str(paths[1])]
+    download.main([*arguments, "--md5", sums[0], "--md5", sums[1]])
+    assert "2 file(s); 2 with a checksum, 0 without" in capsys.readouterr().out
+    wrong = f"a.txt={'0' * 32}"
+    line = fails(capsys, download.main, [*arguments, "--md5", *sums, "--md5", wrong])
+    assert "--md5: a.txt is given two sums" in line
+
+
+def test_nothing_is_made_for_a_wrong_command_line(tmp_path, capsys):
+    arguments = ["voxceleb1", str(tmp_path / "out"), "--from", str(tmp_path / "no.zip")]
+    assert "is not a file" in fails(capsys, download.main, arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_checksum_than_before_unpacks_again(server, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pandas
 import pytest
 import soundfile
 import torch
-from transformers import Wav2Vec2Model, pipeline
+from transformers import Wav2Vec2ForCTC, Wav2Vec2Model, pipeline
 
 from lobes.encoder import Wav2Vec2Encoder
 from tests import tiny
@@ -20,7 +20,13 @@ def test_it_is_the_trained_encoder(tiny_corpus, tmp_path, norm, capsys):
     tiny.fit(system)
     expected = system.hparams.encoder.model.state_dict()
     export_encoder.main([str(run), str(out), "--checkpoint=last"])
-    assert "--source=" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--source=" in printed
+    card = (out / "README.md").read_text()
+    assert "Wav2Vec2Model.from_pretrained" in card and "step 3" in card
+    # Layer norm has no such trouble.
+    assert ("one utterance at a time" in card) == (norm == {})
+    assert ("one utterance at a time" in printed) == (norm == {})
     ours = Wav2Vec2Encoder(source=str(out)).model.state_dict()
     theirs = Wav2Vec2Model.from_pretrained(out).state_dict()
     for name, tensor in expected.items():
@@ -32,6 +38,33 @@ def test_it_is_the_trained_encoder(tiny_corpus, tmp_path, norm, capsys):
     with pytest.raises(SystemExit):
         export_encoder.main([str(run), str(out)])
     assert "holds a model already" in capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "D9",
+    "an exported group-norm CTC model in HuggingFace's padded batches",
+    "the tool and the folder's README.md say: one utterance at a time",
+)
+def test_the_card_says_what_padding_does(tiny_corpus, tmp_path, capsys):
+    """And it is true: in transformers padding changes the output, here it does not."""
+    run, out = tmp_path / "run", tmp_path / "ctc"
+    tiny.fit(tiny.brain(tiny_corpus, run, steps=3, freeze_steps=0))
+    export_encoder.main([str(run), str(out), "--ctc", "--checkpoint=last"])
+    assert "takes the padding for audio" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "one utterance at a time" in card and "other words" in card
+    model = Wav2Vec2ForCTC.from_pretrained(out).eval()
+    wavs = torch.randn(1, 9000)
+    padded = torch.nn.functional.pad(wavs, (0, 7000))
+    ours = Wav2Vec2Encoder(source=str(out)).eval()
+    with torch.no_grad():
+        alone, together = model(wavs).logits[0], model(padded).logits[0]
+        frames = [
+            ours(w, torch.tensor([9000])).speech[0, : len(alone)]
+            for w in (wavs, padded)
+        ]
+    assert (together[: len(alone)] - alone).abs().max() > 1e-2
+    torch.testing.assert_close(*frames, rtol=0, atol=1e-5)
 
 
 def test_with_the_speech_head_it_writes_the_same_letters(tiny_corpus, tmp_path):

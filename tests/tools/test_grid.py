@@ -318,7 +318,7 @@ def test_what_is_refused(arguments, capsys):
     for words, message in (
         (["--lr=1e-5,2e-5", "--frezee_steps=1"], "--frezee_steps is neither a key"),
         (["--seed=" + ",".join(map(str, range(1001)))], "1,001 runs; give --many"),
-        (["--jobs=0"], "--jobs must be at least 1"),
+        (["--jobs=0"], "--jobs: must be a whole number from 1"),
         (["--slurm", "gpus"], "'gpus' is not KEY=VALUE"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -398,3 +398,21 @@ def test_a_grid_of_real_trainings(tiny_corpus, tmp_path):
     rows = ledger.read(lines)
     assert sorted(row["variant"] for row in rows) == ["one", "two"]
     assert all(row["state"] in ledger.DONE and row["steps"] == 2 for row in rows)
+
+
+@pytest.mark.fault(
+    "C5",
+    "--jobs=0, --tflops=nan, --random=-1, --random_seed=x",
+    "argument --jobs: must be a whole number from 1 to 10000, not 0",
+)
+@pytest.mark.parametrize(
+    "word",
+    ["--jobs=0", "--tflops=nan", "--tflops=-1", "--random=-1", "--random_seed=x"],
+)
+def test_numbers_have_ranges(word, capsys):
+    with pytest.raises(SystemExit) as end:
+        grid.main([str(tiny.MTL), word])
+    assert end.value.code == 2
+    name, _, value = word.partition("=")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"argument {name}: must be a" in error and value in error

@@ -214,7 +214,7 @@ def test_nobody_else_s_files_are_overwritten(corpus, name):
     with pytest.raises(UserError, match=f"{name} is there and was not made by this"):
         make(corpus)
     assert (corpus / "out" / name).read_text() == "mine"
-    with pytest.raises(UserError, match="train.csv is there and was not made by"):
+    with pytest.raises(UserError, match="is a folder of audio that .*train.csv lists"):
         make(corpus, out=".")
 
 
@@ -299,3 +299,35 @@ def test_the_baseline_reads_shards(corpus):
     out, _ = make(corpus)
     expected = mfcc_baseline(corpus / "train.csv", trials)
     assert mfcc_baseline(out / "train.csv", trials) == expected
+
+
+@pytest.mark.fault(
+    "C7",
+    "--shard_size=inf, nan, 0; --num_workers=0",
+    "one line before anything is made",
+)
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1e9", "1e30"])
+def test_sizes_that_are_none(corpus, capsys, value):
+    with pytest.raises(SystemExit) as stop:
+        main([str(corpus / "train.csv"), str(corpus / "o"), f"--shard_size={value}"])
+    assert stop.value.code == 2
+    assert "it is a number of bytes from 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="num_workers=0: at least 1 process"):
+        make(corpus, num_workers=0)
+    assert not (corpus / "o").exists() and not (corpus / "out").exists()
+
+
+@pytest.mark.fault(
+    "C6", "shards of utterances called NA and null", "IDs and texts stay as they are"
+)
+def test_ids_that_pandas_takes_for_nothing(corpus):
+    rows = read_rows(corpus / "some.csv")
+    for row, name in zip(rows, ("NA", "null", "nan"), strict=True):
+        row |= {"ID": name, "spk_id": name, "wrd": name}
+    write_csv(corpus / "some.csv", [list(row.values()) for row in rows])
+    make_shards([corpus / "some.csv"], corpus / "out", num_workers=1)
+    table = read_table(corpus / "out" / "some.csv", ["spk_id", "wrd"])
+    for column in ("ID", "spk_id", "wrd"):
+        assert list(table[column]) == ["NA", "null", "nan"]
+    with tarfile.open(corpus / "out" / "some-000000.tar") as tar:
+        assert json.load(tar.extractfile("null.json"))["ID"] == "null"

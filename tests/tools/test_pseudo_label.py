@@ -365,6 +365,27 @@ def test_another_model_or_corpus_is_refused(ctc, whisper, table, tmp_path, capsy
     assert "a.jsonl, line 1: it is no JSON object" in line
 
 
+@pytest.mark.fault(
+    "C6",
+    "pseudo_label --output=A FILE OF MINE without a line end at its end",
+    "refused, and not a byte of it is cut off",
+)
+@pytest.mark.parametrize("content", ["words", "a\nb", '{"ID": "a", "text": "b"}\nc'])
+def test_a_foreign_file_is_not_cut(ctc, table, tmp_path, capsys, content):
+    output = tmp_path / "mine.txt"
+    output.write_text(content)
+    line = error_of(capsys, table, f"--model={ctc}", f"--output={output}")
+    assert "did not begin that file" in line or "it is no JSON object" in line
+    assert output.read_text() == content
+
+
+def test_numbers_that_mean_nothing(ctc, table, tmp_path, capsys):
+    given = [table, f"--model={ctc}", f"--output={tmp_path / 'a'}"]
+    for option in ("batch_samples", "num_workers"):
+        assert f"{option}=0" in error_of(capsys, *given, f"--{option}=0")
+    assert not (tmp_path / "a").exists()
+
+
 def test_what_cannot_transcribe_is_refused(ctc, table, tmp_path, capsys):
     given = [table, f"--output={tmp_path / 'a.jsonl'}", "--device=cpu"]
     line = error_of(capsys, *given, f"--model={tmp_path / 'absent'}")

@@ -122,7 +122,7 @@ def test_other_settings_do_not_count(paper_runs):
     """The long runs are other runs, and so are those with other batches."""
     rows = dict(paper_runs)
     more = [
-        run("mtl", test=(1, 1), valid=(1, 1), changes={"max_batch_samples": 5}),
+        run("mtl", test=(1, 1), valid=(1, 1), changes={"max_batch_samples": 5000}),
         run(
             "mtl", test=(2, 2), valid=(1, 1), changes={"steps": 320_000}, steps=320_000
         ),
@@ -133,7 +133,7 @@ def test_other_settings_do_not_count(paper_runs):
     ours = table[(table["network"] == "mtl") & (table["speaker_seconds"] == "9")]
     ours = ours[ours["weighting"] == "dynamic"].set_index("steps")["our_wer"]
     assert ours.to_dict() == {100_000: 10.63, 320_000: 2.0}
-    found = tables._runs_of(rows, MTL, "mtl", ("--max_batch_samples=5",))
+    found = tables._runs_of(rows, MTL, "mtl", ("--max_batch_samples=5000",))
     assert [row["wer"] for row in found] == [1.0]
 
 
@@ -330,7 +330,8 @@ def test_two_runs_are_compared(tmp_path, capsys):
     assert "| lr | 1.0 | 0.3 |" in text and "seed |" not in text
     assert "| test-other | wer | 22.00 ± 2.83 | 10.00 | -12.00 |" in text
     assert "Seeds: 1, 2 and 1." in text
-    assert "| test-other | WER | -10.00 |" in text and "| 200 |" in text
+    assert "| test-other | WER | -10.00 |" in text and "| 200 utterances |" in text
+    assert "| test-other | CER | -13.33 |" in text and "| 300 groups |" in text
     significance = [
         x for x in text.splitlines() if x.startswith("| veri_test2 | EER |")
     ]

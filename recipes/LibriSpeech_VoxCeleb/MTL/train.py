@@ -7,21 +7,26 @@ Every step takes a LibriSpeech and a VoxCeleb batch. Paper: "Multi-task learning
 of speech and speaker recognition" (Vaessen and van Leeuwen).
 """
 
-from speechbrain.utils.distributed import run_on_main
-
-from lobes import ledger
-from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import user_errors_exit
-from lobes.evaluation import evaluate
 from lobes.recipe import parse_arguments, start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
+
+#: Keys of the corpora that are prepared here.
+CORPORA = ("librispeech", "voxceleb")
 
 
 @user_errors_exit
 def main(argv=None):
     """Prepare, train, evaluate."""
-    hparams, run_opts, settings = parse_arguments(argv)
+    hparams, run_opts, settings = parse_arguments(argv, corpora=CORPORA)
+    # These take seconds: a wrong option is told before.
+    from speechbrain.utils.distributed import run_on_main
+
+    from lobes import ledger
+    from lobes.brain import SpeechSpeakerBrain
+    from lobes.evaluation import conclude, evaluate
+
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:
         # LibriSpeech may take hours: what VoxCeleb lacks must not show up after them.
@@ -30,9 +35,10 @@ def main(argv=None):
         run_on_main(prepare_voxceleb, kwargs=hparams["voxceleb"])
 
         brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
-        brain.open_test_sets()
+        brain.open_sets()
         brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
         results.update(evaluate(brain, hparams))
+    conclude(results, hparams)
 
 
 if __name__ == "__main__":
