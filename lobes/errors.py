@@ -3,6 +3,7 @@
 ``user_errors_exit`` is the one boundary: every command's ``main`` stands within it.
 """
 
+import argparse
 import csv
 import errno
 import functools
@@ -94,6 +95,20 @@ _DAMAGED = (
     lzma.LZMAError,
     EOFError,
 )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line: they raise ``UserError``.
+
+    Abbreviated options are refused: a misspelt one must not be taken for another.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message):
+        """Raise the error with what it is about."""
+        raise UserError(f"{message}; --help lists the options")
 
 
 def user_errors_exit(main):

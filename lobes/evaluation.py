@@ -1,6 +1,5 @@
 """Test a trained model and write down what it reaches."""
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -10,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from lobes.errors import DivergedError, UserError, user_errors_exit
+from lobes.errors import ArgumentParser, DivergedError, UserError, user_errors_exit
 from lobes.files import read_json, write_atomically
 from lobes.lazy import lazy
 from lobes.prepared import check_test_sets
@@ -272,12 +271,11 @@ def _own_headlines(sets):
 @user_errors_exit
 def main(argv=None):
     """The command ``evaluate.py``; see ``--help``."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Evaluate a trained model: WER and CER with alignments, EER, "
         "minDCF, 95 % intervals, and the EER of MFCCs.",
         epilog="Further --key=value overrides are those of train.py; a YAML that was "
         "trained with overrides needs the same ones, a results folder none.",
-        allow_abbrev=False,
     )
     parser.add_argument("what", type=PATH, help="hparams/x.yaml, or a results folder")
     parser.add_argument(

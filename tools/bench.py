@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.lazy import lazy
 from lobes.recipe import ROOT, RunOptions
@@ -223,7 +223,7 @@ def _figures(found):
 
 def parse(argv):
     """The options, with this machine's and size's values where none are given."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", choices=("tiny", "base"), default="base")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--precision", help="default: fp32, on cuda bf16")

@@ -172,6 +172,8 @@ def arguments(setup):
         "voxceleb2_folder": f"{setup.folder}/VoxCeleb2",
         "voxceleb1_folder": "unused",
         "prepared_folder": f"{setup.folder}/prepared",
+        "librispeech_csv_folder": f"{setup.folder}/prepared/LibriSpeech",
+        "voxceleb_csv_folder": f"{setup.folder}/prepared/VoxCeleb",
         "output_folder": f"{setup.folder}/run",
         "source": setup.encoder,
         "max_batch_samples": round(setup.seconds * SAMPLE_RATE),

@@ -8,11 +8,10 @@ where a killed one stopped. Files that cannot be converted are listed in
 OUT/convert.failed.csv, and the exit status is then 1.
 """
 
-import argparse
 import sys
 
 from lobes.conversion import convert, summary
-from lobes.errors import user_errors_exit
+from lobes.errors import ArgumentParser, user_errors_exit
 from lobes.preparation import say
 from lobes.settings import PATH, option
 
@@ -20,10 +19,9 @@ from lobes.settings import PATH, option
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Convert the audio files of a corpus, in parallel; go on where an "
         "earlier run of the same command stopped.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="FOLDER", type=PATH, help="the corpus")
     parser.add_argument("out", metavar="OUT", type=PATH, help="may be FOLDER itself")

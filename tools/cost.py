@@ -8,12 +8,11 @@ device, where tensors have shapes but no values: its operations are counted, and
 bytes of its tensors from when they are made until they are freed.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import user_errors_exit
+from lobes.errors import ArgumentParser, user_errors_exit
 from lobes.lazy import lazy
 from lobes.official import TRIALS
 from lobes.recipe import load_variant, parse_arguments, resolve
@@ -41,13 +40,12 @@ ACCUMULATIONS = (1, 2, 4, 8)  # 16 would leave no room for the longest utterance
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Estimate parameters, memory, operations and hours of trainings.",
         epilog="Further options are train.py's overrides, as --key=value. The columns "
         "12 to 80 GB: the grad_accumulation_factor that fits, max_batch_samples "
         "divided by it, and the GB that takes; disk: GB of best and last checkpoint, "
         "and of the test's scores.",
-        allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="+", help="YAML files of the recipes")
     parser.add_argument("--tflops", type=POSITIVE, help="sustained TFLOP/s of your GPU")

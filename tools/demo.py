@@ -5,7 +5,6 @@
 `make demo` runs it. Everything happens below `data/demo` and `results/demo`.
 """
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -13,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.recipe import ROOT, parse_arguments
@@ -38,10 +37,9 @@ RECIPE = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL"
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Train and evaluate both tasks on a small spoken corpus.",
         epilog="Further options are those of train.py, such as --steps=600.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--yaml", type=PATH, default=str(RECIPE / "hparams" / "demo.yaml")

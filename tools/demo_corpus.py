@@ -8,7 +8,6 @@ of about 40 words. Folders, names, transcripts, meta files and trial lists have
 the layouts of the real corpora, so what prepares those prepares this one.
 """
 
-import argparse
 import ctypes
 import dataclasses
 import importlib.metadata
@@ -34,7 +33,7 @@ import soundfile
 from rich.progress import Progress
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.settings import COUNT, option
 from lobes.terminal import console
@@ -1083,7 +1082,7 @@ def main(arguments=None):
 
 def _parser():
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=(
             "Speak a small LibriSpeech, VoxCeleb1 and VoxCeleb2 with espeak-ng, in "
             "the layouts of the real corpora. The same seed and sizes give the same "

@@ -8,7 +8,6 @@ corpora, their CSVs against the official sizes, and an estimate of the memory an
 that a step takes. The exit status is 1 after any FAIL.
 """
 
-import argparse
 import contextlib
 import csv
 import importlib
@@ -34,7 +33,7 @@ try:
 
     from lobes.audio import encode_audio, import_pyav
     from lobes.encoder import Wav2Vec2Encoder
-    from lobes.errors import UserError, user_errors_exit
+    from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.lazy import lazy
     from lobes.official import TRIALS, Count, official_count
     from lobes.opening import check_leaks, open_sets
@@ -80,10 +79,9 @@ class Finding(NamedTuple):
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Say what is missing before a training is started.",
         epilog="Further options are train.py's overrides, as --key=value.",
-        allow_abbrev=False,
     )
     parser.add_argument("yaml", nargs="?", help="a recipe's YAML file")
     options, overrides = parser.parse_known_args(argv)

@@ -16,7 +16,6 @@ one stopped: a download in its .part file, an archive that was not unpacked comp
 from its beginning. What was unpacked is not looked at again.
 """
 
-import argparse
 import filecmp
 import hashlib
 import http.client
@@ -39,7 +38,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import enumeration, progress_bar, say, writable_folder
@@ -128,15 +127,14 @@ class File(NamedTuple):
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Download, check and unpack a corpus; go on where an earlier run "
         "of the same command stopped.",
         epilog=f"VoxCeleb: {ACCESS}.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="corpus", required=True)
     for corpus in ("librispeech", "voxceleb1", "voxceleb2"):
-        command = commands.add_parser(corpus, allow_abbrev=False)
+        command = commands.add_parser(corpus)
         command.add_argument(
             "out", metavar="OUT", help="gets the corpus's folder, and archives/"
         )

@@ -9,12 +9,11 @@ speech head, too, and a processor: Wav2Vec2ForCTC and transformers' pipelines lo
 A README.md beside it says how to use the model, and what padding does to it there.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, explanation, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, explanation, user_errors_exit
 from lobes.evaluation import load_checkpoint, load_run
 from lobes.files import write_atomically
 from lobes.lazy import lazy
@@ -42,9 +41,8 @@ padding changes nothing. Utterances of one length may share a batch.
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write the encoder of a trained run as a HuggingFace model folder.",
-        allow_abbrev=False,
     )
     parser.add_argument("run", help="output folder of a training")
     parser.add_argument("out", help="folder to write; must not hold another model")

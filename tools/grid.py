@@ -10,7 +10,6 @@ What the ledger has as finished, early-stopped or diverged is left out; the same
 continues what was interrupted and tries again what failed.
 """
 
-import argparse
 import collections
 import contextlib
 import itertools
@@ -28,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lobes import ledger
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.lazy import lazy
 from lobes.preemption import EXIT_CODE
@@ -52,11 +51,10 @@ _SHOWN = 12
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring. Returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Train a grid of runs, a few at a time; --key=a,b is an axis.",
         epilog="Further options are those of train.py, as --key=value or "
         "--key=value,value; with --random also --key=log:1e-6:1e-3 (or lin:, int:).",
-        allow_abbrev=False,
     )
     parser.add_argument("files", nargs="+", help="grids, or YAML files of recipes")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="of a grid's runs")

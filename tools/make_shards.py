@@ -17,7 +17,6 @@ Every output is either complete or absent. The same command goes on where a kill
 one stopped, and its outputs are the same bytes.
 """
 
-import argparse
 import glob
 import hashlib
 import io
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import read_json, write_atomically
 from lobes.locks import one_writer
 from lobes.preparation import (
@@ -413,10 +412,9 @@ def _write_csv(source, shards, windows, out):
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Put the utterances of prepared CSVs into shards, in parallel; go "
         "on where an earlier run of the same command stopped.",
-        allow_abbrev=False,
     )
     parser.add_argument("csvs", metavar="CSV", nargs="+", help="prepared CSVs")
     parser.add_argument("out", metavar="OUT", help="folder for shards and CSVs")

@@ -5,16 +5,15 @@
 A trained system has to be clearly better than the z-normalised one.
 """
 
-import argparse
 
 from lobes.baseline import mfcc_baseline
-from lobes.errors import user_errors_exit
+from lobes.errors import ArgumentParser, user_errors_exit
 
 
 @user_errors_exit
 def main(arguments=None):
     """Run the command with ``arguments`` (default: the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=(
             "Equal error rates of cosine scoring on mean MFCC vectors: what "
             "verification costs on a trial list without any model."

@@ -9,7 +9,6 @@ too long to be used (lobes/transcripts.py), language where the model tells none.
 same command goes on where a killed one stopped. docs/transcripts.md tells the rest.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lobes.audio import SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.lazy import lazy
 from lobes.locks import take
 from lobes.preparation import progress_bar, say, worker_count
@@ -40,10 +39,9 @@ _DTYPES = ("float32", "float16", "bfloat16")
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Transcribe the utterances of CSVs with a HuggingFace speech "
         "recogniser; go on where an earlier run of the same command stopped.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"

@@ -10,7 +10,6 @@ taken; its test results count, as in the paper (section 4.2). Several seeds give
 and standard deviations. "-" stands for what has not been run.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -19,7 +18,7 @@ import sys
 from pathlib import Path
 
 from lobes import ledger, yamls
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.files import write_atomically
 from lobes.grids import Grid, latest, members, read_grid, same_but
 from lobes.lazy import lazy
@@ -75,10 +74,9 @@ _WHOLE = ("steps", "parameters")
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write tables and figures of the runs in a ledger.",
         epilog="paper and grid take further --key=value, as given to the runs.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -87,7 +85,7 @@ def main(argv=None):
         ("compare", "two runs: settings, metrics, significance"),
         ("readme", "the tables within README.md and docs"),
     ):
-        sub = commands.add_parser(name, help=text, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text)
         if name == "grid":
             sub.add_argument("files", nargs="+", help="grids, or YAMLs of recipes")
         if name == "compare":

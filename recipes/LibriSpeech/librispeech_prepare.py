@@ -10,7 +10,6 @@ speaker recognition there may also be a validation split and trial lists, lines
         --speaker_valid_fraction 0.05 --trials test-other
 """
 
-import argparse
 import csv
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lobes.audio import SAMPLE_RATE, encoder_frames
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.journal import Journal
 from lobes.preparation import (
     Inputs,
@@ -745,7 +744,7 @@ def _as_list(splits):
 @user_errors_exit
 def main(arguments=None):
     """Command line of ``prepare_librispeech``."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Prepare LibriSpeech: one CSV per split, one with all training "
         "splits together; for speaker recognition a validation split and trials.",
     )

@@ -10,7 +10,6 @@ With automatic transcripts there are also CSVs with a column ``wrd``.
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
 """
 
-import argparse
 import csv
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 
 from lobes import conversion
 from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE
-from lobes.errors import UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.journal import Journal
 from lobes.preparation import (
     Inputs,
@@ -963,7 +962,7 @@ def _text_lines(path):
 @user_errors_exit
 def main(arguments=None):
     """Command line of ``prepare_voxceleb``."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Prepare VoxCeleb: CSVs for training, validation and test, and "
         "trial lists.",
     )

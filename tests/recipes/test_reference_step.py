@@ -75,6 +75,11 @@ CASES = {
         {"shared_layers": 1, "speaker_dims": 16},
         {"pool": "blank", "shared": 1, "dims": 16},
     ),
+    "small corpus": (
+        "small_corpus",
+        {"hidden_dropout": 0.0, "freeze_cnn": True},
+        {"pool": "mean std", "weights": (1.0, 0.2), "shared": 1},
+    ),
 }
 
 

@@ -311,7 +311,7 @@ def test_sizes_that_are_none(corpus, capsys, value):
     with pytest.raises(SystemExit) as stop:
         main([str(corpus / "train.csv"), str(corpus / "o"), f"--shard_size={value}"])
     assert stop.value.code == 2
-    assert "it is a number of bytes from 1" in capsys.readouterr().err
+    assert "must be a number above 0" in capsys.readouterr().err
     with pytest.raises(UserError, match="num_workers=0: at least 1 process"):
         make(corpus, num_workers=0)
     assert not (corpus / "o").exists() and not (corpus / "out").exists()
