@@ -802,7 +802,7 @@ def parse(key, text, row=None):
 def _is_old_word(kind, text):
     """Whether a text is a word that YAML 1.1 would not take for text."""
     old = (_OLD_FLAGS - {"y", "n"}) | _OLD_NULLS
-    if isinstance(kind, PathText):
+    if isinstance(kind, PathText) or kind == PATHS:
         old -= {"~"}
     return text.lower() in old
 

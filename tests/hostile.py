@@ -46,6 +46,9 @@ WORDS = (
     "{a: .nan}", "{a: b}", "x/<seed>", "<lr>", "run #2", "#x", "a: b", "2024-99-99",
 )  # fmt: skip
 
+#: Of these none may stand for text where null may: a file of such a name is `./no`.
+OLD_WORDS = {"None", "no", "off", "yes", "on", "True", "False"}
+
 #: Keys whose good values depend on other keys, or on the model: no verdict here.
 DEPENDENT = {
     "shared_layers", "speaker_dims", "warmup", "hold", "mask_feature_length",
@@ -164,12 +167,10 @@ def allowed(row, text, channel):
             return False
         if text == "null":
             return row.null
-        if text in ("None", "no", "off", "yes", "on") and row.null:
-            return False
         if isinstance(kind, settings.Choice):
             return text in kind.words
         if isinstance(kind, settings.Text):
-            return text == "~" and not row.null or _plain_text(text)
+            return _plain_text(text) and not (row.null and text in OLD_WORDS)
         if text == "~":
             return False
     try:
@@ -177,12 +178,9 @@ def allowed(row, text, channel):
     except ValueError:
         return False
     if value is None:
-        return row.null
-    if (
-        isinstance(value, str)
-        and row.null
-        and value in ("None", "no", "off", "yes", "on")
-    ):
+        # A comment is no value where a value is to be given.
+        return row.null and not literal
+    if row.null and isinstance(value, str) and value in OLD_WORDS:
         return False
     return _fits(kind, value)
 
@@ -308,8 +306,9 @@ class Trial:
             path = self.file(f"base: {yaml}\n{key}: {text}\n")
         else:
             tree = copy.copy(load_variant(yaml)[0])
-            del tree[key]
-            path = self.file(f"{yamls.dump(tree)}{key}: {text}\n")
+            # In its place: HyperPyYAML's references look back only.
+            tree[key] = "given below"
+            path = self.file(yamls.dump(tree).replace("given below", text))
         return [str(path), *words.values()]
 
     def outcome(self, argv, corpora=None):

@@ -183,6 +183,7 @@ def test_values_are_brought_into_their_kind(monkeypatch):
         ("source", "null", None),
         ("voxceleb_transcripts", "[a, b c]", ["a", "b c"]),
         ("voxceleb_transcripts", "a #b", "a #b"),
+        ("voxceleb_transcripts", "~", "/home/me"),
         ("steps", "1e3", 1000),
         ("lr", "1", 1.0),
         ("strict", "True", True),
