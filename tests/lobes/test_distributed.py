@@ -232,6 +232,8 @@ settings = json.loads(sys.argv[4])
 system = tiny.brain(
     corpus, output / "run", yaml, options=["--distributed_backend=gloo"], **settings
 )
+# Not Adam, which makes steps of gradients that are rounding noise.
+system.opt_class = torch.optim.SGD
 sizes = []
 fit_batch = system.fit_batch
 def record(batch):
@@ -249,19 +251,23 @@ torch.save({"weights": tiny.flat(system), "sizes": sizes}, output / f"{system.ra
     "the weights of one process without accumulation",
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["static_0.88_9s", "pool_attentive"])
-@pytest.mark.parametrize("factor", [1, 2, 5])
+@pytest.mark.parametrize(
+    "variant, factor",
+    # Batch norm and dynamic weights follow the parts, and want a factor of 1.
+    [("pool_attentive", 1), *(("static_0.88_9s", factor) for factor in (1, 2, 5))],
+)
 def test_a_step_of_two_ranks_is_that_of_one(
     variant, factor, tiny_corpus, tmp_path, torchrun
 ):
     yaml = tiny.MTL.with_name(f"{variant}.yaml")
-    if variant == "pool_attentive" and factor > 1:
-        pytest.skip("batch norm and dynamic weights follow the parts")
     settings = {"steps": 4, "valid_interval": 4, "freeze_steps": 1}
+    settings |= {"lr": 0.01, "initial_lr": 0.01}
     budget = 250_000  # 12 utterances, 39 crops
     whole = tiny.brain(
         tiny_corpus, tmp_path / "one", yaml, max_batch_samples=budget, **settings
     )
+    whole.opt_class = torch.optim.SGD
+    start = tiny.flat(whole)
     tiny.fit(whole)
     settings |= {
         "max_batch_samples": budget // factor,
@@ -277,7 +283,9 @@ def test_a_step_of_two_ranks_is_that_of_one(
     crops = {step["speaker"] for rank in sizes for step in rank}
     assert len(crops) > 1, "all parts were of one size: nothing is shown"
     expected = tiny.flat(whole)
-    assert (ranks[0]["weights"] - expected).norm() < 1e-5 * expected.norm()
+    moved = (expected - start).norm()
+    assert moved > 0.1
+    assert (ranks[0]["weights"] - expected).norm() < 1e-4 * moved
 
 
 def flat(state):
