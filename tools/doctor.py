@@ -32,7 +32,6 @@ try:
     from packaging.version import Version
 
     from lobes.audio import encode_audio, import_pyav
-    from lobes.encoder import Wav2Vec2Encoder
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.lazy import lazy
     from lobes.official import TRIALS, Count, official_count
@@ -45,6 +44,7 @@ except ImportError as error:
     # Nothing else can be found out then.
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
 
+encoder = lazy("lobes.encoder")
 labels = lazy("lobes.labels")
 torch = lazy("torch")
 
@@ -88,7 +88,7 @@ def main(argv=None):
     if overrides and options.yaml is None:
         raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
     try:
-        importlib.import_module("torch")
+        importlib.import_module("lobes.encoder")  # and with it torch and transformers
     except ImportError as error:
         raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
     statuses = []
@@ -332,7 +332,7 @@ def source(name):
     if name is None:
         return
     try:
-        found = check_source(name, Wav2Vec2Encoder.model_class)
+        found = check_source(name, encoder.Wav2Vec2Encoder.model_class)
     except UserError as error:
         yield Finding("FAIL", "source", str(error).removeprefix("source: "))
         return

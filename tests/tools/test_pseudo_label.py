@@ -381,8 +381,9 @@ def test_a_foreign_file_is_not_cut(ctc, table, tmp_path, capsys, content):
 
 def test_numbers_that_mean_nothing(ctc, table, tmp_path, capsys):
     given = [table, f"--model={ctc}", f"--output={tmp_path / 'a'}"]
-    for option in ("batch_samples", "num_workers"):
-        assert f"{option}=0" in error_of(capsys, *given, f"--{option}=0")
+    for option, told in (("batch_samples", "from 400 to"), ("num_workers", "=0")):
+        error = error_of(capsys, *given, f"--{option}=0")
+        assert option in error and told in error
     assert not (tmp_path / "a").exists()
 
 
