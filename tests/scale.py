@@ -89,6 +89,9 @@ def measure_training(csv):
     The preparation vouches for the stream's files. Of a copy of the CSV, which is a
     user's own then, all files are looked at, at first and again.
     """
+    # Imported here: pandas would otherwise be, within the first reading.
+    import pandas  # noqa: F401
+
     from lobes.labels import Categories
     from lobes.streams import RandomCrops, Utterances
 

@@ -43,4 +43,5 @@ def test_a_million_utterances_are_opened_for_training(found):
     assert found["stream_memory"] * share < 1.2e9
     # A user's own CSV; the headers are remembered.
     assert found["look_again"][0] * share < 20
-    assert (found["look_memory"] - found["stream_memory"]) * share < 0.5e9
+    # A second table stands beside the stream's (0.4 GB), and what the look needs.
+    assert (found["look_memory"] - found["stream_memory"]) * share < 0.8e9
