@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 
 from lobes import ledger, preemption  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.faults import (  # noqa: E402, F401
+from tests.helpers.faults import (  # noqa: E402, F401
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_runtest_makereport,
@@ -87,5 +87,5 @@ def mini_corpora():
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
-    """Prepared CSVs of a made-up corpus (``tests/tiny.py``)."""
+    """Prepared CSVs of a made-up corpus (``tests/helpers/tiny.py``)."""
     return tiny.write_corpus(tmp_path_factory.mktemp("tiny_corpus"))

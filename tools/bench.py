@@ -32,24 +32,29 @@ from pathlib import Path
 
 import numpy as np
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import write_atomically
-from lobes.lazy import lazy
-from lobes.recipe import ROOT, RunOptions
-from lobes.scoring import Trials, cosine_scores, equal_error_rate, verification_metrics
-from lobes.settings import COUNT, PATH, POSITIVE, option
+from lobes.evaluation.verification import (
+    Trials,
+    cosine_scores,
+    equal_error_rate,
+    verification_metrics,
+)
+from lobes.runs.experiment import ROOT, RunOptions
+from lobes.settings.table import COUNT, PATH, POSITIVE, option
+from lobes.system.files import write_atomically
+from lobes.system.lazy import lazy
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
-distributed = lazy("lobes.distributed")
+distributed = lazy("lobes.system.distributed")
 flop_counter = lazy("torch.utils.flop_counter")
 matplotlib_figure = lazy("matplotlib.figure")
-meters = lazy("lobes.meters")
+meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
-plots = lazy("lobes.plots")
+plots = lazy("lobes.evaluation.plots")
 sb = lazy("speechbrain")
-streams = lazy("lobes.streams")
+streams = lazy("lobes.data.streams")
 systems = lazy("tools.bench_systems")
 torch = lazy("torch")
 
@@ -718,8 +723,8 @@ def _quiet():
 STARTUP = """
 import sys, time
 times = [time.perf_counter()]
-from lobes.brain import SpeechSpeakerBrain
-from lobes.recipe import parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
+from lobes.runs.experiment import parse_arguments
 times.append(time.perf_counter())
 hparams, run_opts, _ = parse_arguments(sys.argv[1:])
 times.append(time.perf_counter())

@@ -19,11 +19,11 @@ from speechbrain.utils.edit_distance import wer_details_for_batch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from lobes.audio import SAMPLE_RATE
-from lobes.brain import SpeechSpeakerBrain
-from lobes.encoder import Frames
-from lobes.recipe import ROOT, parse_arguments
-from lobes.streams import Batch, TrainStream
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.streams import Batch, TrainStream
+from lobes.model.encoder import Frames
+from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
 

@@ -2,18 +2,18 @@
 
     python tools/convert.py /corpora/VoxCeleb2 /corpora/VoxCeleb2 --to flac
 
-What becomes of each file is told in lobes/conversion.py; the preparation of VoxCeleb
-does the same with --convert, for the m4a files that it needs. The same command goes on
-where a killed one stopped. Files that cannot be converted are listed in
+What becomes of each file is told in lobes/preparation/conversion.py; the preparation of
+VoxCeleb does the same with --convert, for the m4a files that it needs. The same command
+goes on where a killed one stopped. Files that cannot be converted are listed in
 OUT/convert.failed.csv, and the exit status is then 1.
 """
 
 import sys
 
-from lobes.conversion import convert, summary
 from lobes.errors import ArgumentParser, user_errors_exit
-from lobes.preparation import say
-from lobes.settings import PATH, option
+from lobes.preparation.conversion import convert, summary
+from lobes.preparation.parts import say
+from lobes.settings.table import PATH, option
 
 
 @user_errors_exit

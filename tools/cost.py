@@ -11,16 +11,16 @@ bytes of its tensors from when they are made until they are freed.
 import tempfile
 from pathlib import Path
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, user_errors_exit
-from lobes.lazy import lazy
-from lobes.official import TRIALS
-from lobes.recipe import load_variant, parse_arguments, resolve
-from lobes.settings import POSITIVE, parse
-from lobes.source_check import check_source
+from lobes.model.source_check import check_source
+from lobes.preparation.published import TRIALS
+from lobes.runs.experiment import load_variant, parse_arguments, resolve
+from lobes.settings.table import POSITIVE, parse
+from lobes.system.lazy import lazy
 
-meters = lazy("lobes.meters")
-streams = lazy("lobes.streams")
+meters = lazy("lobes.runs.meters")
+streams = lazy("lobes.data.streams")
 torch = lazy("torch")
 transformers = lazy("transformers")
 

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import read_json, write_atomically
-from lobes.locks import one_writer
-from lobes.recipe import ROOT, parse_arguments
-from lobes.report import publish
-from lobes.settings import PATH
+from lobes.evaluation.report import publish
+from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.settings.table import PATH
+from lobes.system.files import read_json, write_atomically
+from lobes.system.locks import one_writer
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tools.demo_corpus import SMALL, make_demo_corpus
 

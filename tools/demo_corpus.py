@@ -32,11 +32,11 @@ import numpy as np
 import soundfile
 from rich.progress import Progress
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import write_atomically
-from lobes.settings import COUNT, option
-from lobes.terminal import console
+from lobes.settings.table import COUNT, option
+from lobes.system.files import write_atomically
+from lobes.system.terminal import console
 
 #: File in the corpus folder that says what it holds; written last.
 MARKER = "corpus.json"

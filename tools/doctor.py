@@ -31,21 +31,21 @@ try:
     from packaging.requirements import Requirement
     from packaging.version import Version
 
-    from lobes.audio import encode_audio, import_pyav
+    from lobes.data.audio import encode_audio, import_pyav
+    from lobes.data.opening import check_leaks, open_sets
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
-    from lobes.lazy import lazy
-    from lobes.official import TRIALS, Count, official_count
-    from lobes.opening import check_leaks, open_sets
-    from lobes.preparation import children, worker_count
-    from lobes.recipe import ROOT
-    from lobes.source_check import check_source
+    from lobes.model.source_check import check_source
+    from lobes.preparation.parts import children, worker_count
+    from lobes.preparation.published import TRIALS, Count, official_count
+    from lobes.runs.experiment import ROOT
+    from lobes.system.lazy import lazy
     from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
 
-encoder = lazy("lobes.encoder")
-labels = lazy("lobes.labels")
+encoder = lazy("lobes.model.encoder")
+labels = lazy("lobes.data.labels")
 torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
@@ -88,7 +88,7 @@ def main(argv=None):
     if overrides and options.yaml is None:
         raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
     try:
-        importlib.import_module("lobes.encoder")  # and with it torch and transformers
+        importlib.import_module("lobes.model.encoder")  # with torch and transformers
     except ImportError as error:
         raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
     statuses = []
@@ -581,7 +581,8 @@ def count(csvs):
     """The speakers (set) and the number of utterances of several CSVs.
 
     The speakers are None where a CSV names none: speech recognition needs none.
-    Without the checks of ``lobes.tables.read_table``, which take ten times as long.
+    Without the checks of ``lobes.data.utterance_tables.read_table``, which take ten
+    times as long.
     """
     speakers, utterances = set(), 0
     for path in csvs:

@@ -39,9 +39,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import read_json, write_atomically
-from lobes.locks import one_writer
-from lobes.preparation import enumeration, progress_bar, say, writable_folder
+from lobes.preparation.parts import enumeration, progress_bar, say, writable_folder
+from lobes.system.files import read_json, write_atomically
+from lobes.system.locks import one_writer
 
 OPENSLR = "https://www.openslr.org/resources"
 

@@ -12,11 +12,11 @@ A README.md beside it says how to use the model, and what padding does to it the
 import json
 from pathlib import Path
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, explanation, user_errors_exit
-from lobes.evaluation import load_checkpoint, load_run
-from lobes.files import write_atomically
-from lobes.lazy import lazy
+from lobes.runs.evaluate import load_checkpoint, load_run
+from lobes.system.files import write_atomically
+from lobes.system.lazy import lazy
 
 torch = lazy("torch")
 transformers = lazy("transformers")

@@ -26,14 +26,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lobes import ledger
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.grids import MANY, Job, latest, members, read_grid, same_but
-from lobes.lazy import lazy
-from lobes.preemption import EXIT_CODE
-from lobes.recipe import ROOT
-from lobes.settings import COUNT, PATH, POSITIVE, SEED, Whole
-from lobes.terminal import console
+from lobes.runs import ledger
+from lobes.runs.experiment import ROOT
+from lobes.runs.grids import MANY, Job, latest, members, read_grid, same_but
+from lobes.settings.table import COUNT, PATH, POSITIVE, SEED, Whole
+from lobes.system.lazy import lazy
+from lobes.system.preemption import EXIT_CODE
+from lobes.system.terminal import console
 from tools import cost
 
 torch = lazy("torch")
@@ -97,9 +97,9 @@ def main(argv=None):
 
 
 def run(jobs, at_a_time):
-    """Run ``lobes.grids.Job`` objects here; returns the exit status.
+    """Run ``lobes.runs.grids.Job`` objects here; returns the exit status.
 
-    0: all are done; 1: some failed; ``lobes.preemption.EXIT_CODE``: some were
+    0: all are done; 1: some failed; ``lobes.system.preemption.EXIT_CODE``: some were
     interrupted. Ctrl-C, SIGTERM and SIGHUP ask all running ones to stop and wait for
     them; a second one kills them. So does what nobody has foreseen, which is raised
     again.
@@ -154,7 +154,7 @@ def submit(jobs, parameters, at_a_time, cluster="slurm"):
 
     Arguments
     ---------
-    jobs : list of lobes.grids.Job
+    jobs : list of lobes.runs.grids.Job
     parameters : dict
         Of submitit's executor.
     at_a_time : int

@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lobes.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
+from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
+from lobes.data.utterance_tables import read_header, read_table
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import read_json, write_atomically
-from lobes.locks import one_writer
-from lobes.preparation import (
+from lobes.preparation.parts import (
     csv_text,
     file_hash,
     map_in_processes,
@@ -44,8 +43,9 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
-from lobes.settings import POSITIVE, option
-from lobes.tables import read_header, read_table
+from lobes.settings.table import POSITIVE, option
+from lobes.system.files import read_json, write_atomically
+from lobes.system.locks import one_writer
 
 if TYPE_CHECKING:
     import pandas

@@ -6,8 +6,8 @@ A trained system has to be clearly better than the z-normalised one.
 """
 
 
-from lobes.baseline import mfcc_baseline
 from lobes.errors import ArgumentParser, user_errors_exit
+from lobes.evaluation.mfcc_baseline import mfcc_baseline
 
 
 @user_errors_exit

@@ -5,8 +5,9 @@
 MODEL is a hub name (openai/whisper-base, facebook/wav2vec2-base-960h) or a local
 folder. The output has one JSON object a line, ``{"ID", "text", "language",
 "seconds"}``, after a first line with the model; text is null where the utterance is
-too long to be used (lobes/transcripts.py), language where the model tells none. The
-same command goes on where a killed one stopped. docs/transcripts.md tells the rest.
+too long to be used (lobes/preparation/transcripts.py), language where the model tells
+none. The same command goes on where a killed one stopped. docs/transcripts.md tells
+the rest.
 """
 
 import json
@@ -16,17 +17,17 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.lazy import lazy
-from lobes.locks import take
-from lobes.preparation import progress_bar, say, worker_count
-from lobes.settings import PATH, option
-from lobes.source_check import cache_alone_if_offline, check_source
-from lobes.transcripts import MAXIMUM_SECONDS, json_lines
+from lobes.model.source_check import cache_alone_if_offline, check_source
+from lobes.preparation.parts import progress_bar, say, worker_count
+from lobes.preparation.transcripts import MAXIMUM_SECONDS, json_lines
+from lobes.settings.table import PATH, option
+from lobes.system.lazy import lazy
+from lobes.system.locks import take
 
 data = lazy("torch.utils.data")
-streams = lazy("lobes.streams")
+streams = lazy("lobes.data.streams")
 torch = lazy("torch")
 transformers = lazy("transformers")
 

@@ -17,20 +17,20 @@ import re
 import sys
 from pathlib import Path
 
-from lobes import ledger, yamls
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.files import write_atomically
-from lobes.grids import Grid, latest, members, read_grid, same_but
-from lobes.lazy import lazy
-from lobes.progress import ProgressLog
-from lobes.recipe import ROOT
-from lobes.settings import PATH, counts
-from lobes.significance import MEANING, compare_eer, compare_words
+from lobes.evaluation.progress import ProgressLog
+from lobes.evaluation.significance import MEANING, compare_eer, compare_words
+from lobes.runs import ledger
+from lobes.runs.experiment import ROOT
+from lobes.runs.grids import Grid, latest, members, read_grid, same_but
+from lobes.settings.table import PATH, counts, yamls
+from lobes.system.files import write_atomically
+from lobes.system.lazy import lazy
 from tools import cost
 
 nn = lazy("torch.nn")
 pandas = lazy("pandas")
-plots = lazy("lobes.plots")
+plots = lazy("lobes.evaluation.plots")
 
 PAPER = ROOT / "docs" / "paper"
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lobes.audio import SAMPLE_RATE, encoder_frames
+from lobes.data.audio import SAMPLE_RATE, encoder_frames
+from lobes.data.scan_cache import Journal
+from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.journal import Journal
-from lobes.preparation import (
+from lobes.preparation.parts import (
     Inputs,
     LeftOut,
     Part,
@@ -43,9 +44,8 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
-from lobes.preparation_report import write_report
-from lobes.settings import option
-from lobes.splitting import (
+from lobes.preparation.report import write_report
+from lobes.preparation.splitting import (
     check_budget,
     check_split_settings,
     draw_trials,
@@ -53,7 +53,7 @@ from lobes.splitting import (
     report_shortage,
     trial_text,
 )
-from lobes.text import Vocabulary, ctc_frames
+from lobes.settings.table import option
 
 HEADER = ("ID", "duration", "wav", "spk_id", "wrd", "mean", "std")
 
@@ -131,7 +131,7 @@ def prepare_librispeech(
         Of the validation split and of all trials.
     skip_budget : int
         How many bad utterances of a split may be left out, listed in
-        ``<split>.skipped.csv``. Bad are: audio that ``lobes.audio`` refuses,
+        ``<split>.skipped.csv``. Bad are: audio that ``lobes.data.audio`` refuses,
         audio without transcript, a transcript without audio, without words,
         with characters outside the vocabulary (lower case is turned into upper
         case), or with more letters than CTC can place in its frames; a name with

@@ -20,17 +20,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lobes import conversion
-from lobes.audio import AAC_SUFFIXES, SAMPLE_RATE
+from lobes.data.audio import AAC_SUFFIXES, SAMPLE_RATE
+from lobes.data.scan_cache import Journal
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.journal import Journal
-from lobes.preparation import (
+from lobes.preparation.parts import (
     Inputs,
     LeftOut,
     Part,
     Problem,
     best_audio,
     check_owner,
+    conversion,
     csv_counts,
     csv_text,
     enumeration,
@@ -46,9 +46,8 @@ from lobes.preparation import (
     worker_count,
     writable_folder,
 )
-from lobes.preparation_report import write_report
-from lobes.settings import option
-from lobes.splitting import (
+from lobes.preparation.report import write_report
+from lobes.preparation.splitting import (
     Trials,
     check_budget,
     check_split_settings,
@@ -57,13 +56,14 @@ from lobes.splitting import (
     report_shortage,
     trial_text,
 )
-from lobes.transcripts import (
+from lobes.preparation.transcripts import (
     choose,
     read_transcripts,
     reason_counts,
     transcript_files,
     unknown_utterances,
 )
+from lobes.settings.table import option
 
 HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
 
@@ -161,10 +161,10 @@ def prepare_voxceleb(
         Take the speakers of the trial lists out of the training data: for all of
         VoxCeleb1 in one folder, as ``data_folder`` and ``test_folder``.
     transcripts : str or list of str
-        Files that ``lobes.transcripts`` reads. The rows of ``train.csv`` and
-        ``valid.csv`` with a usable transcript then also stand, with it in a column
-        ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all
-        others, with the reason, in ``transcripts.skipped.csv``.
+        Files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
+        and ``valid.csv`` with a usable transcript then also stand, with it in a column
+        ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all others,
+        with the reason, in ``transcripts.skipped.csv``.
     valid_fraction : float
         Whole recordings (videos), shuffled by ``seed``, are held out until they
         have this fraction of the utterances ...
@@ -181,12 +181,12 @@ def prepare_voxceleb(
         tell apart), which VoxCeleb's ``vox2_meta.csv`` in ``data_folder`` tells.
     convert : str
         ``flac`` or ``wav``: what m4a files of the training data are converted to
-        first, once and beside them (see ``lobes.conversion``); the originals stay,
-        and those that cannot be converted are bad files. None: they are decoded
-        whole for every crop.
+        first, once and beside them (see ``lobes.preparation.conversion``); the
+        originals stay, and those that cannot be converted are bad files. None: they are
+        decoded whole for every crop.
     seed : int
     skip_budget : int
-        How many files that ``lobes.audio`` refuses may be left out, of the
+        How many files that ``lobes.data.audio`` refuses may be left out, of the
         training and of the test data; listed in ``train.skipped.csv`` and
         ``test.skipped.csv``. Trials that need one are left out and counted.
     strict : bool
@@ -712,7 +712,7 @@ def _check_both_labels(name, trials):
 
 
 def _check_contradictions(name, trials, names):
-    """Refuse what ``lobes.scoring.read_trials`` would refuse in the list we write."""
+    """Refuse what ``read_trials`` would refuse in the list we write."""
     pairs = _unordered(trials)
     index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
     both = np.bincount(index, trials.label)

@@ -2,7 +2,7 @@
 
 import re
 
-from lobes.recipe import ROOT
+from lobes.runs.experiment import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 

@@ -13,12 +13,12 @@ import pytest
 import soundfile
 import torch
 
-from lobes.brain import SpeechSpeakerBrain
-from lobes.encoder import Frames
-from lobes.evaluation import main as evaluate
-from lobes.recipe import ROOT, parse_arguments
+from lobes.model.encoder import Frames
+from lobes.runs.evaluate import main as evaluate
+from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
-from tests import tiny
+from tests.helpers import tiny
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from lobes.recipe import ROOT, load_variant
+from lobes.runs.experiment import ROOT, load_variant
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
-from tests import tiny
+from tests.helpers import tiny
 
 PAGE = (ROOT / "docs" / "first_day.md").read_text(encoding="utf-8")
 YAML = ROOT / "recipes/LibriSpeech_VoxCeleb/MTL/hparams/small_corpus.yaml"

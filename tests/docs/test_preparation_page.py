@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.streams import LengthBuckets, RandomCrops
+from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.preparation import scan_audio
-from lobes.streams import LengthBuckets, RandomCrops
-from lobes.tables import read_table
+from lobes.preparation.parts import scan_audio
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 from tests.conftest import ROOT

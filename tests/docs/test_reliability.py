@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests import faults
+from tests.helpers import faults
 
 PAGE = "docs/reliability.md"
 

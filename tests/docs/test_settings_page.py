@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lobes.recipe import REFUSED_RUN_OPTIONS, ROOT, load_variant
+from lobes.runs.experiment import REFUSED_RUN_OPTIONS, ROOT, load_variant
 
 PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 

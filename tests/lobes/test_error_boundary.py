@@ -15,7 +15,7 @@ PROGRAM = """
 import json, os, pathlib, resource, signal, sys, zipfile
 import ruamel.yaml
 from lobes.errors import user_errors_exit
-from lobes.files import write_atomically
+from lobes.system.files import write_atomically
 
 @user_errors_exit
 def main():

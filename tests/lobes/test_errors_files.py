@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from lobes.errors import UserError, user_errors_exit
-from lobes.files import write_atomically
+from lobes.system.files import write_atomically
 
 
 def test_user_error_ends_a_command_in_one_line(capsys):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
-from tests import tiny
+from tests.helpers import tiny
 
 
 def run(*command, cwd, timeout=280, environment=None):
@@ -65,7 +65,7 @@ def test_another_checkout_on_the_path_is_refused(tmp_path, repository):
     result = run(
         "-c",
         "from lobes.errors import user_errors_exit\n"
-        "from lobes.recipe import parse_arguments\n"
+        "from lobes.runs.experiment import parse_arguments\n"
         "user_errors_exit(parse_arguments)(['x.yaml'])",
         cwd=tmp_path,
         environment={"PYTHONPATH": str(tmp_path)},

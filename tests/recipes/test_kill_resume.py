@@ -1,6 +1,6 @@
 """Trainings that are killed and resumed equal those left alone: F01-F03 and F09.
 
-``tests/kill_resume.py`` with 50 points is a command of its own.
+``tests/helpers/kill_resume.py`` with 50 points is a command of its own.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests import kill_resume
+from tests.helpers import kill_resume
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_every_kind_of_kill_point(workers, tmp_path, repository):
 def resumed_runs(points, workers, folder, repository):
     """Run the command; returns the kinds of its points."""
     folder = folder / "runs"
-    command = [sys.executable, "-m", "tests.kill_resume", str(points), folder]
+    command = [sys.executable, "-m", "tests.helpers.kill_resume", str(points), folder]
     done = subprocess.run(
         [*command, f"--workers={workers}"],
         cwd=repository,

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-import lobes.preparation
-from lobes.audio import SAMPLE_RATE
+import lobes.preparation.parts
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.labels import Letters
+from lobes.data.streams import Utterances
 from lobes.errors import UserError
-from lobes.labels import Letters
-from lobes.streams import Utterances
 from recipes.LibriSpeech.librispeech_prepare import HEADER, main, prepare_librispeech
 
 TEXTS = {
@@ -174,7 +174,7 @@ def test_nothing_is_done_with_skip_prep(tmp_path):
 def decoded(monkeypatch):
     """Names of the splits that were decoded, in order."""
     titles = []
-    scan = lobes.preparation.scan_audio
+    scan = lobes.preparation.parts.scan_audio
 
     def record(paths, num_workers, title, *options):
         titles.append(title)
@@ -406,7 +406,7 @@ def test_an_empty_split_is_refused(corpus):
 
 def test_a_save_folder_of_voxceleb_is_refused_before_decoding(corpus, decoded):
     folder = corpus.parent / "csv"
-    lobes.preparation.Part(folder, "train", "VoxCeleb", {}, "").write({}, {})
+    lobes.preparation.parts.Part(folder, "train", "VoxCeleb", {}, "").write({}, {})
     with pytest.raises(UserError, match="prepared from VoxCeleb"):
         prepare(corpus)
     assert not decoded

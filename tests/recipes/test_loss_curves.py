@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tests import tiny
+from tests.helpers import tiny
 from tests.recipes.test_reference_step import NORMS, Reference
 
 STEPS, FREEZE_STEPS = 200, 40

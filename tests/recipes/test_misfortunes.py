@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests import attempts, tiny
+from tests.helpers import attempts, tiny
 
 OPTIONS = ["--device=cpu", "--noprogressbar", "--ckpt_interval_steps=1"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from lobes.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.scoring import check_trials, read_trials
-from lobes.tables import read_table
+from lobes.evaluation.verification import check_trials, read_trials
 from recipes.LibriSpeech import librispeech_prepare
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb import voxceleb_prepare

@@ -8,12 +8,12 @@ import soundfile
 import speechbrain as sb
 import torch
 
-from lobes.brain import SpeechSpeakerBrain
 from lobes.errors import UserError
-from lobes.recipe import parse_arguments
+from lobes.runs.experiment import parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
-from tests import tiny
+from tests.helpers import tiny
 
 FOLDER = tiny.MTL.parent
 ON_LIBRISPEECH = ["disjoint_ls_2s", "disjoint_ls_10s", "joint_ls", "speaker_ls"]

@@ -14,10 +14,10 @@ import speechbrain as sb
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.brain import SpeechSpeakerBrain
-from lobes.recipe import load_variant, parse_arguments
-from lobes.streams import Batch
-from tests import tiny
+from lobes.data.streams import Batch
+from lobes.runs.experiment import load_variant, parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
+from tests.helpers import tiny
 
 HPARAMS = tiny.MTL.parent
 NORMS = {"group": {}, "layer": tiny.LAYER_NORM}

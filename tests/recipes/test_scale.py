@@ -13,7 +13,7 @@ ENTRIES, VOXCELEB2 = 50_000, 1_092_009
 def found(tmp_path_factory, repository):
     folder = tmp_path_factory.mktemp("scale") / "vox2"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.scale", str(ENTRIES), folder],
+        [sys.executable, "-m", "tests.helpers.scale", str(ENTRIES), folder],
         cwd=repository,
         capture_output=True,
         text=True,

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from lobes.audio import SAMPLE_RATE, audio_statistics
+from lobes.data.audio import SAMPLE_RATE, audio_statistics
+from lobes.data.labels import Letters
+from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.labels import Letters
-from lobes.preparation import Scan
-from lobes.tables import read_table
+from lobes.preparation.parts import Scan
 from recipes.VoxCeleb import voxceleb_prepare
 from recipes.VoxCeleb.voxceleb_prepare import HEADER, main, prepare_voxceleb
 
@@ -974,7 +974,7 @@ def test_m4a_files_that_stay_are_told(published, capsys):
 def test_another_preparation_of_the_folder_is_waited_for(corpora, repository):
     first = prepare(corpora)
     hold = (
-        "import sys; from lobes.locks import one_writer\n"
+        "import sys; from lobes.system.locks import one_writer\n"
         "with one_writer(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     )
     lock = corpora / "csv" / ".prepare.lock"

@@ -7,10 +7,10 @@ import pytest
 import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
 
-from lobes.brain import SpeechSpeakerBrain
-from lobes.recipe import ROOT, load_variant, parse_arguments
+from lobes.runs.experiment import ROOT, load_variant, parse_arguments
+from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
-from tests import tiny
+from tests.helpers import tiny
 
 YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
 BASES = [path for path in YAMLS if "\nbase:" not in "\n" + path.read_text()]

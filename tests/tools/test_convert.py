@@ -1,4 +1,4 @@
-"""The command that converts a corpus; what it does is tested with lobes.conversion."""
+"""The command that converts a corpus; its work is tested in test_conversion.py."""
 
 import subprocess
 import sys

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from lobes.encoder import Wav2Vec2Encoder
-from lobes.pooling import MeanPooling
-from lobes.recipe import ROOT
-from lobes.streams import LengthBuckets, RandomCrops
-from lobes.tasks import SpeakerRecognition, SpeechRecognition
-from tests import tiny
+from lobes.data.streams import LengthBuckets, RandomCrops
+from lobes.model.encoder import Wav2Vec2Encoder
+from lobes.model.pooling import MeanPooling
+from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
+from lobes.runs.experiment import ROOT
+from tests.helpers import tiny
 from tools import cost
 
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")

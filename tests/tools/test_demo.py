@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 from tools import demo
 
 pytest.importorskip("espeakng_loader", reason="the demo's extra is not installed")
@@ -52,7 +52,7 @@ def test_a_demo_that_still_runs_is_not_removed(arguments, tmp_path, capsys):
     _, command = arguments
     (tmp_path / ".demo").touch()
     program = (
-        "import sys; from lobes.locks import one_writer\n"
+        "import sys; from lobes.system.locks import one_writer\n"
         "with one_writer(sys.argv[1]): print(flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

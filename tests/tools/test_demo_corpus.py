@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from lobes.data.vocabulary import Vocabulary
 from lobes.errors import UserError
-from lobes.text import Vocabulary
 from tools import demo_corpus
 from tools.demo_corpus import SMALL, Sizes, make_demo_corpus, part_of, plan
 

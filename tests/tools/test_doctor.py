@@ -10,8 +10,8 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.official import Count, Trials
-from tests import tiny
+from lobes.preparation.published import Count, Trials
+from tests.helpers import tiny
 from tools import doctor
 
 

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from transformers import Wav2Vec2ForCTC, Wav2Vec2Model, pipeline
 
-from lobes.encoder import Wav2Vec2Encoder
-from tests import tiny
+from lobes.model.encoder import Wav2Vec2Encoder
+from tests.helpers import tiny
 from tools import export_encoder
 
 

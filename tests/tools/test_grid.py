@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from lobes import grids, ledger
 from lobes.errors import UserError
-from lobes.grids import Job, Member
-from tests import tiny
+from lobes.runs import grids, ledger
+from lobes.runs.grids import Job, Member
+from tests.helpers import tiny
 from tools import grid
 
 #: Ends by its learning rate: 1 finished, 2 diverged, 3 a defect, 4 waits for SIGTERM
@@ -181,7 +181,7 @@ def test_a_signal_stops_it_cleanly(number, jobs, tmp_path, capsys, request):
 def test_two_grids_on_one_ledger(jobs, tmp_path, capsys):
     """What the other grid is running is left to it."""
     command = (
-        "import sys; from lobes.locks import take; f = open(sys.argv[1], 'a');"
+        "import sys; from lobes.system.locks import take; f = open(sys.argv[1], 'a');"
         "assert take(f); print('held', flush=True); sys.stdin.read()"
     )
     lock = tmp_path / "1" / ".grid.lock"

@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lobes.text import VOCABULARY
-from lobes.transcripts import read_transcripts
-from tests import tiny
+from lobes.data.vocabulary import VOCABULARY
+from lobes.preparation.transcripts import read_transcripts
+from tests.helpers import tiny
 from tools import pseudo_label
 from tools.pseudo_label import main
 

@@ -10,10 +10,10 @@ import pandas
 import pytest
 from PIL import Image
 
-from lobes import ledger
 from lobes.errors import UserError
-from lobes.grids import members, read_grid
-from lobes.recipe import ROOT
+from lobes.runs import ledger
+from lobes.runs.experiment import ROOT
+from lobes.runs.grids import members, read_grid
 from tools import tables
 
 MTL = "LibriSpeech_VoxCeleb/MTL"

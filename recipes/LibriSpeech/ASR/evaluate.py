@@ -4,7 +4,7 @@ python evaluate.py hparams/asr.yaml
 python evaluate.py ../../../results/LibriSpeech/ASR/asr/42133724
 """
 
-from lobes.evaluation import main
+from lobes.runs.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ python evaluate.py hparams/mtl.yaml
 python evaluate.py ../../../results/LibriSpeech_VoxCeleb/MTL/mtl/42133724
 """
 
-from lobes.evaluation import main
+from lobes.runs.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ of speech and speaker recognition" (Vaessen and van Leeuwen).
 """
 
 from lobes.errors import user_errors_exit
-from lobes.recipe import parse_arguments, start_experiment
+from lobes.runs.experiment import parse_arguments, start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
 
@@ -23,9 +23,9 @@ def main(argv=None):
     # These take seconds: a wrong option is told before.
     from speechbrain.utils.distributed import run_on_main
 
-    from lobes import ledger
-    from lobes.brain import SpeechSpeakerBrain
-    from lobes.evaluation import conclude, evaluate
+    from lobes.runs import ledger
+    from lobes.runs.evaluate import conclude, evaluate
+    from lobes.training.brain import SpeechSpeakerBrain
 
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:

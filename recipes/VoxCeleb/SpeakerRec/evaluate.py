@@ -4,7 +4,7 @@ python evaluate.py hparams/speaker.yaml
 python evaluate.py ../../../results/VoxCeleb/SpeakerRec/speaker/42133724
 """
 
-from lobes.evaluation import main
+from lobes.runs.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ The single-task baseline of the multi-task recipe, with the same Brain.
 """
 
 from lobes.errors import user_errors_exit
-from lobes.recipe import parse_arguments, start_experiment
+from lobes.runs.experiment import parse_arguments, start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
 #: Keys of the corpora that are prepared here.
@@ -20,9 +20,9 @@ def main(argv=None):
     # These take seconds: a wrong option is told before.
     from speechbrain.utils.distributed import run_on_main
 
-    from lobes import ledger
-    from lobes.brain import SpeechSpeakerBrain
-    from lobes.evaluation import conclude, evaluate
+    from lobes.runs import ledger
+    from lobes.runs.evaluate import conclude, evaluate
+    from lobes.training.brain import SpeechSpeakerBrain
 
     start_experiment(hparams, run_opts, settings)
     with ledger.entry(hparams, run_opts) as results:

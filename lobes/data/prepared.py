@@ -1,0 +1,171 @@
+"""Where a run's CSVs lie, and whether they are still those that it was trained beside.
+
+Runs share what is prepared from the same corpora with the same options. Every other
+set of options has a folder of its own, so that no run overwrites another one's CSVs:
+``<prepared_folder>/VoxCeleb/<digest of the options>/train.csv``. What decoding found
+out about each audio file lies above, in ``<prepared_folder>/VoxCeleb``, for all.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from ruamel.yaml.comments import TaggedScalar
+
+from lobes.errors import UserError
+from lobes.system.files import write_atomically
+
+#: What the YAML calls a corpus, and its folder below ``prepared_folder``.
+CORPORA = {"librispeech": "LibriSpeech", "voxceleb": "VoxCeleb"}
+
+#: In the output folder: what was in each test set when the run was trained.
+TEST_SETS = "test_sets.json"
+
+# Arguments of the preparation that do not change what it writes.
+_SAME_CONTENT = {"save_folder", "journal_folder", "num_workers", "strict", "skip_prep"}
+
+# Arguments that are paths; all others with slashes are relative to one of these.
+_PATHS = {"data_folder", "test_folder", "transcripts"}
+
+
+def name_csv_folders(tree):
+    """Fill in ``<corpus>_csv_folder`` where it is null.
+
+    With ``skip_prep`` it becomes ``<prepared_folder>/<corpus>``, which holds the
+    user's own CSVs, and else a folder in that, named after the options of the
+    preparation. It stays a reference: another ``prepared_folder`` moves it.
+
+    Arguments
+    ---------
+    tree : ruamel.yaml.comments.CommentedMap
+        The merged settings; changed in place.
+    """
+    for corpus, folder in CORPORA.items():
+        key = f"{corpus}_csv_folder"
+        if key not in tree or tree[key] is not None:
+            continue
+        where = f"<prepared_folder>/{folder}"
+        if tree.get("skip_prep") is not True and corpus in tree:
+            where += f"/{options_digest(_plain(tree[corpus], tree))}"
+        tree[key] = TaggedScalar(where, style=None, tag="!ref")
+
+
+def options_digest(options):
+    """Ten hexadecimal digits of what decides the content of prepared CSVs.
+
+    Arguments
+    ---------
+    options : dict
+        Arguments of ``prepare_librispeech`` or ``prepare_voxceleb`` (JSON types).
+    """
+    kept = {k: v for k, v in options.items() if k not in _SAME_CONTENT}
+    if options.get("strict"):
+        kept["skip_budget"] = 0
+    for key in _PATHS & kept.keys():
+        kept[key] = _absolute(kept[key])
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+
+
+def record_test_sets(folder, test_sets):
+    """Write ``test_sets.json``: what the opened test sets of a training hold.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Output folder of the run.
+    test_sets : dict
+        Task to ``{name: EvaluationSet}``, all opened.
+    """
+    rows = {
+        f"{task}/{name}": {"csv": str(one.csv), "digest": one.digest()}
+        for task, name, one in _each(test_sets)
+    }
+    content = json.dumps(rows, indent=1) + "\n"
+    write_atomically(Path(folder) / TEST_SETS, content)
+
+
+def check_test_sets(folder, test_sets, rank=0, world_size=1):
+    """Open test sets; compare them with those that the run was trained beside.
+
+    Where the audio lies does not count. A run of before there was a record, or with
+    one that cannot be read, is not compared.
+
+    Arguments
+    ---------
+    folder, test_sets
+        As for ``record_test_sets``; the sets need not be opened.
+    rank, world_size : int
+        Of this process, as ``EvaluationSet.open`` takes them.
+
+    Raises ``UserError`` for a set that is absent, or with other utterances, labels or
+    trials.
+    """
+    try:
+        rows = json.loads((Path(folder) / TEST_SETS).read_text(encoding="utf-8"))
+        known = {name: (row["csv"], row["digest"]) for name, row in rows.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return
+    sets = [
+        (name, one, *known[f"{task}/{name}"])
+        for task, name, one in _each(test_sets)
+        if f"{task}/{name}" in known
+    ]
+    for name, one, csv, _ in sets:
+        if csv != str(one.csv) and not Path(one.csv).is_file():
+            raise UserError(
+                f"{one.csv} does not exist; {folder} was trained beside the test set "
+                f"{name} of {csv}: name that results folder instead of a YAML file, or "
+                f"give the options that it was trained with"
+            )
+    for name, one, csv, digest in sets:
+        one.open(rank, world_size)
+        if digest != one.digest():
+            remedy = "prepare the corpus as it was then"
+            if csv != str(one.csv):
+                remedy = f"that was {csv}: name the results folder, not a YAML file"
+            raise UserError(
+                f"{one.csv}: the test set {name} is not the one that {folder} was "
+                f"trained beside (other utterances, transcripts or trials); {remedy}, "
+                f"or test on it all the same with --allow_changes"
+            )
+
+
+def _each(test_sets):
+    """Yield task, name and set."""
+    for task, sets in test_sets.items():
+        for name, one in sets.items():
+            yield task, name, one
+
+
+def _absolute(value):
+    """A path, or each of a list, that does not depend on the working folder."""
+    if isinstance(value, list):
+        return [_absolute(one) for one in value]
+    return os.path.abspath(value) if isinstance(value, str) else value
+
+
+def _plain(node, tree, within=()):
+    """A YAML node as plain values, references replaced by what they name.
+
+    One to a key ``within`` which it stands stays: loading will refuse the circle.
+    """
+
+    def named(found):
+        key = found[1]
+        if key not in tree or key in within:
+            return found[0]
+        return _plain(tree[key], tree, (*within, key))
+
+    if isinstance(node, TaggedScalar):
+        whole = re.fullmatch(r"<(\w+)>", node.value)
+        if whole:
+            return named(whole)
+        return re.sub(r"<(\w+)>", lambda found: str(named(found)), node.value)
+    if isinstance(node, dict):
+        return {str(key): _plain(child, tree, within) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_plain(child, tree, within) for child in node]
+    return node

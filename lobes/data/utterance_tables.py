@@ -1,0 +1,290 @@
+"""CSV files that list utterances, read with every problem named by its row."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lobes.data.audio import SAMPLE_RATE
+from lobes.errors import UserError
+from lobes.system.lazy import lazy
+
+pandas = lazy("pandas")
+
+#: Columns that hold numbers; every other column is text.
+NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
+
+#: Columns that count only together, and what stands in the rows of a table without
+#: them when it is joined with one that has them.
+_TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
+
+# Rows held as lists of cells at once: they take ten times the room of the table.
+_ROWS = 1 << 16
+
+
+def read_table(path, columns=()):
+    """Read one CSV of utterances.
+
+    Arguments
+    ---------
+    path : str
+        CSV with a header. ``ID`` and ``wav`` are required; ``duration``
+        (seconds) or ``start`` and ``stop`` (samples) give the extent; ``mean``
+        and ``std`` of the whole utterance are optional (see
+        ``lobes.data.streams``), and so are ``offset`` and ``size``: the bytes of the
+        file ``wav`` that the utterance's own file takes up (shards made by
+        tools/make_shards.py). A relative ``wav`` is relative to the CSV's folder.
+    columns : sequence of str
+        Further columns that must be there (``wrd``, ``spk_id``, ...).
+
+    Returns
+    -------
+    pandas.DataFrame
+        All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and
+        ``size`` are int64 as well. Text columns
+        hold str (an empty cell is an empty string). The index is the line in the
+        file, for messages.
+
+    Raises
+    ------
+    UserError
+        The file is absent, not UTF-8, has no rows, lacks a column, repeats an
+        ID, has a row with too few or too many fields, or a number that is none;
+        the message names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus first")
+    table = _read(path, columns)
+    for column in ("ID", "wav"):
+        empty = table[column] == ""
+        if empty.any():
+            raise UserError(
+                f"{path}, line {_line(empty)}, column {column}: the cell is empty; "
+                "fill it or remove the row"
+            )
+    repeated = table["ID"].duplicated()
+    if repeated.any():
+        line = _line(repeated)
+        raise UserError(
+            f"{path}, line {line}, column ID: {table['ID'][line]!r} stands twice; "
+            "remove one row"
+        )
+    if "start" not in table:
+        table["start"] = 0.0
+        table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
+    wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
+    if wrong.any():
+        raise UserError(
+            f"{path}, line {_line(wrong)}: the utterance has no samples "
+            "(columns duration, start, stop); correct or remove the row"
+        )
+    table["start"] = table["start"].astype(np.int64)
+    table["stop"] = table["stop"].astype(np.int64)
+    if "offset" in table:
+        _check_windows(path, table)
+    folder = path.resolve().parent
+    # Iterating over pandas' own text takes longer than reading it.
+    wavs = table["wav"].to_numpy(dtype=object).tolist()
+    table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in wavs]
+    return table
+
+
+def read_header(path):
+    """The names of the columns (list of str) of a CSV that can be read."""
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        return next(csv.reader(stream))
+
+
+def read_values(path, column):
+    """The distinct cells (set of str) of one column of a CSV, faster than a table.
+
+    Raises ``UserError`` as ``read_table`` does for a file that cannot be parsed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus first")
+    return set(_read(path, [column], only=[column])[column])
+
+
+def as_paths(csv):
+    """The CSVs of one corpus as a list: ``csv`` is a path or a sequence of paths."""
+    if isinstance(csv, str | os.PathLike):
+        return [csv]
+    if not csv:
+        raise UserError("csv: the list is empty; name at least one CSV")
+    return list(csv)
+
+
+def concatenate(paths, tables):
+    """Several tables of ``read_table`` as one corpus.
+
+    It has the columns that all of them have. ``mean`` and ``std``, and ``offset``
+    and ``size``, are also kept where only some have them; in the rows of the others
+    they are NaN, and -1.
+
+    Arguments
+    ---------
+    paths : sequence of str
+        Where the tables were read, for messages.
+    tables : sequence of pandas.DataFrame
+
+    Returns
+    -------
+    pandas.DataFrame
+        One table unchanged; several with the rows one after another, counted
+        from 0.
+
+    Raises ``UserError`` for an ID in two of them.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    for columns, unknown in _TOGETHER.items():
+        known = [set(columns) <= set(table.columns) for table in tables]
+        if any(known):
+            tables = [
+                table if has else table.assign(**dict.fromkeys(columns, unknown))
+                for table, has in zip(tables, known, strict=True)
+            ]
+    joined = pandas.concat(tables, join="inner", ignore_index=True)
+    repeated = joined["ID"].duplicated()
+    if repeated.any():
+        identity = joined["ID"][repeated.idxmax()]
+        first, second = [
+            f"{path}, line {_line(table['ID'] == identity)}"
+            for path, table in zip(paths, tables, strict=True)
+            if (table["ID"] == identity).any()
+        ][:2]
+        raise UserError(
+            f"{second}, column ID: {identity!r} stands also in {first}; name a CSV "
+            "once, and keep every utterance in one of them"
+        )
+    return joined
+
+
+def _read(path, columns, only=None):
+    """The cells as numbers (``NUMBERS``) or str, indexed by line.
+
+    ``columns`` must be there; of all, or of ``only`` those, the cells are kept.
+
+    pandas' own reader fills short rows with empty cells and takes the first
+    column for an index when rows have a field more than the header.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, None)
+            if not header:
+                raise UserError(f"{path} has no header; prepare the corpus again")
+            repeated = [name for name in header if header.count(name) > 1]
+            if repeated:
+                raise UserError(
+                    f"{path}, line 1: the column {repeated[0]} stands twice"
+                )
+            _check_columns(path, header, columns)
+            names = [name for name in header if only is None or name in only]
+            lines, blocks = [], {name: [] for name in names}
+            for numbers, rows in _blocks(path, reader, len(header)):
+                lines.append(np.array(numbers))
+                for name in names:
+                    place = header.index(name)
+                    cells = np.array([row[place] for row in rows], dtype=object)
+                    if name in NUMBERS:
+                        cells = _numbers(path, pandas.Series(cells, numbers, name=name))
+                    blocks[name].append(_shared(cells))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {_undecodable_line(path)}: the file is not UTF-8 "
+            f"({error.reason}); re-encode it"
+        ) from None
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; correct that line"
+        ) from None
+    if not lines:
+        raise UserError(f"{path} lists no utterance; prepare the corpus again")
+    columns = {name: np.concatenate(blocks.pop(name)) for name in names}
+    table = pandas.DataFrame(columns, index=np.concatenate(lines))
+    return table.astype({name: "str" for name in names if name not in NUMBERS})
+
+
+def _blocks(path, reader, width):
+    """Yield line numbers and rows of ``width`` cells, without the empty lines."""
+    rows, lines = [], []
+    for row in reader:
+        if row and len(row) != width:
+            raise UserError(
+                f"{path}, line {reader.line_num}: the row has {len(row)} fields, the "
+                f"header {width}; correct the row"
+            )
+        if row:
+            rows.append(row)
+            lines.append(reader.line_num)
+        if len(rows) == _ROWS:
+            yield lines, rows
+            rows, lines = [], []
+    if rows:
+        yield lines, rows
+
+
+def _shared(cells):
+    """The cells, where they repeat (speakers) with one object for all equal ones."""
+    if cells.dtype != object:
+        return cells
+    codes, distinct = pandas.factorize(cells)
+    return distinct[codes] if 2 * len(distinct) < len(cells) else cells
+
+
+def _undecodable_line(path):
+    """Line of the first bytes that are not UTF-8."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1
+
+
+def _check_columns(path, header, columns):
+    """Raise when a required column is absent."""
+    extent = ("start", "stop") if "start" in header else ("duration",)
+    window = ("offset", "size") if {"offset", "size"} & set(header) else ()
+    required = ("ID", "wav", *extent, *window, *columns)
+    missing = [column for column in required if column not in header]
+    if missing:
+        raise UserError(
+            f"{path}, line 1: there is no column {', '.join(missing)} (there are "
+            f"{', '.join(header)}); add it or prepare the corpus again"
+        )
+
+
+def _check_windows(path, table):
+    """Make offset and size int64; raise where they are no part of a file."""
+    for column, least in (("offset", 0), ("size", 1)):
+        cells = table[column]
+        wrong = (cells < least) | (cells != np.floor(cells))
+        if wrong.any():
+            line = _line(wrong)
+            raise UserError(
+                f"{path}, line {line}, column {column}: {cells[line]} is not a whole "
+                f"number of bytes from {least}; make the shards again"
+            )
+        table[column] = cells.astype(np.int64)
+
+
+def _numbers(path, cells):
+    """One text column as an array of finite float64 values."""
+    values = pandas.to_numeric(cells, errors="coerce")
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        line = _line(wrong)
+        raise UserError(
+            f"{path}, line {line}, column {cells.name}: {cells[line]!r} is not "
+            "a finite number; correct it or prepare the corpus again"
+        )
+    return values.to_numpy(np.float64)
+
+
+def _line(marked):
+    """Line in the file of the first marked row."""
+    return int(marked.index[marked.to_numpy().argmax()])

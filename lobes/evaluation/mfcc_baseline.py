@@ -1,0 +1,262 @@
+"""What verification costs without any model: the mean MFCC of an utterance."""
+
+import concurrent.futures
+import hashlib
+import io
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from lobes.data.audio import SAMPLE_RATE, read_audio
+from lobes.errors import UserError
+from lobes.evaluation.verification import (
+    check_trials,
+    cosine_scores,
+    equal_error_rate,
+    read_trials,
+)
+from lobes.system.files import write_atomically
+from lobes.system.lazy import lazy
+
+pandas = lazy("pandas")
+torch = lazy("torch")
+torchaudio = lazy("torchaudio")
+
+logger = logging.getLogger(__name__)
+
+#: Coefficients per frame, the first of which follows the energy.
+COEFFICIENTS = 20
+
+# 25 ms windows every 10 ms, as is usual for speech; in samples.
+_WINDOW = SAMPLE_RATE * 25 // 1000
+_HOP = SAMPLE_RATE * 10 // 1000
+
+# Counts up when the vectors of the same audio change.
+_VERSION = 1
+
+
+class Piece(NamedTuple):
+    """Samples ``start`` to ``stop`` of a file; ``window``: its bytes in a shard."""
+
+    name: str
+    path: str
+    start: int = 0
+    stop: int | None = None
+    window: tuple | None = None
+
+
+def mfcc_baseline(csv_path, trials_path, progress=False):
+    """Equal error rates of cosine scoring on mean MFCC vectors.
+
+    A trained system has to be clearly better than ``eer_znorm``. That number
+    is a lenient one for the baseline: the means and deviations are those of the
+    evaluated utterances themselves, which a real system could not know.
+
+    Arguments
+    ---------
+    csv_path : str or Path
+        Table with the columns ``ID`` and ``wav`` and, where only a part of
+        the file is the utterance, ``start`` and ``stop`` in samples; ``offset`` and
+        ``size`` in bytes where the file is in a shard.
+    trials_path : str or Path
+        Lines of ``label enrol_ID test_ID``.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    dict
+        ``eer_raw`` and ``eer_znorm`` in percent: with the mean vectors as they
+        are, and with each coefficient scaled to zero mean and unit variance
+        over the utterances of the trials.
+
+    Raises ``UserError`` for lists, tables and audio that cannot be used.
+    """
+    trials = read_trials(trials_path, allow_repeats=True)
+    table = _read_csv(csv_path)
+    trials = check_trials(trials, table.index, csv_path, table["wav"])
+    pieces = [_piece(row) for row in table.loc[trials.utterances()].itertuples()]
+    vectors = mean_mfccs(pieces, progress=progress)
+    return {
+        f"eer_{name}": equal_error_rate(scores, trials.labels)[0]
+        for name, scores in baseline_scores(trials, vectors).items()
+    }
+
+
+def baseline_scores(trials, vectors):
+    """Scores ``[trials]`` of the mean vectors as they are, ``raw``, and ``znorm``.
+
+    Arguments
+    ---------
+    trials : lobes.evaluation.verification.Trials
+    vectors : dict
+        ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
+    """
+    names = trials.utterances()
+    matrix = np.stack([vectors[name] for name in names])
+    deviation = matrix.std(axis=0)
+    # A coefficient that never changes says nothing and stays at zero.
+    deviation[deviation == 0] = 1
+    normalised = (matrix - matrix.mean(axis=0)) / deviation
+    return {
+        "raw": cosine_scores(trials, (names, matrix)),
+        "znorm": cosine_scores(trials, (names, normalised)),
+    }
+
+
+def mean_mfccs(pieces, cache=None, threads=1, progress=False):
+    """Mean MFCC vector of every utterance.
+
+    Arguments
+    ---------
+    pieces : sequence of Piece
+    cache : str or Path
+        A file that keeps the vectors by place and change time of the audio, so that
+        they are computed once; None for none. Where it cannot be written, that is
+        logged.
+    threads : int
+        That read and compute at a time.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    dict
+        ID to float64 ``[COEFFICIENTS]``.
+
+    Raises ``UserError`` for audio that cannot be read or is shorter than one window.
+    """
+    keys = [_key(piece) for piece in pieces]
+    known = _read_cache(cache)
+    wanted = [p for p, key in zip(pieces, keys, strict=True) if key not in known]
+    if wanted:
+        transform = torchaudio.transforms.MFCC(
+            sample_rate=SAMPLE_RATE,
+            n_mfcc=COEFFICIENTS,
+            melkwargs={
+                "n_fft": _WINDOW,
+                "hop_length": _HOP,
+                "n_mels": 40,
+                "center": False,
+            },
+        )
+        with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+            found = tqdm(
+                pool.map(lambda piece: _mean_mfcc(transform, piece), wanted),
+                desc="MFCC baseline",
+                total=len(wanted),
+                unit="utterance",
+                leave=False,
+                dynamic_ncols=True,
+                disable=not progress,
+            )
+            known.update(zip(map(_key, wanted), found, strict=True))
+        _write_cache(cache, known)
+    return {p.name: known[key] for p, key in zip(pieces, keys, strict=True)}
+
+
+def _key(piece):
+    """16 bytes that change with the place, the size and the change time of audio."""
+    try:
+        found = os.stat(piece.path)
+        state = found.st_size, found.st_mtime_ns
+    except OSError:
+        # Reading it gives the reason.
+        state = None
+    text = repr((_VERSION, *piece[1:], state))
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
+def _read_cache(path):
+    """The vectors by key in a cache; none where it is absent or damaged."""
+    if path is None:
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            keys, vectors = stored["keys"], stored["vectors"]
+        if vectors.shape != (len(keys), COEFFICIENTS) or not np.isfinite(vectors).all():
+            raise ValueError("its arrays do not fit")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s) and computed again", path, error)
+        return {}
+    return dict(zip(map(bytes, keys), vectors, strict=True))
+
+
+def _write_cache(path, known):
+    """Keep the vectors for the next evaluation, where that is possible."""
+    if path is None:
+        return
+    content = io.BytesIO()
+    keys = np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16)
+    np.savez(content, keys=keys, vectors=np.stack(list(known.values())))
+    try:
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        logger.info("%s cannot be written: %s", path, error)
+
+
+def _mean_mfcc(transform, piece):
+    """Mean over time of the coefficients, float64 ``[COEFFICIENTS]``."""
+    samples = read_audio(piece.path, piece.start, piece.stop, piece.window)
+    if len(samples) < _WINDOW:
+        raise UserError(
+            f"{piece.path}: utterance {piece.name} has {len(samples)} samples, fewer "
+            f"than one window of {_WINDOW}; take it off the trial list"
+        )
+    return transform(torch.from_numpy(samples)).mean(dim=-1).double().numpy()
+
+
+def _read_csv(path):
+    """The utterance table, indexed by ID."""
+    try:
+        table = pandas.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: the CSV cannot be read ({reason}); check its path or prepare it"
+        ) from error
+    missing = [column for column in ("ID", "wav") if column not in table]
+    if missing:
+        raise UserError(
+            f"{path}: column {' and '.join(missing)} missing; the CSV needs ID and wav"
+        )
+    repeated = table["ID"][table["ID"].duplicated()]
+    if len(repeated):
+        raise UserError(
+            f"{path}, row {repeated.index[0] + 2}: ID {repeated.iloc[0]} occurs again; "
+            f"every utterance needs an ID of its own"
+        )
+    folder = Path(path).resolve().parent
+    table["wav"] = [str(folder / wav) for wav in table["wav"]]
+    return table.set_index("ID")
+
+
+def _piece(row):
+    """The audio of one table row."""
+    window = None
+    if hasattr(row, "offset"):
+        window = _number(row, "offset"), _number(row, "size")
+    start, stop = _number(row, "start") or 0, _number(row, "stop")
+    return Piece(row.Index, row.wav, start, stop, window)
+
+
+def _number(row, column):
+    """Samples or bytes, or None where the table does not give any."""
+    text = getattr(row, column, "")
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise UserError(
+            f"utterance {row.Index}: {column} is {text!r}, not a whole number; "
+            f"correct the CSV"
+        )
+    return int(text)

@@ -1,0 +1,625 @@
+"""Figures of a run: training curves, DET curves, score distributions.
+
+Every ``*_figure`` function returns a ``matplotlib.figure.Figure`` and every
+``plot_*`` function writes one as PNG. Figures are made without pyplot, so a
+training process keeps its back end, style and open figures.
+"""
+
+import io
+import math
+
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+    ScalarFormatter,
+)
+from scipy.special import ndtri
+
+from lobes.errors import UserError
+from lobes.evaluation.verification import CHANCE, detection_errors, equal_error_rate
+from lobes.system.files import write_atomically
+
+#: Okabe and Ito's palette (2008): distinct with every common colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+_LINE_STYLES = ("-", "--", "-.", ":")
+_GREY = "#555555"
+_DPI = 120
+
+# The same task has the same colour in every figure.
+_TASK_COLOURS = {"speech": COLOURS[0], "speaker": COLOURS[1]}
+
+# Axis names of known metrics; of all of these, lower is better.
+_METRIC_NAMES = {
+    "wer": "WER (%)",
+    "cer": "CER (%)",
+    "eer": "EER (%)",
+    "score": "selection score",
+}
+
+# Error rates in percent that may be labelled on a DET axis.
+_DET_TICKS = np.array(
+    [0.001, 0.005, 0.02, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 40, 50]
+    + [60, 70, 80, 90, 95, 98, 99, 99.8, 99.95]
+)
+
+# Whole steps at round numbers, a single one if the run is that short.
+_STEP_TICKS = {"nbins": 9, "steps": [1, 2, 5, 10], "integer": True, "min_n_ticks": 1}
+
+# Points drawn per curve at most: more cannot be told apart at this size.
+_POINTS = 1000
+
+
+def plot_det(path, curves):
+    """Write ``det_figure(curves)`` as PNG to ``path``."""
+    save(det_figure(curves), path)
+
+
+def plot_score_histogram(path, scores, labels, threshold, title):
+    """Write ``score_histogram_figure(...)`` as PNG to ``path``."""
+    save(score_histogram_figure(scores, labels, threshold, title), path)
+
+
+def plot_curves(path, training, validation):
+    """Write ``curves_figure(training, validation)`` as PNG to ``path``."""
+    save(curves_figure(training, validation), path)
+
+
+def plot_learning_rates(path, table, clip=None):
+    """Write ``learning_rates_figure(table, clip)`` as PNG to ``path``."""
+    save(learning_rates_figure(table, clip), path)
+
+
+def learning_rates_figure(table, clip=None):
+    """Learning rate against validation WER and EER (paper, Figures 3 and 4).
+
+    One panel for each metric that has values; diverged runs are drawn as triangles at
+    the upper edge. Where the paper's values are known, they are pale and dashed.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN where
+        absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
+    clip : dict
+        Metric to the percentage above which values are clipped. By default those are
+        that are not better than chance, when there are others.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises ``UserError`` when there are no values.
+    """
+    metrics = [
+        m
+        for m in ("wer", "eer")
+        if any(c in table and table[c].notna().any() for c in (m, f"paper_{m}"))
+    ]
+    if not metrics:
+        raise UserError("there are no runs to plot learning rates of; run some first")
+    systems = list(dict.fromkeys(table["system"]))
+    height = 4.2 + 0.25 * math.ceil(len(systems) / 3)
+    figure = Figure(figsize=(5.2 * len(metrics) + 0.6, height), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        columns = [c for c in (metric, f"paper_{metric}") if c in table]
+        values = table[columns].to_numpy(np.float64).ravel()
+        limit = (clip or {}).get(metric) or _clip(values, CHANCE[metric])
+        for index, system in enumerate(systems):
+            rows = table[table["system"] == system].sort_values("lr")
+            style = {
+                "color": COLOURS[index % len(COLOURS)],
+                "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
+            }
+            for column in columns:
+                paper = column != metric
+                _draw_rates(axes, rows, column, limit, style, paper, system)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel(f"validation {_METRIC_NAMES[metric]}")
+        if limit is not None:
+            axes.set_ylim(top=limit * 1.03)
+        dress(axes)
+    # Of each system one line, whatever panels it is in.
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(3, len(handles)),
+        fontsize=9.5,
+        frameon=False,
+    )
+    return figure
+
+
+def _clip(values, chance):
+    """Where to clip: a little above the values that are better than chance."""
+    values = values[np.isfinite(values)]
+    learnt = values[values < chance]
+    if not len(learnt) or len(learnt) == len(values):
+        return None
+    return 1.15 * learnt.max()
+
+
+def _draw_rates(axes, rows, column, limit, style, paper, system):
+    """One system's metric over the learning rate, clipped at ``limit``."""
+    rows = rows[rows[column].notna()]
+    if not len(rows):
+        return
+    rates = rows["lr"].to_numpy(np.float64)
+    values = rows[column].to_numpy(np.float64)
+    drawn = values if limit is None else np.minimum(values, limit)
+    spread = rows.get(f"{column}_std")
+    look = {"linewidth": 1.8, "markersize": 5.5, "label": system, **style}
+    if paper:
+        look.update(linewidth=1.1, linestyle="--", alpha=0.5, markersize=4)
+        look["label"] = f"{system}, paper"
+    line = axes.plot(rates, drawn, marker="o", **look)[0]
+    clipped = values > drawn
+    if spread is not None and spread.notna().any():
+        axes.errorbar(
+            rates[~clipped],
+            drawn[~clipped],
+            yerr=spread.fillna(0.0)[~clipped],
+            fmt="none",
+            ecolor=line.get_color(),
+            capsize=3,
+            linewidth=1,
+        )
+    axes.plot(
+        rates[clipped],
+        drawn[clipped],
+        linestyle="none",
+        marker="^",
+        markersize=9,
+        color=line.get_color(),
+        alpha=line.get_alpha(),
+    )
+
+
+def det_figure(curves):
+    """Detection error trade-off of one or more systems or trial lists.
+
+    Both axes are normal deviates (Martin et al., Eurospeech 1997) labelled in
+    percent: normally distributed scores give straight lines. Rates of 0 or 1
+    lie at infinity and are drawn as half an error.
+
+    Arguments
+    ---------
+    curves : dict
+        ``{name: (scores, labels)}``, both ``[trials]``. A dot marks each EER.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises ``UserError`` as ``scoring.detection_errors`` does, and without curves.
+    """
+    if not curves:
+        raise UserError("there are no scores to plot a DET curve of; evaluate first")
+    # One line of the legend below the axes is 0.25 inches high.
+    figure = Figure(figsize=(6.4, 6.4 + 0.25 * len(curves)), layout="constrained")
+    axes = figure.add_subplot()
+    lowest, highest = 0.4, 0.5
+    for index, (name, (scores, labels)) in enumerate(curves.items()):
+        labels = np.asarray(labels).astype(bool)
+        false_acceptance, false_rejection = _drawable_rates(scores, labels)
+        eer = equal_error_rate(scores, labels)[0]
+        dot = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 1.2}
+        style = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
+        }
+        axes.plot(
+            *_thinned(ndtri(false_acceptance), ndtri(false_rejection)),
+            label=f"{name}: EER {eer:.2f} %",
+            linewidth=1.8,
+            # On the curve the dot is drawn apart; this one is for the legend.
+            marker="o",
+            markevery=[],
+            **dot,
+            **style,
+        )
+        # An EER of 0 or 100 % is off the axes; the curve's end stands for it.
+        rate = np.clip(
+            eer / 100,
+            max(false_acceptance.min(), false_rejection.min()),
+            min(false_acceptance.max(), false_rejection.max()),
+        )
+        axes.plot(
+            *[[ndtri(rate)]] * 2,
+            marker="o",
+            color=style["color"],
+            zorder=3,
+            **dot,
+        )
+        highest = max(highest, rate)
+        # Of a curve only what lies on the axes counts: far along one axis the other
+        # rate is near to 1.
+        for rates, others in (
+            (false_acceptance, false_rejection),
+            (false_rejection, false_acceptance),
+        ):
+            lowest = min(lowest, rates[others <= highest].min(initial=lowest))
+    ticks = _DET_TICKS / 100
+    # Both axes end just beyond a labelled rate on either side of the curves.
+    low = ndtri(ticks[ticks <= max(lowest, ticks[0])].max() * 0.8)
+    high = ndtri(ticks[ticks >= min(highest, ticks[-1])].min()) + 0.05
+    axes.plot([low, high], [low, high], color="#AAAAAA", linewidth=0.8, zorder=1)
+    ticks = ticks[(ndtri(ticks) >= low) & (ndtri(ticks) <= high)]
+    names = [f"{100 * tick:g}" for tick in ticks]
+    axes.set_xticks(ndtri(ticks), names)
+    axes.set_yticks(ndtri(ticks), names)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    axes.set_xlabel("false acceptances (% of different-speaker trials)")
+    axes.set_ylabel("false rejections (% of same-speaker trials)")
+    dress(axes)
+    figure.legend(loc="outside lower center", fontsize=10, frameon=False)
+    return figure
+
+
+def score_histogram_figure(scores, labels, threshold, title):
+    """Score distributions of same- and different-speaker trials.
+
+    Arguments
+    ---------
+    scores, labels : array_like
+        ``[trials]``; True or 1 for the same speaker.
+    threshold : float
+        Score at the EER, marked by a line.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises ``UserError`` as ``scoring.detection_errors`` does.
+    """
+    eer = equal_error_rate(scores, labels)[0]
+    scores = np.asarray(scores, dtype=np.float64)
+    labels = np.asarray(labels).astype(bool)
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    count = int(np.clip(math.sqrt(len(scores)), 10, 100))
+    bins = np.histogram_bin_edges(scores, bins=count)
+    for name, chosen, colour, hatch in (
+        ("different speakers", ~labels, COLOURS[1], None),
+        ("same speaker", labels, COLOURS[0], "////"),
+    ):
+        density, _ = np.histogram(scores[chosen], bins=bins, density=True)
+        axes.stairs(
+            density,
+            bins,
+            fill=True,
+            facecolor=(colour, 0.2),
+            edgecolor=(colour, 0.5),
+            linewidth=0,
+            hatch=hatch,
+        )
+        axes.stairs(
+            density,
+            bins,
+            color=colour,
+            linewidth=1.6,
+            label=f"{name} ({int(chosen.sum()):,} trials)",
+        )
+    axes.axvline(
+        threshold,
+        color="black",
+        linestyle="--",
+        linewidth=1.4,
+        label=f"threshold {threshold:.3f} at EER {eer:.2f} %",
+    )
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel("score (cosine similarity)")
+    axes.set_ylabel("density (per unit of score)")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    dress(axes, grid="y")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9.5, frameon=False)
+    return figure
+
+
+def curves_figure(training, validation):
+    """Losses, task weights, learning rate and validation metrics over a run.
+
+    One panel each above a common axis of optimizer steps; panels without
+    numbers are left out, as are the weights of a single task. Training values
+    of a long run are drawn pale with their running mean on top. A vertical
+    line marks the validation with the lowest ``score``.
+
+    Arguments
+    ---------
+    training : pandas.DataFrame
+        Column ``step``, and any of ``<task>_loss``, ``<task>_weight``, ``lr``;
+        NaN where a value is absent.
+    validation : pandas.DataFrame
+        Column ``step``, any ``<task>_loss``, and metrics (``wer`` and ``eer``
+        in percent, ``score``, others), one panel each.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises ``UserError`` when neither table holds a number.
+    """
+    training, validation = _numbers(training), _numbers(validation)
+    tasks = _tasks(training, validation)
+    metrics = [
+        column
+        for column in validation
+        if column != "step" and not column.endswith("_loss")
+    ]
+    panels = []
+    if tasks:
+        panels.append(lambda axes: _draw_losses(axes, training, validation, tasks))
+    weighted = [task for task in tasks if f"{task}_weight" in training]
+    if len(weighted) > 1:
+        panels.append(lambda axes: _draw_weights(axes, training, weighted))
+    if "lr" in training:
+        panels.append(lambda axes: _draw_learning_rate(axes, training))
+    for index, metric in enumerate(metrics):
+        panels.append(
+            lambda axes, metric=metric, index=index: _draw_metric(
+                axes, validation, metric, COLOURS[(index + 2) % len(COLOURS)]
+            )
+        )
+    if not panels:
+        raise UserError("there are no values to plot yet; train some steps first")
+    heights = [2.2 if index == 0 and tasks else 1.3 for index in range(len(panels))]
+    figure = Figure(figsize=(9, 1.35 * sum(heights) + 0.8), layout="constrained")
+    all_axes = figure.subplots(
+        len(panels), sharex=True, squeeze=False, height_ratios=heights
+    )[:, 0]
+    best = _best_step(validation)
+    for axes, draw in zip(all_axes, panels, strict=True):
+        draw(axes)
+        if best is not None:
+            axes.axvline(best, color=_GREY, linestyle=":", linewidth=1.2, zorder=1)
+        dress(axes)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(
+                fontsize=9,
+                frameon=False,
+                loc="upper left",
+                bbox_to_anchor=(1.0, 1.02),
+                borderaxespad=0.3,
+            )
+    all_axes[-1].set_xlabel("optimizer step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(**_STEP_TICKS))
+    all_axes[-1].xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+    if best is not None:
+        all_axes[0].annotate(
+            "lowest score",
+            (best, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=_GREY,
+        )
+    figure.align_ylabels(all_axes)
+    figure.get_layout_engine().set(h_pad=0.08)
+    return figure
+
+
+def _draw_losses(axes, training, validation, tasks):
+    """Training losses as lines, validation losses as dotted markers."""
+    drawn = []
+    for task in tasks:
+        column = f"{task}_loss"
+        colour = _task_colour(task, tasks)
+        if column in training:
+            values = training[["step", column]].dropna()
+            _draw_line(
+                axes, values["step"], values[column], colour, f"{task}, training"
+            )
+            drawn.append(values[column])
+        if column in validation:
+            values = validation[["step", column]].dropna()
+            axes.plot(
+                values["step"],
+                values[column],
+                linestyle=":",
+                marker="o",
+                markersize=4.5,
+                linewidth=1.3,
+                color=colour,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                label=f"{task}, validation",
+                zorder=3,
+            )
+            drawn.append(values[column])
+    _scale(axes, pandas.concat(drawn))
+    axes.set_ylabel("loss")
+
+
+def _draw_weights(axes, training, tasks):
+    """Weight of each task's loss in the sum."""
+    for task in tasks:
+        values = training[["step", f"{task}_weight"]].dropna()
+        colour = _task_colour(task, tasks)
+        _draw_line(axes, values["step"], values[f"{task}_weight"], colour, task)
+    if training[[f"{task}_weight" for task in tasks]].min().min() >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel("task weight")
+
+
+def _draw_learning_rate(axes, training):
+    """Learning rate, exact: it has no noise to smooth."""
+    values = training[["step", "lr"]].dropna()
+    marker = "o" if len(values) == 1 else None
+    axes.plot(values["step"], values["lr"], color="black", linewidth=1.6, marker=marker)
+    axes.set_ylim(bottom=0)
+    formatter = ScalarFormatter(useMathText=True)
+    formatter.set_powerlimits((-2, 3))
+    axes.yaxis.set_major_formatter(formatter)
+    axes.set_ylabel("learning rate")
+
+
+def _draw_metric(axes, validation, metric, colour):
+    """One validation metric; its lowest value is named where lower is better."""
+    values = validation[["step", metric]].dropna()
+    axes.plot(
+        values["step"],
+        values[metric],
+        color=colour,
+        marker="o",
+        markersize=4.5,
+        linewidth=1.6,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+    )
+    if metric in _METRIC_NAMES:
+        lowest = values.loc[values[metric].idxmin()]
+        axes.plot(
+            lowest["step"],
+            lowest[metric],
+            linestyle="none",
+            marker="o",
+            markersize=9,
+            markerfacecolor="none",
+            markeredgecolor=colour,
+            markeredgewidth=1.6,
+            label=f"lowest: {lowest[metric]:.2f}\nat step {lowest['step']:,.0f}",
+        )
+    _scale(axes, values[metric])
+    if metric in _METRIC_NAMES and axes.get_yscale() == "linear":
+        # Half a percent point must not fill the panel.
+        lowest, highest = values[metric].min(), values[metric].max()
+        axes.set_ylim(min(0.0, lowest), max(1.12 * highest, 1.0))
+    axes.set_ylabel(_METRIC_NAMES.get(metric, metric.replace("_", " ")))
+
+
+def _draw_line(axes, steps, values, colour, label):
+    """A noisy training value: pale as it is, with its running mean on top."""
+    steps, values = steps.to_numpy(), values.to_numpy()
+    if len(values) < 100:
+        marker = "o" if len(values) == 1 else None
+        axes.plot(
+            steps, values, color=colour, linewidth=1.6, marker=marker, label=label
+        )
+        return
+    axes.plot(*_extremes(steps, values), color=colour, alpha=0.25, linewidth=0.8)
+    mean = (
+        pandas.Series(values)
+        .rolling(len(values) // 50, center=True, min_periods=1)
+        .mean()
+    )
+    kept = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
+    axes.plot(
+        steps[kept], mean.to_numpy()[kept], color=colour, linewidth=1.8, label=label
+    )
+
+
+def _scale(axes, values):
+    """Logarithmic axis for positive values that span more than a factor of five."""
+    if not len(values) or values.min() <= 0 or values.max() <= 5 * values.min():
+        return
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    # Over a few decades 2 and 5 are named too; over many they would collide.
+    wide = values.max() > 1e3 * values.min()
+    # Within one and a half there are enough names to see that steps are unequal.
+    narrow = values.max() < 30 * values.min()
+    axes.yaxis.get_minor_locator().set_params(subs=(2, 3, 5, 7) if narrow else (2, 5))
+    axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain)
+
+
+def _extremes(steps, values):
+    """The points, or of a long run the lowest and highest of each stretch."""
+    if len(values) <= 2 * _POINTS:
+        return steps, values
+    kept = []
+    for stretch in np.array_split(np.arange(len(values)), _POINTS):
+        part = values[stretch]
+        kept.extend(sorted({stretch[part.argmin()], stretch[part.argmax()]}))
+    return steps[kept], values[kept]
+
+
+def _drawable_rates(scores, labels):
+    """False acceptances and rejections, moved half an error off 0 and 1."""
+    errors = detection_errors(scores, labels)
+    positives = int(labels.sum())
+    rates = []
+    for rate, count in (
+        (errors.false_acceptance, len(labels) - positives),
+        (errors.false_rejection, positives),
+    ):
+        rates.append(np.clip(rate, 0.5 / count, 1 - 0.5 / count))
+    return rates
+
+
+def _thinned(x, y):
+    """The points of a DET curve without those that fall on the same spot."""
+    # Finer than a pixel: the axes are about 600 pixels for 5 normal deviates.
+    spots = np.round(np.stack([x, y]) * 500)
+    moved = (np.diff(spots, axis=1) != 0).any(axis=0)
+    kept = np.r_[True, moved]
+    return x[kept], y[kept]
+
+
+def _numbers(table):
+    """The table with numeric columns only, sorted by step, no empty columns."""
+    if not len(table):
+        return pandas.DataFrame({"step": []})
+    if "step" not in table:
+        raise UserError("the table to plot has no column `step`; add it")
+    table = table.apply(pandas.to_numeric, errors="coerce")
+    table = table.replace([np.inf, -np.inf], np.nan).dropna(subset="step")
+    table = table.dropna(axis="columns", how="all")
+    return table.sort_values("step", kind="stable", ignore_index=True)
+
+
+def _tasks(*tables):
+    """Names of the tasks that have a loss, in order of appearance."""
+    columns = [column for table in tables for column in table]
+    suffix = "_loss"
+    return list(
+        dict.fromkeys(c.removesuffix(suffix) for c in columns if c.endswith(suffix))
+    )
+
+
+def _task_colour(task, tasks):
+    """The task's own colour, or for unknown ones the next that is free."""
+    if task in _TASK_COLOURS:
+        return _TASK_COLOURS[task]
+    others = [name for name in tasks if name not in _TASK_COLOURS]
+    return COLOURS[(2 + others.index(task)) % len(COLOURS)]
+
+
+def _best_step(validation):
+    """Step of the lowest selection score, None where there is none."""
+    if "score" not in validation or not len(validation):
+        return None
+    return float(validation.loc[validation["score"].idxmin(), "step"])
+
+
+def dress(axes, grid="both"):
+    """What all panels share: a pale grid and no box."""
+    axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9.5, color=_GREY)
+
+
+def save(figure, path):
+    """Write the figure as PNG, complete or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_DPI)
+    write_atomically(path, picture.getvalue())

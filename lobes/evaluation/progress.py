@@ -1,0 +1,111 @@
+"""What a run writes down while it trains."""
+
+import json
+import time
+from pathlib import Path
+
+from lobes.system.files import usable_rows, write_atomically
+from lobes.system.lazy import lazy
+
+pandas = lazy("pandas")
+torch = lazy("torch")
+
+
+class ProgressLog:
+    """Rows of numbers by optimizer step, in ``progress.jsonl`` and TensorBoard.
+
+    Training rows hold means over an interval, validation rows the metrics. A
+    resumed run drops the rows after its checkpoint, so that each step stands
+    once.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where ``progress.jsonl`` lies; TensorBoard files go to ``tensorboard/``.
+    tensorboard : bool
+        Also write TensorBoard files (extra ``tensorboard``).
+    """
+
+    def __init__(self, folder, tensorboard=False):
+        self.path = Path(folder) / "progress.jsonl"
+        self.writer = None
+        if tensorboard:
+            # Checked when the recipe starts: lobes.runs.experiment.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(Path(folder) / "tensorboard")
+
+    def rewind(self, step):
+        """Forget the rows after ``step``."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def add(self, stage, step, values):
+        """Append one row of plain numbers."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{stage}/{name}", value, step)
+            self.writer.flush()
+
+    def rows(self):
+        """All rows as dicts; a line that a crash cut is left out, and counted."""
+        return usable_rows(self.path, "move it away", _problem_of)
+
+    def tables(self):
+        """Training and validation rows as two DataFrames."""
+        rows = self.rows()
+        return tuple(
+            pandas.DataFrame(
+                [
+                    {k: v for k, v in r.items() if k != "stage"}
+                    for r in rows
+                    if r["stage"] == stage
+                ],
+                columns=None if any(r["stage"] == stage for r in rows) else ["step"],
+            )
+            for stage in ("train", "valid")
+        )
+
+
+def _problem_of(row):
+    """Why a row of the log cannot be used, or None."""
+    if type(row.get("step")) is not int or not isinstance(row.get("stage"), str):
+        return "no row of a training (stage, a text, and step, a number, are needed)"
+    numbers = {name: v for name, v in row.items() if name != "stage"}
+    odd = [n for n, v in numbers.items() if type(v) not in (int, float, bool)]
+    return f"{odd[0]} is no number" if odd else None
+
+
+class StepAverages:
+    """Means over steps, kept on the device until they are asked for."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        """Start a new interval."""
+        self.values, self.steps, self.seconds_of_audio = [], 0, 0.0
+        self.started = time.perf_counter()
+
+    def add(self, values, seconds_of_audio, steps=1):
+        """Add one batch: scalars by name (tensors or numbers), optimizer steps."""
+        self.values.append(values)
+        self.steps += steps
+        self.seconds_of_audio += seconds_of_audio
+
+    def means(self):
+        """Means by name as floats, with the speed; one transfer per name."""
+        names = list(dict.fromkeys(name for row in self.values for name in row))
+        result = {}
+        for name in names:
+            # With gradient accumulation only some batches have a learning rate.
+            column = [row[name] for row in self.values if name in row]
+            column = [torch.as_tensor(value).float() for value in column]
+            # float64 on the host only: Apple's devices have none.
+            result[name] = float(torch.stack(column).cpu().double().mean())
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        result["steps_per_second"] = self.steps / elapsed
+        result["audio_per_second"] = self.seconds_of_audio / elapsed
+        return result

@@ -1,0 +1,258 @@
+"""The pre-trained encoder that ``source`` names, looked at before it is loaded.
+
+A folder's files are judged by their first bytes and their sizes; a model of the hub is
+taken from the local cache where it is there, and the hub is asked once, and shortly.
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+from lobes.errors import UserError
+from lobes.system.files import read_json
+from lobes.system.lazy import lazy
+
+huggingface_hub = lazy("huggingface_hub")
+hub_constants = lazy("huggingface_hub.constants")
+hub_errors = lazy("huggingface_hub.errors")
+hub_utils = lazy("huggingface_hub.utils")
+torch = lazy("torch")
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+#: Seconds that the hub may take for its first answer.
+HUB_TIMEOUT = 5
+
+_POINTER = b"version https://git-lfs"
+_REMEDY = "name a whole folder written by save_pretrained with --source=FOLDER"
+_AGAIN = "download it again, whole"
+
+# Weights under the names that older versions of torch gave them.
+_RENAMED = {
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
+
+
+def check_source(source, model_class=None, weights=True):
+    """Look at the model that ``source`` names.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, or a model of the hub.
+    model_class : type
+        The sizes of the weights must be those that this transformers class has with
+        the folder's config.json. By default only the files are looked at.
+    weights : bool
+        False where the configuration is enough.
+
+    Returns
+    -------
+    str
+        What to load it from: the folder, the local copy of a hub model, or the name
+        of one that the hub has and the local cache has not.
+
+    Raises
+    ------
+    UserError
+        No such folder; no config.json, or one that cannot be read; no weights; a
+        git-lfs pointer, a part of a download or a pickle in their place; other sizes
+        than config.json's; a hub model that is not in the cache while the hub cannot
+        be reached.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        local = _from_hub(str(source), weights)
+        if local is None:
+            return str(source)
+        folder = Path(local)
+    shapes = {}
+    config = folder / "config.json"
+    if not config.exists():
+        raise UserError(f"source: {folder} has no config.json; {_REMEDY}")
+    _check_pointer(config)
+    read_json(config, _REMEDY)
+    for path in _weights(folder) if weights else ():
+        shapes.update(_check_weights(path))
+    if model_class is not None and shapes:
+        _check_shapes(folder, model_class, shapes)
+    return str(folder)
+
+
+def _weights(folder):
+    """The files that hold a folder's weights."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return [folder / name]
+        if index.exists():
+            names = read_json(index, _REMEDY).get("weight_map")
+            if not isinstance(names, dict):
+                raise UserError(f"{index} names no files; {_REMEDY}")
+            return [folder / part for part in sorted({*map(str, names.values())})]
+    raise UserError(f"source: {folder} has no {' and no '.join(WEIGHTS)}; {_REMEDY}")
+
+
+def _check_pointer(path):
+    """Refuse what git leaves in a file's place where git-lfs is not installed."""
+    if _start(path, len(_POINTER)) == _POINTER:
+        raise UserError(
+            f"{path} is a git-lfs pointer, not the file itself; run git lfs pull in "
+            f"{path.parent}"
+        )
+
+
+def _check_weights(path):
+    """Judge one file; returns the shapes by name where it tells them."""
+    _check_pointer(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty; {_AGAIN}")
+    if path.suffix == ".safetensors":
+        return _safetensors_shapes(path, size)
+    start = _start(path, 2)
+    if not (zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"):
+        raise UserError(
+            f"{path} is cut, or no file of torch's ({size:,} bytes); {_AGAIN}"
+        )
+    return {}
+
+
+def _safetensors_shapes(path, size):
+    """Shape of each tensor by name, from the header of a file that is whole."""
+    start = _start(path, 8)
+    length = int.from_bytes(start, "little")
+    cut = UserError(f"{path} is cut, or no safetensors ({size:,} bytes); {_AGAIN}")
+    if start.startswith((b"PK", b"\x80")):
+        # A zip or pickle, if it turns out to be no safetensors.
+        cut = UserError(
+            f"{path} holds a pickle, which may hold code, and no safetensors; it was "
+            "not loaded; take the weights from where you trust them"
+        )
+    if size < 8 or length > size - 8:
+        raise cut
+    try:
+        header = json.loads(_start(path, 8 + length)[8:])
+        tensors = {n: t for n, t in header.items() if n != "__metadata__"}
+        shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise cut from error
+    if end != size - 8 - length:
+        raise UserError(
+            f"{path} has {size:,} bytes, but its header tells of {8 + length + end:,}: "
+            f"it is cut or was changed; {_AGAIN}"
+        )
+    return shapes
+
+
+def _check_shapes(folder, model_class, shapes):
+    """Compare the weights with the model that config.json describes."""
+    config = folder / "config.json"
+    try:
+        described = model_class.config_class.from_pretrained(
+            folder, output_attentions=False
+        )
+        # The kernel is the encoder's choice, and no matter of sizes.
+        described._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            model = model_class(described)
+    # Whatever numbers stand there: transformers raises by their kind.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{config} describes no model ({reason}); {_REMEDY}") from error
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, shape in shapes.items():
+        place = name.removeprefix(f"{model_class.base_model_prefix}.")
+        for old, new in _RENAMED.items():
+            if place.endswith(old):
+                place = place.removesuffix(old) + new
+        if wanted.get(place, shape) != shape:
+            raise UserError(
+                f"source: {folder}: {place} has the size {_size(shape)}, but with "
+                f"config.json it is {_size(wanted[place])}; the two are not of one "
+                "model: restore the one that was changed"
+            )
+
+
+def _size(shape):
+    return " x ".join(map(str, shape))
+
+
+def _start(path, length):
+    """The first bytes of a file."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(length)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); {_REMEDY}"
+        ) from error
+
+
+def _from_hub(name, weights):
+    """The folder of a hub model in the cache; None where the hub has to be asked.
+
+    Raises ``UserError`` when it is in neither.
+    """
+    if not _is_hub_name(name):
+        raise UserError(f"source: the folder {name} does not exist; {_REMEDY}")
+    cached = huggingface_hub.try_to_load_from_cache
+    folders = {
+        file: os.path.dirname(found)
+        for file in ("config.json", *WEIGHTS)
+        if isinstance(found := cached(name, file), str)
+    }
+    folder = folders.get("config.json")
+    if folder and (not weights or folder in [folders.get(file) for file in WEIGHTS]):
+        return folder
+    _ask_hub(name)
+    return None
+
+
+def cache_alone_if_offline(name):
+    """Let the hub's library ask nobody, and for no minute, if it cannot be reached.
+
+    ``name`` is that of a model; one that is neither there nor in the cache is left to
+    the library, too.
+    """
+    try:
+        _ask_hub(name)
+    except UserError:
+        hub_constants.HF_HUB_OFFLINE = True
+
+
+def _ask_hub(name):
+    """Ask the hub once whether it has a model; ``UserError`` if it does not answer."""
+    try:
+        if hub_constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT
+        )
+    except hub_errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"source: the hub has no model {name}, or not for you; correct the name"
+        ) from error
+    except hub_errors.EntryNotFoundError as error:
+        raise UserError(
+            f"source: {name} has no config.json on the hub; name another model"
+        ) from error
+    # Of several libraries below it.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"source: {name} is not in the local cache, and the hub cannot be reached "
+            f"({reason}); connect to it once, or name a folder with --source=FOLDER"
+        ) from error
+
+
+def _is_hub_name(name):
+    """Whether a name can be one of the hub's: ``owner/model`` or ``model``."""
+    try:
+        hub_utils.validate_repo_id(name)
+    except ValueError:
+        return False
+    return not name.startswith(".")

@@ -1,0 +1,443 @@
+"""The tasks: each owns a head, a loss, and its validation.
+
+What the Brain asks of a task (an ``nn.Module``):
+
+``reports``
+    Names of the metrics that its evaluation gives, or None where they are not known
+    before: ``lobes.runs.names`` then cannot find a misspelt one.
+``need``
+    Views of the encoder's frames that it uses (``lobes.model.encoder.Frames``).
+``forward(frames) -> output``
+    Whatever its loss and its evaluation take.
+``loss(output, batch) -> scalar``
+    Mean over the utterances of the batch, float32.
+``check_tasks(tasks)``
+    Raises ``UserError`` when the system lacks a task that this one needs.
+``prepare(stream, encoder)``
+    Called once before training with the task's opened stream: raises ``UserError``,
+    or warns, when the data do not fit, and takes from them what a head starts with.
+``start()``, ``update(output, batch)``, ``results(name, evaluation_set, folder)``
+    Evaluation: forget, collect one batch, and return ``{name: {metric: value}}``
+    over what all processes collected; details are written into ``folder`` when
+    one is given.
+
+``Task`` has all of it but ``need``, ``forward`` and ``loss``.
+"""
+
+import io
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from speechbrain.nnet.losses import AdditiveAngularMargin
+from speechbrain.utils.metric_stats import ErrorRateStats
+from torch import nn
+from torch.nn import functional
+
+from lobes.data.vocabulary import Vocabulary, ctc_frames, edit_distances
+from lobes.errors import UserError
+from lobes.evaluation.plots import plot_det, plot_score_histogram
+from lobes.evaluation.verification import (
+    TARGET_PRIORS,
+    cosine_scores,
+    verification_metrics,
+    write_scores,
+)
+from lobes.system.distributed import gather
+from lobes.system.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+# Embeddings whose losses are computed together after a validation.
+_CHUNK = 1024
+
+
+class Task(nn.Module):
+    """What most tasks share; a subclass adds ``need``, ``forward`` and ``loss``.
+
+    It then gives either ``metrics``, whose values are averaged over the
+    utterances of an evaluation set, or its own ``update`` and ``results``.
+    """
+
+    reports = None
+
+    def __init__(self):
+        super().__init__()
+        self.start()
+
+    def check_tasks(self, tasks):
+        """Any system will do."""
+
+    def prepare(self, stream, encoder):
+        """Any training data fit."""
+
+    def start(self):
+        """Forget what was collected."""
+        self.collected = {}
+
+    def metrics(self, output, batch):
+        """``{metric: value of each utterance}``, tensors or lists of [batch]."""
+        raise NotImplementedError(f"{type(self).__name__} has no metrics")
+
+    def update(self, output, batch):
+        """Keep the metrics of one batch by utterance."""
+        for metric, values in self.metrics(output, batch).items():
+            for identity, value in zip(batch.ids, values, strict=True):
+                self.collected.setdefault(identity, {})[metric] = float(value)
+
+    def results(self, name, evaluation_set, folder=None):
+        """Every metric's mean over the utterances."""
+        rows = [row for _, row in sorted(gather(self.collected).items())]
+        if not rows:
+            raise UserError(f"{evaluation_set.csv}: no utterance was evaluated")
+        return {name: {m: float(np.mean([row[m] for row in rows])) for m in rows[0]}}
+
+
+class SpeechRecognition(Task):
+    """Letters by CTC on every speech frame (paper sections 2.1 and 4.2).
+
+    A dropout and one linear layer; greedy decoding; corpus-level WER.
+
+    Arguments
+    ---------
+    encoder : lobes.model.encoder.Wav2Vec2Encoder
+        Asked for the size of its speech frames only.
+    dropout : float
+        Before the linear layer.
+    label : str
+        Name of the batch's letter labels (``lobes.data.labels.Letters``).
+    column : str
+        Column with the reference transcript.
+    vocabulary : lobes.data.vocabulary.Vocabulary
+        Symbols; by default the paper's 32.
+    letter_prior : str or None
+        Where the linear layer's bias starts: ``log``, at the logarithm of every
+        symbol's share of the training frames; ``relative``, at every letter's
+        share of the training text, and at 10 for the blank (as the follow-up's
+        code); None, at random.
+    """
+
+    need = ("speech",)
+    reports = (
+        "wer",
+        "cer",
+        "insertions",
+        "deletions",
+        "substitutions",
+        "words",
+        "letters",
+        "utterances",
+        "blank_frames",
+        "frames",
+        "speech_loss",
+    )
+
+    def __init__(
+        self,
+        encoder,
+        dropout=0.0,
+        label="letters",
+        column="wrd",
+        vocabulary=None,
+        letter_prior=None,
+    ):
+        super().__init__()
+        if letter_prior not in (None, "log", "relative"):
+            raise UserError(
+                f"letter_prior is {letter_prior!r}; it is log, relative or null (none)"
+            )
+        self.letter_prior = letter_prior
+        self.label = label
+        self.column = column
+        self.vocabulary = vocabulary or Vocabulary()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.speech_size, len(self.vocabulary))
+
+    def forward(self, frames):
+        """Log probabilities [batch, time, symbol] and valid frames [batch]."""
+        logits = self.linear(self.dropout(frames.speech.float()))
+        return functional.log_softmax(logits, dim=-1), frames.lengths
+
+    def loss(self, output, batch):
+        """CTC loss, each utterance divided by its number of letters, then averaged.
+
+        An utterance with more letters than frames contributes 0.
+        """
+        return self._losses(output, batch).mean()
+
+    def _losses(self, output, batch):
+        """The loss of each utterance [batch]."""
+        log_probabilities, frames = output
+        letters, counts = batch.labels[self.label]
+        losses = functional.ctc_loss(
+            log_probabilities.transpose(0, 1),
+            letters,
+            frames,
+            counts,
+            blank=self.vocabulary.blank_index,
+            reduction="none",
+            zero_infinity=True,
+        )
+        counts = counts.to(losses.device, non_blocking=True)
+        return losses / counts.clamp(min=1)
+
+    def prepare(self, stream, encoder):
+        """Set the letter prior, and warn about transcripts longer than their frames.
+
+        CTC cannot learn these.
+        """
+        utterances = stream.utterances
+        frames = encoder.frame_lengths(utterances.lengths)
+        texts = utterances.table[self.column]
+        if self.letter_prior is not None:
+            bias = self._prior(texts, int(frames.sum()))
+            with torch.no_grad():
+                self.linear.bias.copy_(bias)
+        short = [
+            row
+            for row, text in enumerate(texts)
+            if ctc_frames(self.vocabulary.encode(text)) > frames[row]
+        ]
+        if short:
+            logger.warning(
+                "%s: %d of %d transcripts have more letters than frames (first: %s); "
+                "their loss counts as 0",
+                stream.csv,
+                len(short),
+                len(texts),
+                utterances.ids[short[0]],
+            )
+
+    def _prior(self, texts, frames):
+        """The bias that ``letter_prior`` asks for [symbol]."""
+        counts = Counter()
+        for text in texts:
+            counts.update("|".join(text.split()))
+        symbols = self.vocabulary.symbols
+        counts = torch.tensor([float(counts[symbol]) for symbol in symbols])
+        blank = self.vocabulary.blank_index
+        if self.letter_prior == "relative":
+            bias = counts / counts.sum()
+            bias[blank] = 10.0
+            return bias
+        counts[blank] = frames - counts.sum()
+        # A symbol that never occurs counts once: its logarithm is finite.
+        return torch.log(counts.clamp(min=1.0) / frames)
+
+    def update(self, output, batch):
+        """Decode one batch greedily and keep hypotheses, references and losses."""
+        best = output[0].argmax(-1).cpu()
+        losses = self._losses(output, batch).cpu()
+        references = batch.columns[self.column]
+        for row, identity in enumerate(batch.ids):
+            symbols = best[row, : int(output[1][row])]
+            hypothesis = self.vocabulary.decode(symbols.tolist())
+            blank = int((symbols == self.vocabulary.blank_index).sum())
+            self.collected[identity] = (
+                references[row],
+                hypothesis,
+                float(losses[row]),
+                blank,
+                len(symbols),
+            )
+
+    def results(self, name, evaluation_set, folder=None):
+        """WER and CER in percent over all words and letters, and the mean CTC loss.
+
+        The single spaces between words are letters; ``blank_frames`` is the percentage
+        of all ``frames`` whose best symbol is the blank. With a folder also
+        ``wer_<name>.txt``, the summary and every alignment, and
+        ``transcripts_<name>.csv``: ID, reference, hypothesis.
+        """
+        rows = sorted(gather(self.collected).items())
+        if not rows:
+            raise UserError(f"{evaluation_set.csv}: no utterance was decoded")
+        stats = ErrorRateStats()
+        stats.append(
+            [identity for identity, _ in rows],
+            [row[1].split() for _, row in rows],
+            [row[0].split() for _, row in rows],
+        )
+        summary = stats.summarize()
+        if folder is not None:
+            text = io.StringIO()
+            stats.write_stats(text)
+            write_atomically(Path(folder) / f"wer_{name}.txt", text.getvalue())
+            texts = pandas.DataFrame([(i, row[0], row[1]) for i, row in rows])
+            texts.columns = ["ID", "reference", "hypothesis"]
+            path = Path(folder) / f"transcripts_{name}.csv"
+            write_atomically(path, texts.to_csv(index=False, lineterminator="\n"))
+        references, hypotheses = (
+            [" ".join(row[side].split()) for _, row in rows] for side in (0, 1)
+        )
+        letters = sum(map(len, references))
+        errors = int(edit_distances(references, hypotheses).sum())
+        frames = sum(row[4] for _, row in rows)
+        metrics = {
+            "wer": float(summary["WER"]),
+            "cer": 100 * errors / max(letters, 1),
+            "insertions": summary["insertions"],
+            "deletions": summary["deletions"],
+            "substitutions": summary["substitutions"],
+            "words": summary["num_scored_tokens"],
+            "letters": letters,
+            "utterances": len(rows),
+            "blank_frames": 100 * sum(row[3] for _, row in rows) / max(frames, 1),
+            "frames": frames,
+            "speech_loss": float(np.mean([row[2] for _, row in rows])),
+        }
+        return {name: metrics}
+
+
+class SpeakerRecognition(Task):
+    """Speaker embeddings trained with AAM-softmax (paper sections 2.1, 3.1, 4.2).
+
+    Pooling gives the embedding; a dropout and a cosine classifier without bias
+    follow in training only. Trials are scored by the cosine of two embeddings.
+
+    Arguments
+    ---------
+    encoder : lobes.model.encoder.Wav2Vec2Encoder
+        Asked for the size of its speaker frames only.
+    pooling : nn.Module
+        See ``lobes.model.pooling``.
+    n_speakers : int
+        Training speakers.
+    dropout : float
+        Between embedding and classifier.
+    scale, margin : float
+        AAM-softmax: logits are scale x cos(theta + margin) for the speaker, and
+        scale x cos(theta) for all others; the margin is in radians.
+    label : str
+        Name of the batch's speaker labels (``lobes.data.labels.Categories``).
+    """
+
+    reports = (
+        "eer",
+        "threshold",
+        *(f"min_dcf_{prior}" for prior in TARGET_PRIORS),
+        "trials",
+        "positives",
+        "speaker_loss",
+    )
+
+    def __init__(
+        self,
+        encoder,
+        pooling,
+        n_speakers,
+        dropout=0.0,
+        scale=30.0,
+        margin=0.2,
+        label="speaker",
+    ):
+        super().__init__()
+        if "cls" in pooling.need and encoder.class_token is None:
+            raise UserError(
+                f"pooling: {type(pooling).__name__} takes the output at the class "
+                "token, but class_token is null; set it to constant or learnt"
+            )
+        self.need = pooling.need
+        self.pooling = pooling
+        self.label = label
+        self.dropout = nn.Dropout(dropout)
+        size = pooling.output_size(encoder.speaker_size)
+        self.weight = nn.Parameter(torch.empty(n_speakers, size))
+        nn.init.xavier_normal_(self.weight)
+        self.margin = AdditiveAngularMargin(margin=margin, scale=scale)
+        self.speakers = None
+
+    def forward(self, frames):
+        """Embeddings [batch, channel], float32."""
+        return self.pooling(frames).float()
+
+    def loss(self, output, batch):
+        """AAM-softmax loss, mean over the batch, float32."""
+        return self._loss(output, batch.labels[self.label], self.weight)
+
+    def _loss(self, output, speakers, weight, reduction="mean"):
+        """The loss of embeddings [batch, channel] with the classes [batch]."""
+        embeddings = functional.normalize(self.dropout(output), dim=1)
+        cosines = embeddings @ functional.normalize(weight, dim=1).T
+        targets = functional.one_hot(speakers, len(weight)).float()
+        return functional.cross_entropy(
+            self.margin(cosines, targets), speakers, reduction=reduction
+        )
+
+    def check_tasks(self, tasks):
+        """Raise ``UserError`` when the pooling asks a speech head that never trains."""
+        asked = getattr(self.pooling, "speech", None)
+        if asked is not None and all(task is not asked for task in tasks.values()):
+            raise UserError(
+                f"pooling: {type(self.pooling).__name__} asks the speech head, which "
+                f"is not among the tasks ({', '.join(tasks)}); add it to tasks, or "
+                "take another pooling"
+            )
+
+    def prepare(self, stream, encoder):
+        """Raise ``UserError`` unless there are as many speakers as classes."""
+        found = len(stream.labels[self.label])
+        if found != len(self.weight):
+            raise UserError(
+                f"n_speakers is {len(self.weight)} but {stream.csv} has {found} "
+                f"speakers; set --n_speakers={found}"
+            )
+        self.speakers = stream.labels[self.label]
+
+    def update(self, output, batch):
+        """Keep the embeddings of one batch."""
+        embeddings = output.float().cpu().numpy()
+        self.collected.update(zip(batch.ids, embeddings, strict=True))
+
+    def results(self, name, evaluation_set, folder=None):
+        """EER, minDCF and threshold of every trial list of the evaluation set.
+
+        The loss, too, where ``name`` is ``valid`` and all speakers were trained on, as
+        when other recordings of theirs validate: ``speaker_loss``. With a folder also
+        ``scores_<list>.txt``, ``histogram_<list>.png``, and ``det.png`` of all lists.
+        Raises ``UserError`` for an embedding that is not finite: no metric is made
+        from broken scores.
+        """
+        embeddings = gather(self.collected)
+        results, curves = {}, {}
+        for trials_name, trials in evaluation_set.trials.items():
+            scores = cosine_scores(trials, embeddings)
+            metrics = verification_metrics(scores, trials.labels)
+            results[trials_name] = metrics
+            if folder is None:
+                continue
+            curves[trials_name] = (scores, trials.labels)
+            write_scores(Path(folder) / f"scores_{trials_name}.txt", trials, scores)
+            plot_score_histogram(
+                Path(folder) / f"histogram_{trials_name}.png",
+                scores,
+                trials.labels,
+                metrics["threshold"],
+                trials_name,
+            )
+        if curves:
+            plot_det(Path(folder) / "det.png", curves)
+        if name == "valid" and results:
+            loss = self._valid_loss(embeddings, evaluation_set)
+            results[trials_name].update(loss)
+        return results
+
+    def _valid_loss(self, embeddings, evaluation_set):
+        """``{"speaker_loss": mean}``, or nothing where a speaker is no class."""
+        table = evaluation_set.utterances.table
+        if self.speakers is None or self.speakers.column not in table:
+            return {}
+        known = dict(zip(table["ID"], table[self.speakers.column], strict=True))
+        names = [known[identity] for identity in embeddings]
+        if not set(names) <= self.speakers.index.keys():
+            return {}
+        weight, losses = self.weight.detach().float().cpu(), []
+        for first in range(0, len(names), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            vectors = torch.from_numpy(np.stack(list(embeddings.values())[part]))
+            speakers = self.speakers.encode(names[part])
+            losses.append(self._loss(vectors, speakers, weight, "none"))
+        return {"speaker_loss": float(torch.cat(losses).double().mean())}

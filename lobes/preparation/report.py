@@ -1,0 +1,136 @@
+"""What a preparation made of a corpus: ``prepare_report.json``, and as a table."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from lobes.preparation.parts import say
+from lobes.preparation.published import TRIALS, official_count
+from lobes.system.files import read_rows, write_atomically
+
+FILE_NAME = "prepare_report.json"
+
+
+def write_report(save_folder, corpus, counts, parts, official, left_out):
+    """Write ``prepare_report.json`` and say it as a table on standard error.
+
+    The report is that of the last call: the same files give the same report.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+    corpus : str
+    counts : dict
+        What a ``prepare_...`` function returns.
+    parts : dict
+        By part how many utterances it left out, which ``<part>.skipped.csv`` lists.
+    official : dict
+        Names of published splits (tuple of str) by the CSVs (tuple of str) that hold
+        them. Trial lists are known by their names.
+    left_out : dict
+        By part ``{kind: number}`` of what lies there and is no utterance.
+    """
+    report = {
+        "corpus": corpus,
+        "files": {
+            name: {key: value for key, value in count.items() if key != "path"}
+            for name, count in counts.items()
+        },
+        "skipped": {
+            part: _reasons(Path(save_folder) / f"{part}.skipped.csv")
+            for part, skipped in parts.items()
+            if skipped
+        },
+        "left_out": {part: kinds for part, kinds in left_out.items() if kinds},
+        "official": _compared(counts, official),
+    }
+    path = Path(save_folder) / FILE_NAME
+    text = json.dumps(report, indent=1) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text)
+    say(report_table(report))
+
+
+def report_table(report):
+    """A report as lines of text.
+
+    What is not of the published size is no fault: it may be a part of the corpus, or
+    another one in its layout.
+    """
+    lines = [
+        f"{'file':<24} {'speakers':>8} {'utterances':>10} {'hours':>9} {'skipped':>7}"
+    ]
+    for name, count in report["files"].items():
+        if "trials" in count:
+            lines.append(
+                f"{name:<24} {count['trials']} trials "
+                f"({count['positives']} positive, {count['negatives']} negative)"
+            )
+        else:
+            lines.append(
+                f"{name:<24} {count['speakers']:>8} {count['utterances']:>10} "
+                f"{count['hours']:>9.2f} {count['skipped']:>7}"
+            )
+    for part, reasons in report["skipped"].items():
+        for reason, number in reasons.items():
+            lines.append(f"skipped of {part}: {number:,}: {reason}")
+    for part, kinds in report["left_out"].items():
+        for kind, number in kinds.items():
+            lines.append(f"left out of {part}: {number:,} {kind}")
+    for one in report["official"]:
+        numbers = [
+            f"{found:,} of {published:,} {what}"
+            for what, (found, published) in one["counts"].items()
+        ]
+        lines.append(f"{one['files']}: {', '.join(numbers)} of {one['published']}")
+    return "\n".join(lines)
+
+
+def reason_kind(reason):
+    """A reason without what differs between files: numbers, details, the remedy.
+
+    >>> reason_kind("it has 399 samples, fewer than the 400 needed; leave it out")
+    'it has N samples, fewer than the N needed'
+    """
+    reason = re.sub(r" \([^()]*\)", "", reason)
+    return re.sub(r"\b\d+\b", "N", re.split("[;:] ", reason, maxsplit=1)[0])
+
+
+def _reasons(path):
+    """How often each kind of reason stands in a list of the skipped."""
+    rows = read_rows(path, ["reason"], "delete the list, and prepare again")
+    kinds = Counter(reason_kind(row["reason"]) for row in rows)
+    return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _compared(counts, official):
+    """Entries ``{files, published, counts: {what: [found, published]}}``."""
+    found = []
+    for files, splits in official.items():
+        published = official_count(*splits)
+        if published is None:
+            continue
+        # A validation split has speakers of its training split.
+        speakers = counts[files[0]]["speakers"]
+        utterances = sum(counts[name]["utterances"] for name in files)
+        compared = {
+            "utterances": [utterances, published.utterances],
+            "speakers": [speakers, published.speakers],
+        }
+        names = [split.rpartition("/")[2] for split in splits]
+        corpus = splits[0].partition("/")[0]
+        found.append(_entry(files, f"{corpus} {' + '.join(names)}", compared))
+    for name, count in counts.items():
+        if "trials" in count and name in TRIALS:
+            compared = {
+                kind: [count[kind], getattr(TRIALS[name], kind)]
+                for kind in ("positives", "negatives")
+            }
+            found.append(_entry((name,), f"VoxCeleb1's {name}", compared))
+    return found
+
+
+def _entry(files, published, compared):
+    """One comparison."""
+    return {"files": " + ".join(files), "published": published, "counts": compared}

@@ -1,0 +1,216 @@
+"""Recordings held out of training, and verification trials drawn from utterances.
+
+Everything is decided by the ``numpy.random.RandomState`` that is handed in: numpy
+froze its numbers, so that a seed gives everybody the same split; those of its newer
+generators may change.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lobes.errors import UserError
+from lobes.preparation.parts import say
+
+
+class Trials(NamedTuple):
+    """Columns ``[trial]``: label (1 = same speaker), enrolment, test utterance."""
+
+    label: np.ndarray
+    enrol: np.ndarray
+    test: np.ndarray
+
+
+def check_split_settings(fractions, counts, seed):
+    """Raise ``UserError`` for numbers that cannot describe a split.
+
+    Arguments
+    ---------
+    fractions, counts : dict
+        Value by the name of the argument: fractions of utterances, and numbers of
+        trials or recordings.
+    seed : int
+    """
+    for argument, value in fractions.items():
+        if not 0 < value < 1:
+            raise UserError(
+                f"{argument}={value}: it is the fraction of utterances held out for "
+                f"validation; use a number between 0 and 1, such as 0.02"
+            )
+    for argument, value in counts.items():
+        if value < 1:
+            raise UserError(f"{argument}={value}: use at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: use a number from 0 to 4294967295")
+
+
+def check_budget(skip_budget):
+    """Raise ``UserError`` for a number of bad utterances that cannot be one."""
+    if skip_budget < 0:
+        raise UserError(
+            f"skip_budget={skip_budget}: it is the number of bad utterances that may "
+            f"be left out; use 0 or more"
+        )
+
+
+def hold_out(recording, speakers, fraction, per_speaker, random, together=False):
+    """Choose whole recordings, in random order, until enough utterances are in them.
+
+    Arguments
+    ---------
+    recording : numpy.ndarray
+        Index of each utterance's recording, int64 ``[utterance]``.
+    speakers : list of str
+        Speaker of each recording.
+    fraction : float
+        Of the utterances; the last recording may exceed it.
+    per_speaker : int
+        Recordings of one speaker at most; in any case one stays.
+    random : numpy.random.RandomState
+    together : bool
+        Take a speaker's recordings one after another, so that a small fraction,
+        too, has speakers with two of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``[recording]``, true where one is held out.
+    """
+    sizes = np.bincount(recording)
+    left = {}
+    for speaker in speakers:
+        left[speaker] = left.get(speaker, 0) + 1
+    taken = dict.fromkeys(left, 0)
+    held_out = np.zeros(len(sizes), dtype=bool)
+    wanted = fraction * len(recording)
+    total = 0
+    order = random.permutation(len(sizes)).tolist()
+    if together:
+        first = {}
+        for rank, index in enumerate(order):
+            first.setdefault(speakers[index], rank)
+        order.sort(key=lambda index: first[speakers[index]])
+    for index in order:
+        if total >= wanted:
+            break
+        speaker = speakers[index]
+        if taken[speaker] < per_speaker and left[speaker] > 1:
+            taken[speaker] += 1
+            left[speaker] -= 1
+            held_out[index] = True
+            total += int(sizes[index])
+    return held_out
+
+
+def draw_trials(
+    speaker, recording, positives, negatives, across_recordings, random, group=None
+):
+    """Pairs of utterances, none twice in either order.
+
+    Arguments
+    ---------
+    speaker, recording : numpy.ndarray
+        Index of each utterance's speaker and recording, int64 ``[utterance]``.
+    positives, negatives : int
+        How many of each kind; all where there are fewer, if need be none.
+    across_recordings : bool
+        Take no positive trial within one recording (it is easy: same room, same
+        microphone).
+    random : numpy.random.RandomState
+    group : numpy.ndarray
+        Index of each speaker's group, int64 ``[speaker]``: both speakers of a
+        negative trial are of one group. None: any two speakers.
+
+    Returns
+    -------
+    Trials
+        Of rows; the positive ones first, each kind sorted.
+    """
+    same = _positive_pairs(speaker, recording, positives, across_recordings, random)
+    different = _negative_pairs(speaker, negatives, random, group)
+    pairs = np.concatenate([same, different])
+    label = np.repeat([1, 0], [len(same), len(different)])
+    return Trials(label, pairs[:, 0], pairs[:, 1])
+
+
+def report_shortage(name, trials, positives, negatives):
+    """Say where fewer trials exist than were asked for."""
+    for label, kind, wanted in (
+        (1, "positives", positives),
+        (0, "negatives", negatives),
+    ):
+        found = int((trials.label == label).sum())
+        if found < wanted:
+            say(
+                f"{name}: only {found} {kind} exist of the {wanted} asked for; all are "
+                f"taken"
+            )
+
+
+def trial_text(name, ids, trials):
+    """Lines ``label enrol_ID test_ID``, and counts ``{trials, positives, negatives}``.
+
+    The counts are also said on standard error.
+    """
+    columns = (column.tolist() for column in trials)
+    lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
+    positives = int(trials.label.sum())
+    counts = {
+        "trials": len(lines),
+        "positives": positives,
+        "negatives": len(lines) - positives,
+    }
+    say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
+    return "".join(lines), counts
+
+
+def _positive_pairs(speaker, recording, wanted, across_recordings, random):
+    """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for rows in np.split(*_runs(speaker)):
+        first, second = np.triu_indices(len(rows), 1)
+        found = np.stack([rows[first], rows[second]], axis=1)
+        if across_recordings:
+            found = found[recording[found[:, 0]] != recording[found[:, 1]]]
+        pairs.append(found)
+    return _sample(np.concatenate(pairs), wanted, random)
+
+
+def _runs(values):
+    """Arguments for ``np.split`` that give the rows of each distinct value."""
+    order = np.argsort(values, kind="stable")
+    return order, np.flatnonzero(np.diff(values[order])) + 1
+
+
+def _negative_pairs(speaker, wanted, random, group):
+    """Up to ``wanted`` pairs ``[pair, 2]`` of two speakers of a group, sorted."""
+    count = len(speaker)
+    own = np.bincount(speaker, minlength=1 if group is None else len(group))
+    group = np.zeros(len(own), dtype=np.int64) if group is None else group
+    together = np.bincount(group, weights=own).astype(np.int64)
+    total = (int((together * together).sum()) - int((own * own).sum())) // 2
+
+    def usable(pairs):
+        one, other = speaker[pairs[:, 0]], speaker[pairs[:, 1]]
+        return pairs[(one != other) & (group[one] == group[other])]
+
+    if total <= 2 * wanted:
+        pairs = np.stack(np.triu_indices(count, 1), axis=1)
+        return _sample(usable(pairs), wanted, random)
+    # There may be hundreds of millions: draw until enough are distinct. Pairs
+    # are numbers i * count + j with i < j.
+    chosen = np.zeros(0, dtype=np.int64)
+    while len(chosen) < wanted:
+        drawn = usable(np.sort(random.randint(0, count, size=(2 * wanted, 2)), axis=1))
+        chosen = np.concatenate([chosen, drawn[:, 0] * count + drawn[:, 1]])
+        first = np.unique(chosen, return_index=True)[1]
+        chosen = chosen[np.sort(first)]
+    chosen = np.sort(chosen[:wanted])
+    return np.stack([chosen // count, chosen % count], axis=1)
+
+
+def _sample(pairs, wanted, random):
+    """``wanted`` of the pairs, or all, sorted."""
+    if len(pairs) > wanted:
+        pairs = pairs[random.permutation(len(pairs))[:wanted]]
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

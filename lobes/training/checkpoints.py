@@ -1,0 +1,416 @@
+"""Checkpoints that are whole or absent, and found whole again."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import pickle
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import speechbrain.utils.checkpoints as stock
+import torch
+import yaml
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import (
+    MainProcessContext,
+    ddp_barrier,
+    if_main_process,
+)
+
+from lobes.errors import UserError
+from lobes.system.distributed import spread_random_state
+from lobes.system.preemption import LOADER_DIED
+
+logger = logging.getLogger(__name__)
+
+#: Sizes and SHA-256 of a checkpoint's other files; written last.
+MANIFEST = "MANIFEST.json"
+
+
+class Checkpointer(stock.Checkpointer):
+    """SpeechBrain's Checkpointer, for machines that stop at any moment.
+
+    A checkpoint is written into a hidden folder, flushed to the disk with a manifest
+    of sizes and SHA-256, and takes its name in one rename; a deletion begins with a
+    rename. What is loaded was verified against its manifest; a damaged checkpoint is
+    named in the log and the next best one taken. With several processes the first
+    one writes, and no process waits for it.
+
+    Raises ``UserError`` when a checkpoint cannot be written, when there are
+    checkpoints but none is whole, and when one is of another model.
+    """
+
+    def save_checkpoint(
+        self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO
+    ):
+        """See SpeechBrain. The values of ``meta`` must be plain and finite."""
+        if not if_main_process():
+            return None
+        try:
+            with MainProcessContext():
+                written = super().save_checkpoint(
+                    meta or {}, end_of_epoch, name, logging.DEBUG
+                )
+            _seal(written.path)
+            final = self.checkpoints_dir / written.path.name.removeprefix(".")
+            written.path.rename(final)
+            _flush(self.checkpoints_dir)
+        # torch reports a full disk as a RuntimeError of its writer in C++.
+        except (OSError, RuntimeError) as error:
+            if LOADER_DIED in str(error):
+                raise
+            self._remove_leftovers()
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self.checkpoints_dir}: a checkpoint could not be written "
+                f"({reason}); free space there and start the command again: it "
+                "continues from the last whole checkpoint"
+            ) from error
+        logger.log(verbosity, "Saved %s", final)
+        files = {name: final / path.name for name, path in written.paramfiles.items()}
+        return stock.Checkpoint(final, written.meta, files)
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep=1,
+        min_keys=None,
+        max_keys=None,
+        importance_keys=(stock.ckpt_recency,),
+        ckpt_predicate=None,
+        verbosity=logging.INFO,
+    ):
+        """See SpeechBrain."""
+        if not if_main_process():
+            return
+        orders = [{"min_key": key} for key in min_keys or ()]
+        orders += [{"max_key": key} for key in max_keys or ()]
+        # SpeechBrain's callers append the same key to one list with every call.
+        orders += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
+        found, kept = {}, set()
+        for order in orders:
+            ranked = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)
+            found.update({checkpoint.path: checkpoint for checkpoint in ranked})
+            kept.update(checkpoint.path for checkpoint in ranked[:num_to_keep])
+        for path in found.keys() - kept:
+            hidden = path.with_name(f".deleted-{path.name}")
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+            logger.log(verbosity, "Deleted %s", path)
+
+    def find_checkpoint(self, *args, **kwargs):
+        """See SpeechBrain: the best one that is whole.
+
+        None when there is no checkpoint at all of the wanted kind.
+        """
+        ddp_barrier()  # the first process may still be deleting
+        ranked = self.find_checkpoints(*args, **kwargs)
+        for checkpoint in ranked:
+            problem = damage(checkpoint.path)
+            if problem is None:
+                return checkpoint
+            logger.warning("%s is damaged: %s", checkpoint.path, problem)
+        # Unreadable ones are in no ranking; a run must not start anew over them.
+        folders = self._list_checkpoint_dirs()
+        if ranked or (folders and not self.list_checkpoints()):
+            raise UserError(
+                f"{self.checkpoints_dir}: none of {len(folders)} checkpoints is whole "
+                "(the log says why); restore one, or move the folder away to start "
+                "from the beginning"
+            )
+        return None
+
+    def recover_if_possible(self, *args, **kwargs):
+        """See SpeechBrain; reports and removes what interrupted saves left.
+
+        Damaged checkpoints are renamed, so that none keeps its rank as the best one.
+        """
+        if if_main_process():
+            self._remove_leftovers()
+            problems = {path: damage(path) for path in self._list_checkpoint_dirs()}
+            if None in problems.values():
+                for path in filter(problems.get, problems):
+                    aside = path.with_name(f"damaged-{path.name}")
+                    logger.warning(
+                        "%s is damaged: %s; it is now %s", path, problems[path], aside
+                    )
+                    path.rename(aside)
+        return super().recover_if_possible(*args, **kwargs)
+
+    def load_checkpoint(self, checkpoint):
+        """See SpeechBrain."""
+        try:
+            super().load_checkpoint(checkpoint)
+        except pickle.UnpicklingError as error:
+            # torch's own words tell how to run what is in it.
+            raise UserError(
+                f"{checkpoint.path}: a file there holds more than tensors, maybe code, "
+                "and was not loaded; restore the folder from where you trust it"
+            ) from error
+        except (RuntimeError, KeyError, ValueError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(
+                f"{checkpoint.path} is of another model, or no checkpoint of ours "
+                f"({' '.join(lines)[:200]}); choose another output folder, or the "
+                "settings of this one's hyperparams.yaml"
+            ) from error
+
+    def _new_checkpoint_dirpath(self):
+        # Hidden until it is whole: its name does not begin as a checkpoint's does.
+        final = super()._new_checkpoint_dirpath()
+        return final.with_name(f".{final.name}")
+
+    def _custom_checkpoint_dirpath(self, name):
+        final = super()._custom_checkpoint_dirpath(name)
+        return final.with_name(f".{final.name}")
+
+    def _list_checkpoint_dirs(self):
+        # Also without readable metadata: it is damaged, not absent.
+        return sorted(
+            path
+            for path in self.checkpoints_dir.iterdir()
+            if path.is_dir() and path.name.startswith(stock.CKPT_PREFIX)
+        )
+
+    def _construct_checkpoint_objects(self, checkpoint_dirs):
+        checkpoints = []
+        for folder in checkpoint_dirs:
+            try:
+                meta = yaml.safe_load(
+                    (folder / stock.METAFNAME).read_text(encoding="utf-8")
+                )
+                float(meta["unixtime"]), bool(meta["end-of-epoch"])
+            except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+                logger.warning(
+                    "%s is damaged: %s cannot be read (%s)",
+                    folder,
+                    stock.METAFNAME,
+                    type(error).__name__,
+                )
+                continue
+            files = {path.stem: path for path in folder.glob(f"*{stock.PARAMFILE_EXT}")}
+            checkpoints.append(stock.Checkpoint(folder, meta, files))
+        return checkpoints
+
+    def _save_checkpoint_metafile(self, fpath, meta_to_include=None, end_of_epoch=True):
+        meta = {name: _plain(name, v) for name, v in (meta_to_include or {}).items()}
+        # The clock of another node may be behind; the newest must stay the newest.
+        times = [c.meta["unixtime"] for c in self.list_checkpoints()]
+        now = max([time.time(), *(moment + 1e-3 for moment in times)])
+        meta = {"unixtime": now, "end-of-epoch": end_of_epoch, **meta}
+        Path(fpath).write_text(yaml.dump(meta), encoding="utf-8")
+        return meta
+
+    def _remove_leftovers(self):
+        for kind, problem in (
+            (f".{stock.CKPT_PREFIX}*", "an unfinished checkpoint"),
+            (".deleted-*", "a checkpoint that was being deleted"),
+        ):
+            for path in self.checkpoints_dir.glob(kind):
+                logger.warning("Removing %s: %s", path, problem)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def damage(folder):
+    """What is wrong with a checkpoint's files, compared with its manifest.
+
+    None when every file has the size and the SHA-256 that were written.
+    """
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, (size, digest) in expected.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, not {size}"
+            if _sha256(folder / name) != digest:
+                return f"the content of {name} has changed"
+    except OSError as error:
+        return f"{Path(error.filename or '').name}: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _seal(folder):
+    """Flush the files of a new checkpoint to the disk and write its manifest."""
+    contents = {}
+    for path in sorted(folder.iterdir()):
+        _flush(path)
+        contents[path.name] = [path.stat().st_size, _sha256(path)]
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    _flush(manifest)
+    _flush(folder)
+
+
+def _flush(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _plain(name, value):
+    """A value of the metadata as YAML can hold it, and as can be compared."""
+    if isinstance(value, (bool, int, str)):
+        return value
+    value = float(value)
+    if not math.isfinite(value):
+        raise UserError(f"checkpoint: {name} is {value}; the run has diverged")
+    return value
+
+
+@register_checkpoint_hooks
+class RandomState:
+    """The global random generators (dropout, LayerDrop, masks), as a recoverable.
+
+    Rank 0 saves; the other ranks resume with generators seeded from that state
+    and their rank, so that their dropout masks differ.
+    """
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the states of Python, NumPy and torch to ``path``."""
+        version, keys, gauss = random.getstate()
+        kind, numpy_keys, *numpy_rest = np.random.get_state()
+        state = {
+            "python": [version, list(keys), gauss],
+            "numpy": [kind, numpy_keys.tolist(), *numpy_rest],
+            "torch": torch.get_rng_state().tolist(),
+            # Of the device in use; how many others there are may differ.
+            "cuda": torch.cuda.get_rng_state().tolist()
+            if torch.cuda.is_initialized()
+            else None,
+        }
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(state, stream)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Restore the states in ``path``."""
+        with open(path, encoding="utf-8") as stream:
+            state = json.load(stream)
+        version, keys, gauss = state["python"]
+        random.setstate((version, tuple(keys), gauss))
+        kind, numpy_keys, *numpy_rest = state["numpy"]
+        np.random.set_state((kind, np.array(numpy_keys, np.uint32), *numpy_rest))
+        torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+        if torch.cuda.is_available() and state["cuda"]:
+            torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+        elif torch.cuda.is_available():
+            logger.warning("%s has no random state of a GPU: dropout differs", path)
+        spread_random_state()
+
+
+def load_initial_weights(folder, modules):
+    """Start from the best checkpoint of another run: weights only.
+
+    Optimizer, schedule, weighting and streams stay fresh. A branch that the other
+    run did not have starts as its shared layers. A head's tensor of another size (a
+    classifier of other speakers) stays random, and is named in the log.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Results folder of the other run.
+    modules : torch.nn.ModuleDict
+        ``encoder`` and the tasks.
+
+    Raises
+    ------
+    UserError
+        There is no checkpoint, or it does not fill the encoder.
+    """
+    saves = Path(folder) / "save"
+    found = None
+    if saves.is_dir():
+        found = Checkpointer(saves).find_checkpoint(min_key="score")
+    if found is None:
+        raise UserError(
+            f"init_from: {saves} holds no checkpoint; name the results folder of a "
+            "training that has validated once"
+        )
+    fresh = []
+    for name, module in modules.items():
+        if name == "weighting":
+            continue
+        path = found.path / f"{name}.ckpt"
+        if name == "encoder" and not path.is_file():
+            raise UserError(
+                f"init_from: {found.path} holds no weights of an encoder "
+                f"({path.name}); name the results folder of a whole training"
+            )
+        if not path.is_file():
+            fresh.append(name)
+            continue
+        stored = _tensors(path)
+        if name == "encoder":
+            stored = _with_branch(stored, module)
+        state = module.state_dict()
+        fits = {
+            key: tensor
+            for key, tensor in stored.items()
+            if key in state and state[key].shape == tensor.shape
+        }
+        missing = sorted(set(state) - set(fits))
+        odd = sorted({*missing, *(set(stored) - set(state))})
+        if odd and name == "encoder":
+            # Also what is left over: the layers of other branches are other layers.
+            raise UserError(
+                f"init_from: {path} does not fit the encoder ({odd[0]} and "
+                f"{len(odd) - 1} more); give the same shared_layers and class_token"
+            )
+        fresh += [f"{name}.{key}" for key in missing]
+        module.load_state_dict(fits, strict=False)
+    logger.info(
+        "Starting from the weights of %s; random at the start: %s",
+        found.path,
+        ", ".join(fresh) or "nothing",
+    )
+
+
+def _tensors(path):
+    """The tensors of a checkpoint's file by name; nothing else is loaded."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"init_from: {path} holds no tensors, or more than that, and was not "
+            "loaded; name the results folder of a training that you trust"
+        ) from error
+    if not isinstance(stored, dict):
+        raise UserError(f"init_from: {path} holds no weights by name; name another run")
+    return {n: t for n, t in stored.items() if isinstance(t, torch.Tensor)}
+
+
+def _with_branch(stored, encoder):
+    """An encoder's stored tensors, the speaker's own layers copied where absent."""
+    stored = dict(stored)
+    if any(key.startswith("speaker_layers.") for key in stored):
+        return stored
+    places = {
+        f"model.encoder.layers.{encoder.shared_layers + i}.": f"speaker_layers.{i}."
+        for i in range(len(encoder.speaker_layers))
+    }
+    if encoder.speaker_norm is not None:
+        places["model.encoder.layer_norm."] = "speaker_norm."
+    for source, target in places.items():
+        for key in [key for key in stored if key.startswith(source)]:
+            stored[target + key.removeprefix(source)] = stored[key]
+    return stored

@@ -1,0 +1,357 @@
+"""Trial lists, scores and verification metrics."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from lobes.errors import UserError
+from lobes.evaluation.verification import (
+    Trials,
+    check_trials,
+    cosine_scores,
+    detection_errors,
+    equal_error_rate,
+    min_dcf,
+    read_scores,
+    read_trials,
+    verification_metrics,
+    write_scores,
+)
+
+GOOD = "1 a b\n0 a c\n1 c d\n"
+
+
+def random_scores(seed, trials=400, shift=1.0, decimals=None):
+    """Normal scores, same-speaker trials ``shift`` higher; rounding makes ties."""
+    generator = np.random.default_rng(seed)
+    labels = generator.random(trials) < generator.uniform(0.05, 0.95)
+    labels[:2] = True, False
+    scores = generator.normal(size=trials) + shift * labels
+    return (scores if decimals is None else scores.round(decimals)), labels
+
+
+def reference_eer(scores, labels):
+    """Percent where scikit-learn's ROC, joined by lines, meets FRR = FAR."""
+    far, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    frr = 1 - tpr
+    for i in range(1, len(far)):
+        before, after = frr[i - 1] - far[i - 1], frr[i] - far[i]
+        if after <= 0:
+            return 100 * (
+                frr[i - 1] + (frr[i] - frr[i - 1]) * before / (before - after)
+            )
+    raise AssertionError("no crossing")
+
+
+def reference_min_dcf(scores, labels, p_target, c_miss, c_fa):
+    """Normalised cost by trying every threshold."""
+    costs = []
+    for threshold in [*np.unique(scores), np.inf]:
+        miss = np.mean(scores[labels] < threshold)
+        false_alarm = np.mean(scores[~labels] >= threshold)
+        costs.append(p_target * c_miss * miss + (1 - p_target) * c_fa * false_alarm)
+    return min(costs) / min(p_target * c_miss, (1 - p_target) * c_fa)
+
+
+def write(tmp_path, content):
+    """A trial list holding ``content`` (str or bytes)."""
+    path = tmp_path / "trials.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        GOOD.replace("\n", "\r\n"),
+        b"\xef\xbb\xbf" + GOOD.encode(),
+        GOOD.replace(" ", "\t") + "\n\n",
+        GOOD.rstrip(),
+    ],
+    ids=["plain", "crlf", "bom", "tabs and empty end", "no last newline"],
+)
+def test_trials_are_read(tmp_path, content):
+    path = write(tmp_path, content)
+    trials = read_trials(path)
+    assert trials.labels.tolist() == [True, False, True]
+    assert trials.labels.dtype == bool
+    assert (trials.enrol, trials.test) == (["a", "a", "c"], ["b", "c", "d"])
+    assert (trials.path, len(trials)) == (str(path), 3)
+    assert trials.utterances() == ["a", "c", "b", "d"]
+
+
+def test_all_problems_are_listed_with_their_lines(tmp_path):
+    path = write(tmp_path, "1 a b\n1 a\n2 a c\n0 a c d\n\n1 a b\n0 a b\n0 x y\n")
+    with pytest.raises(UserError) as error:
+        read_trials(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: 6 problems: ")
+    for problem in (
+        "line 2: 2 fields instead of 3",
+        "line 3: label '2' is neither 0 nor 1",
+        "line 4: 4 fields instead of 3",
+        "line 5: 0 fields instead of 3",
+        "line 6: the trial of line 1 again",
+        "line 7: label 0 contradicts line 1",
+    ):
+        assert problem in message
+    assert "\n" not in message and "line 8" not in message
+
+
+def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
+    path = write(tmp_path, GOOD + "broken\n" * 25)
+    with pytest.raises(UserError, match="25 problems") as error:
+        read_trials(path)
+    assert "line 13:" in str(error.value) and "line 14:" not in str(error.value)
+    assert "and 15 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        ("1 a b\n1 a c\n", r"all 2 trials are same-speaker \(1\)"),
+        ("0 a b\n", r"all 1 trials are different-speaker \(0\)"),
+        (b"1 a b\n0 \xff\xfe c\n", "not a UTF-8 text file"),
+        ("1,a,b\n0,a,c\n", "2 problems: line 1: 1 fields"),
+    ],
+)
+def test_unusable_lists_are_refused(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        read_trials(write(tmp_path, content))
+
+
+def test_a_missing_list_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no such trial list"):
+        read_trials(tmp_path / "none.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_trials(tmp_path)
+
+
+def test_repeats_count_where_allowed_but_never_contradict(tmp_path):
+    path = write(tmp_path, GOOD + "1 a b\n")
+    assert len(read_trials(path, allow_repeats=True)) == 4
+    path = write(tmp_path, GOOD + "0 a b\n")
+    with pytest.raises(UserError, match="line 4: label 0 contradicts line 1"):
+        read_trials(path, allow_repeats=True)
+
+
+def test_the_mirrored_pair_is_another_trial(tmp_path):
+    assert len(read_trials(write(tmp_path, GOOD + "1 b a\n"))) == 4
+
+
+@pytest.mark.fault(
+    "C7",
+    "`1 a b` and `0 b a` in one trial list",
+    "refused: `line 4: label 0 contradicts line 1 (same pair)`",
+)
+def test_a_mirrored_pair_contradicts_itself(tmp_path):
+    path = write(tmp_path, GOOD + "0 b a\n")
+    with pytest.raises(UserError, match="line 4: label 0 contradicts line 1"):
+        read_trials(path, allow_repeats=True)
+    path = write(tmp_path, "1 a b 0.5\n0 b a 0.5\n0 a a 1.0\n")
+    assert len(read_scores(path)[0]) == 3, "what was scored before stays readable"
+
+
+def test_unknown_utterances_are_named(tmp_path):
+    trials = read_trials(write(tmp_path, GOOD))
+    check_trials(trials, ["a", "b", "c", "d", "unused"], "test.csv")
+    with pytest.raises(UserError) as error:
+        check_trials(trials, iter(["a", "b"]), "test.csv")
+    assert str(error.value).startswith(
+        f"{trials.path}, line 2: c is not in test.csv (2 of the list's 4 utterances"
+    )
+
+
+@pytest.fixture
+def embedded():
+    """20,000 trials (several chunks) over 50 embeddings of 7 channels."""
+    generator = np.random.default_rng(5)
+    ids = [f"u{i}" for i in range(50)]
+    matrix = generator.normal(size=(50, 7)).astype(np.float32)
+    pairs = generator.integers(0, 50, size=(20000, 2))
+    labels = pairs[:, 0] % 2 == 0
+    return (
+        Trials(labels, [ids[i] for i in pairs[:, 0]], [ids[i] for i in pairs[:, 1]]),
+        ids,
+        matrix,
+        pairs,
+    )
+
+
+def test_cosine_scores_of_both_forms(embedded):
+    trials, ids, matrix, pairs = embedded
+    unit = matrix.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    expected = (unit @ unit.T)[pairs[:, 0], pairs[:, 1]]
+    scores = cosine_scores(trials, (ids, matrix))
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, atol=1e-12)
+    assert scores.max() <= 1
+    table = {name: matrix[i] for i, name in reversed(list(enumerate(ids)))}
+    np.testing.assert_array_equal(cosine_scores(trials, table), scores)
+    np.testing.assert_allclose(cosine_scores(trials, (ids, matrix * 1024)), scores)
+
+
+@pytest.mark.fault(
+    "F17", "NaN, infinite and zero embeddings", "an error that names the utterance"
+)
+@pytest.mark.parametrize("form", ["matrix", "dict"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "utterance b has NaN or infinite"),
+        (np.inf, "utterance b has NaN or infinite"),
+        (0.0, "utterance b has an embedding of zeros"),
+        (None, "utterance b has no embedding"),
+    ],
+)
+def test_broken_embeddings_are_named(form, value, message):
+    trials = Trials(np.array([True, False]), ["a", "a"], ["b", "c"])
+    table = {name: np.array([1.0, 2.0]) for name in "abc"}
+    if value is None:
+        del table["b"]
+    else:
+        table["b"] = np.array([value, 0.0])
+    # An utterance that no trial uses must not stand in the way.
+    table["unused"] = np.array([np.nan, 0.0])
+    if form == "matrix":
+        table = (list(table), np.stack(list(table.values())))
+    with pytest.raises(UserError, match=message):
+        cosine_scores(trials, table)
+
+
+def test_wrong_shapes_are_a_defect():
+    trials = Trials(np.array([True, False]), ["a", "a"], ["b", "b"])
+    with pytest.raises(ValueError, match="one size"):
+        cosine_scores(trials, {"a": np.ones(2), "b": np.ones(3)})
+    with pytest.raises(ValueError, match="distinct"):
+        cosine_scores(trials, (["a", "b", "a"], np.ones((3, 2))))
+    with pytest.raises(ValueError, match=r"\[trials\]"):
+        equal_error_rate([0.1, 0.2, 0.3], [0, 1])
+    with pytest.raises(ValueError, match="0 or 1"):
+        equal_error_rate([0.1, 0.2], [0, 2])
+    with pytest.raises(ValueError, match="p_target"):
+        min_dcf([0.1, 0.2], [0, 1], 1.0)
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+@pytest.mark.parametrize("seed", range(12))
+def test_eer_is_that_of_the_interpolated_roc(seed, decimals):
+    scores, labels = random_scores(seed, shift=seed / 4, decimals=decimals)
+    eer, threshold = equal_error_rate(scores, labels)
+    assert eer == pytest.approx(reference_eer(scores, labels), abs=1e-9)
+    assert type(eer) is float and type(threshold) is float
+    order = np.random.default_rng(0).permutation(len(scores))
+    assert equal_error_rate(scores[order], labels[order]) == (eer, threshold)
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("p_target", [0.001, 0.01, 0.05, 0.5, 0.9])
+def test_min_dcf_is_the_lowest_over_all_thresholds(p_target, decimals):
+    for seed in range(4):
+        scores, labels = random_scores(seed, shift=seed / 2, decimals=decimals)
+        for c_miss, c_fa in ((1, 1), (10, 1), (1, 3.5)):
+            cost, threshold = min_dcf(scores, labels, p_target, c_miss, c_fa)
+            reference = reference_min_dcf(scores, labels, p_target, c_miss, c_fa)
+            assert cost == pytest.approx(reference, abs=1e-12)
+            assert np.isfinite(threshold)
+            # Deciding at the threshold costs what is claimed.
+            miss = np.mean(scores[labels] < threshold) * p_target * c_miss
+            alarm = np.mean(scores[~labels] >= threshold) * (1 - p_target) * c_fa
+            worst = min(p_target * c_miss, (1 - p_target) * c_fa)
+            assert (miss + alarm) / worst == pytest.approx(cost, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "eer", "cost"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0.0, 0.0),
+        ([0.8, 0.9, 0.1, 0.2], [0, 0, 1, 1], 100.0, 1.0),
+        ([0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], 50.0, 1.0),
+        # Thresholds 0.1 0.2 0.3 0.4 and none: FRR 0 1/2 1/2 1/2 1, FAR 1 1 1/2 0 0.
+        ([0.2, 0.3, 0.1, 0.4], [0, 0, 1, 1], 50.0, 0.5),
+        # One tie: the ROC is a diagonal from (FAR 0, FRR 1/2) to (1/2, 0).
+        ([0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1], 25.0, 0.5),
+    ],
+    ids=["perfect", "inverse", "constant", "by hand", "tie"],
+)
+def test_examples_by_hand(scores, labels, eer, cost):
+    assert equal_error_rate(scores, labels)[0] == pytest.approx(eer, abs=1e-12)
+    assert min_dcf(scores, labels, 0.01)[0] == pytest.approx(cost, abs=1e-12)
+
+
+def test_detection_errors_by_hand():
+    errors = detection_errors([0.5, 0.1, 0.5, 0.9], [0, 0, 1, 1])
+    assert errors.thresholds[:3].tolist() == [0.1, 0.5, 0.9]
+    assert 0.9 < errors.thresholds[3] < 0.9 + 1e-12
+    assert errors.false_rejection.tolist() == [0, 0, 0.5, 1]
+    assert errors.false_acceptance.tolist() == [1, 0.5, 0, 0]
+
+
+@pytest.mark.fault("F18", "scores that are not finite", "an error, no EER or minDCF")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_an_error(bad, tmp_path):
+    scores, labels = [0.1, bad, 0.3], [0, 1, 1]
+    with pytest.raises(UserError, match="1 of 3 scores"):
+        equal_error_rate(scores, labels)
+    with pytest.raises(UserError, match="1 of 3 scores"):
+        verification_metrics(scores, labels)
+    path = tmp_path / "scores.txt"
+    with pytest.raises(UserError, match="1 of 3 scores"):
+        write_scores(path, Trials(np.array(labels, bool), ["a"] * 3, ["b"] * 3), scores)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"), [([1, 1], "2 and 0"), ([0, 0], "0 and 2"), ([], "0 and 0")]
+)
+def test_one_class_or_nothing_is_an_error(labels, counts):
+    with pytest.raises(UserError, match=f"there are {counts}"):
+        verification_metrics(np.linspace(0, 1, len(labels)), labels)
+
+
+def test_metrics_are_plain_numbers_that_agree_with_the_single_functions():
+    scores, labels = random_scores(3)
+    metrics = verification_metrics(scores.astype(np.float32), labels.astype(int))
+    eer, threshold = equal_error_rate(scores.astype(np.float32), labels)
+    assert metrics == {
+        "eer": eer,
+        "threshold": threshold,
+        "min_dcf_0.01": min_dcf(scores, labels, 0.01)[0],
+        "min_dcf_0.05": min_dcf(scores, labels, 0.05)[0],
+        "trials": 400,
+        "positives": int(labels.sum()),
+    }
+    assert {type(value) for value in metrics.values()} == {float, int}
+
+
+def test_scores_survive_the_file_exactly(tmp_path, embedded):
+    trials, ids, matrix, _ = embedded
+    scores = cosine_scores(trials, (ids, matrix))
+    path = tmp_path / "new" / "scores.txt"
+    write_scores(path, trials, scores)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == (
+        f"{int(trials.labels[0])} {trials.enrol[0]} {trials.test[0]} {scores[0]}"
+    )
+    loaded, again = read_scores(path)
+    np.testing.assert_array_equal(again, scores)
+    np.testing.assert_array_equal(loaded.labels, trials.labels)
+    assert (loaded.enrol, loaded.test) == (trials.enrol, trials.test)
+    assert verification_metrics(again, loaded.labels) == verification_metrics(
+        scores, trials.labels
+    )
+
+
+def test_problems_of_a_score_file_are_listed(tmp_path):
+    path = write(tmp_path, "1 a b 0.5\n0 a c nan\n0 a d high\n1 a e\n0 a f 1e-3\n")
+    with pytest.raises(UserError, match="3 problems") as error:
+        read_scores(path)
+    for problem in (
+        "line 2: score 'nan' is not a finite number",
+        "line 3: score 'high'",
+        "line 4: 3 fields instead of 4",
+    ):
+        assert problem in str(error.value)
