@@ -276,3 +276,13 @@ def _number(stream):
         return stream.fileno()
     except (OSError, ValueError, AttributeError):
         return None
+
+
+#: Problems that one error message tells in words; of the others it gives the number.
+TOLD = 3
+
+
+def enumeration(items):
+    """The first few of ``items`` (str) and how many more there are."""
+    told = "; ".join(items[:TOLD])
+    return f"{told}; and {len(items) - TOLD} more" if len(items) > TOLD else told

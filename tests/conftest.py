@@ -13,8 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
-from lobes import ledger, preemption  # noqa: E402
-from tests import tiny  # noqa: E402
+from lobes.runs import ledger  # noqa: E402
+from lobes.system import preemption  # noqa: E402
+from tests.helpers import tiny  # noqa: E402
 from tests.helpers.faults import (  # noqa: E402, F401
     pytest_addoption,
     pytest_collection_modifyitems,

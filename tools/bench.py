@@ -33,9 +33,9 @@ from pathlib import Path
 import numpy as np
 
 from lobes.data.audio import SAMPLE_RATE
+from lobes.data.trials import Trials
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.evaluation.verification import (
-    Trials,
     cosine_scores,
     equal_error_rate,
     verification_metrics,

@@ -12,8 +12,8 @@ import sys
 
 from lobes.errors import ArgumentParser, user_errors_exit
 from lobes.preparation.conversion import convert, summary
-from lobes.preparation.parts import say
 from lobes.settings.table import PATH, option
+from lobes.system.terminal import say
 
 
 @user_errors_exit

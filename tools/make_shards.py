@@ -34,18 +34,12 @@ import numpy as np
 from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.data.utterance_tables import read_header, read_table
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.preparation.parts import (
-    csv_text,
-    file_hash,
-    map_in_processes,
-    progress_bar,
-    say,
-    worker_count,
-    writable_folder,
-)
+from lobes.preparation.parts import csv_text, writable_folder
 from lobes.settings.table import POSITIVE, option
-from lobes.system.files import read_json, write_atomically
+from lobes.system.files import file_hash, read_json, write_atomically
 from lobes.system.locks import one_writer
+from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     import pandas

@@ -20,11 +20,12 @@ from pathlib import Path
 from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.model.source_check import cache_alone_if_offline, check_source
-from lobes.preparation.parts import progress_bar, say, worker_count
 from lobes.preparation.transcripts import MAXIMUM_SECONDS, json_lines
 from lobes.settings.table import PATH, option
 from lobes.system.lazy import lazy
 from lobes.system.locks import take
+from lobes.system.parallel import worker_count
+from lobes.system.terminal import progress_bar, say
 
 data = lazy("torch.utils.data")
 streams = lazy("lobes.data.streams")

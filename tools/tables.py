@@ -23,7 +23,8 @@ from lobes.evaluation.significance import MEANING, compare_eer, compare_words
 from lobes.runs import ledger
 from lobes.runs.experiment import ROOT
 from lobes.runs.grids import Grid, latest, members, read_grid, same_but
-from lobes.settings.table import PATH, counts, yamls
+from lobes.settings import yamls
+from lobes.settings.table import PATH, counts
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
 from tools import cost

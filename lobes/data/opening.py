@@ -19,18 +19,14 @@ from lobes.data.audio import (
     read_audio,
     usable_frames,
 )
+from lobes.data.markers import vouched_since
 from lobes.data.scan_cache import Journal
+from lobes.data.trials import check_trials
 from lobes.data.utterance_tables import read_header
-from lobes.errors import UserError
-from lobes.evaluation.verification import check_trials
-from lobes.preparation.parts import (
-    enumeration,
-    map_in_processes,
-    progress_bar,
-    vouched_since,
-    worker_count,
-)
+from lobes.errors import UserError, enumeration
 from lobes.system.lazy import lazy
+from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.terminal import progress_bar
 
 distributed = lazy("lobes.system.distributed")
 pandas = lazy("pandas")
@@ -312,7 +308,7 @@ def look_at_trials(trials, csv, table):
 
     Arguments
     ---------
-    trials : lobes.evaluation.verification.Trials
+    trials : lobes.data.trials.Trials
         By ID, or by the ends of their files' paths.
     csv : str or Path
         Where the table was read.
@@ -321,7 +317,7 @@ def look_at_trials(trials, csv, table):
 
     Counted in a warning are trials of two utterances that are the same audio, whose
     score is always the highest, and labels that contradict the column ``spk_id``.
-    Raises ``UserError`` as ``lobes.evaluation.verification.check_trials`` does, and
+    Raises ``UserError`` as ``lobes.data.trials.check_trials`` does, and
     where all same-speaker trials are of the same audio.
     """
     trials = check_trials(trials, table["ID"], csv, table["wav"])

@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 from lobes.data.audio import MINIMUM_SAMPLES, SAMPLE_RATE, read_audio
 from lobes.data.opening import look_at_trials, true_stops
+from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import as_paths, concatenate, read_table
 from lobes.errors import UserError
-from lobes.evaluation.verification import read_trials
 from lobes.settings.changes import differences, record_changes
 from lobes.settings.table import MOST_WORKERS
 from lobes.system.preemption import protect_worker

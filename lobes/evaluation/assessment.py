@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 
 from lobes.data.audio import SAMPLE_RATE
+from lobes.data.trials import read_scores
 from lobes.errors import UserError
 from lobes.evaluation.mfcc_baseline import Piece, baseline_scores, mean_mfccs
 from lobes.evaluation.significance import (
@@ -22,7 +23,7 @@ from lobes.evaluation.significance import (
     rate_interval,
     read_words,
 )
-from lobes.evaluation.verification import CHANCE, equal_error_rate, read_scores
+from lobes.evaluation.verification import CHANCE, equal_error_rate
 
 #: Share of a set's hypotheses without a letter, or all alike, that is warned of.
 MANY_ALIKE = 0.5

@@ -13,13 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE, read_audio
+from lobes.data.trials import check_trials, read_trials
 from lobes.errors import UserError
-from lobes.evaluation.verification import (
-    check_trials,
-    cosine_scores,
-    equal_error_rate,
-    read_trials,
-)
+from lobes.evaluation.verification import cosine_scores, equal_error_rate
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
 
@@ -93,7 +89,7 @@ def baseline_scores(trials, vectors):
 
     Arguments
     ---------
-    trials : lobes.evaluation.verification.Trials
+    trials : lobes.data.trials.Trials
     vectors : dict
         ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
     """

@@ -21,7 +21,11 @@ from matplotlib.ticker import (
 from scipy.special import ndtri
 
 from lobes.errors import UserError
-from lobes.evaluation.verification import CHANCE, detection_errors, equal_error_rate
+from lobes.evaluation.verification import (
+    CHANCE,
+    detection_errors,
+    equal_error_rate,
+)
 from lobes.system.files import write_atomically
 
 #: Okabe and Ito's palette (2008): distinct with every common colour blindness.

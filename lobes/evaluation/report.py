@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lobes.errors import UserError, explanation
+from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
 from lobes.evaluation.progress import ProgressLog
 from lobes.evaluation.significance import MEANING, speakers_of
 from lobes.system.files import read_json, write_atomically
@@ -25,7 +26,6 @@ from lobes.system.terminal import console
 
 edit_distance = lazy("speechbrain.utils.edit_distance")
 pandas = lazy("pandas")
-stopping = lazy("lobes.training.stopping")
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _print_summary(folder, examples):
         output.print(Text(f"warning: {text}", style="yellow"))
     where = [f"Checkpoint of step {results['step']}"]
     if "training" in results:
-        where.append(str(stopping.Ending(**results["training"])))
+        where.append(str(Ending(**results["training"])))
     if "seconds" in results:
         where.append(f"{results['seconds']:.0f} seconds in all")
     output.print(Text("; ".join(where)))
@@ -261,11 +261,11 @@ def _stopped(results):
     """Lines that nobody overlooks, when a training did not take all of its steps."""
     if "training" not in results:
         return
-    ending = stopping.Ending(**results["training"])
-    if ending.kind == stopping.COMPLETE:
+    ending = Ending(**results["training"])
+    if ending.kind == COMPLETE:
         return
     advice = "the weights tested here are those of a part of the training"
-    if ending.kind in (stopping.DIVERGED, stopping.PATIENCE):
+    if ending.kind in (DIVERGED, PATIENCE):
         advice = "the same command only tests again"
     yield ""
     yield "=" * 72
@@ -706,7 +706,7 @@ def _checkpoint_facts(results, validation):
         note = "; the lowest selection score of the run" if best else ""
         facts.append(("Its validation", ", ".join(shown) + note))
     if "training" in results:
-        facts.append(("Training", str(stopping.Ending(**results["training"]))))
+        facts.append(("Training", str(Ending(**results["training"]))))
     facts.append(("Parameters", f"{results['parameters']:,}"))
     facts.append(("Seed", str(results["seed"])))
     return facts

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
-from lobes.evaluation.verification import equal_error_rate, read_scores
+from lobes.evaluation.verification import equal_error_rate
 from lobes.system.files import read_rows
 from lobes.system.lazy import lazy
 
@@ -148,7 +149,7 @@ def eer_interval(trials, scores, speakers=None):
 
     Arguments
     ---------
-    trials : lobes.evaluation.verification.Trials
+    trials : lobes.data.trials.Trials
     scores : numpy.ndarray
         ``[trials]``.
     speakers : dict

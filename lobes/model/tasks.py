@@ -37,6 +37,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import nn
 from torch.nn import functional
 
+from lobes.data.trials import write_scores
 from lobes.data.vocabulary import Vocabulary, ctc_frames, edit_distances
 from lobes.errors import UserError
 from lobes.evaluation.plots import plot_det, plot_score_histogram
@@ -44,7 +45,6 @@ from lobes.evaluation.verification import (
     TARGET_PRIORS,
     cosine_scores,
     verification_metrics,
-    write_scores,
 )
 from lobes.system.distributed import gather
 from lobes.system.files import write_atomically

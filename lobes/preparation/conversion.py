@@ -34,15 +34,13 @@ from lobes.errors import UserError
 from lobes.preparation.parts import (
     csv_text,
     existing_folder,
-    map_in_processes,
-    progress_bar,
-    say,
     shown,
-    worker_count,
     writable_folder,
 )
 from lobes.system.files import write_atomically
 from lobes.system.locks import one_writer
+from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.terminal import progress_bar, say
 
 #: File in the output folder that lists what could not be converted, and why.
 FAILED = "convert.failed.csv"

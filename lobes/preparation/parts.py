@@ -13,19 +13,12 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
-import signal
-import sys
 import tempfile
-import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from lobes.data.audio import (
     SAMPLE_RATE,
@@ -34,9 +27,12 @@ from lobes.data.audio import (
     import_pyav_for,
     usable_frames,
 )
-from lobes.errors import UserError
-from lobes.system.files import read_json, write_atomically
+from lobes.data.markers import marker_path, read_marker
+from lobes.errors import UserError, enumeration
+from lobes.system.files import file_hash, write_atomically
 from lobes.system.locks import one_writer
+from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.terminal import progress_bar, say
 
 # Raised when the content of the output files changes for the same input.
 _FORMAT = 1
@@ -47,9 +43,6 @@ _CHUNK = 32
 
 # Rows turned into text at once.
 _ROWS = 1 << 14
-
-# Problems told in one error message.
-_TOLD = 3
 
 
 class Problem(NamedTuple):
@@ -181,7 +174,7 @@ class Part:
     def __init__(self, save_folder, name, corpus, options, inputs):
         self.folder = Path(save_folder)
         self.name = name
-        self.marker = _marker(save_folder, name)
+        self.marker = marker_path(save_folder, name)
         self._key = {
             "format": _FORMAT,
             "corpus": corpus,
@@ -194,7 +187,7 @@ class Part:
 
         Says on standard error which of the two it is, and why.
         """
-        stored = _read_marker(self.marker)
+        stored = read_marker(self.marker)
         if not stored:
             return None
         reason = self._difference(stored)
@@ -296,8 +289,8 @@ def check_owner(save_folder, name, corpus, outputs):
     outputs : list of str
         Names of the files that it writes.
     """
-    marker = _marker(save_folder, name)
-    other = _read_marker(marker).get("corpus", corpus)
+    marker = marker_path(save_folder, name)
+    other = read_marker(marker).get("corpus", corpus)
     if other != corpus:
         raise UserError(
             f"{save_folder}: {name}.csv there was prepared from {other}, not from "
@@ -373,23 +366,6 @@ def name_problem(utterance, path):
     )
 
 
-def vouched_since(csv_path):
-    """When a preparation wrote a CSV (ns), or None unless it is still as it was then.
-
-    A marker beside the CSV vouches for it: all of its files were decoded before.
-    """
-    csv_path = Path(csv_path)
-    content = None
-    for marker in sorted(csv_path.parent.glob(_marker("", "*").name)):
-        wanted = _read_marker(marker).get("files", {}).get(csv_path.name)
-        if wanted is None:
-            continue
-        content = content or file_hash(csv_path)
-        if content == wanted:
-            return marker.stat().st_mtime_ns
-    return None
-
-
 def csv_text(header, columns):
     """CSV text with a header line; ``columns`` are equally long sequences.
 
@@ -440,12 +416,6 @@ def with_paths(save_folder, counts):
         name: {"path": os.path.join(save_folder, name), **count}
         for name, count in counts.items()
     }
-
-
-def enumeration(items):
-    """The first few of ``items`` (str) and how many more there are."""
-    told = "; ".join(items[:_TOLD])
-    return f"{told}; and {len(items) - _TOLD} more" if len(items) > _TOLD else told
 
 
 def children(folder, folders=False):
@@ -544,86 +514,6 @@ def writable_folder(folder, argument="save_folder"):
     return path
 
 
-def worker_count(num_workers):
-    """Processes to use; all cores that this process may run on for None."""
-    if num_workers is None:
-        # Absent on macOS; on clusters it is what the job was given.
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    if num_workers < 1:
-        raise UserError(
-            f"num_workers={num_workers}: at least 1 process is needed; leave it out "
-            f"for one per core"
-        )
-    return num_workers
-
-
-def progress_bar(title, total, unit="utt", **settings):
-    """A bar with rate and remaining time; in a log a line every half minute.
-
-    ``settings`` are those of ``tqdm``.
-    """
-    return tqdm(
-        total=total,
-        desc=title,
-        unit=unit,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-        **settings,
-    )
-
-
-def map_in_processes(function, tasks, workers):
-    """Like ``map``, in ``workers`` processes where there is more than one.
-
-    Results come in the order of ``tasks``. The workers end with this process,
-    however that ends. Raises ``UserError`` when one of them died.
-    """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    executor = ProcessPoolExecutor(workers, initializer=_start_worker)
-    try:
-        yield from executor.map(function, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a worker process died, perhaps for lack of memory; use fewer than "
-            f"--num_workers={workers}"
-        ) from error
-    finally:
-        # Without this an error or Ctrl-C would first finish the whole corpus.
-        executor.shutdown(cancel_futures=True)
-
-
-def file_hash(path):
-    """SHA-256 of a file, as text."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def say(message):
-    """Tell the user something; standard output stays free for results."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def _marker(save_folder, name):
-    """Path of the file that vouches for a part's outputs."""
-    return Path(save_folder) / f"{name}.prepared.json"
-
-
-def _read_marker(path):
-    """A marker's content; empty if there is none, or not a complete one."""
-    try:
-        stored = read_json(path, "")
-    except UserError:
-        return {}
-    wanted = {"format", "corpus", "options", "inputs", "skipped", "counts", "files"}
-    whole = wanted <= set(stored) and type(stored["skipped"]) is int
-    maps = whole and all(isinstance(stored[name], dict) for name in ("counts", "files"))
-    return stored if maps else {}
-
-
 def _scan_chunk(paths):
     """``(frames, mean, std)`` of each file, or the reason why there is none."""
     return [_tried(audio_statistics, path) for path in paths]
@@ -645,18 +535,3 @@ def _tried(function, path):
 def _header(path):
     """``AudioStatistics`` without any statistics."""
     return AudioStatistics(usable_frames(path), np.nan, np.nan)
-
-
-def _start_worker():
-    """Leave signals to the parent, and end when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A handler that the training program installed must not act in here.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A killed parent cannot stop its workers: they would wait for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """Block until the parent process has ended, then end this one."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lobes.preparation.parts import say
 from lobes.preparation.published import TRIALS, official_count
 from lobes.system.files import read_rows, write_atomically
+from lobes.system.terminal import say
 
 FILE_NAME = "prepare_report.json"
 

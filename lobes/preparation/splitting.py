@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lobes.errors import UserError
-from lobes.preparation.parts import say
+from lobes.system.terminal import say
 
 
 class Trials(NamedTuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lobes.data.prepared import check_test_sets
 from lobes.errors import ArgumentParser, DivergedError, UserError, user_errors_exit
+from lobes.evaluation.ending import DIVERGED, Ending
 from lobes.runs.experiment import RESTORE, parse_arguments, shell_command
 from lobes.settings.table import PATH
 from lobes.system.files import read_json, write_atomically
@@ -24,7 +25,6 @@ ledger = lazy("lobes.runs.ledger")
 names = lazy("lobes.runs.names")
 opening = lazy("lobes.data.opening")
 report = lazy("lobes.evaluation.report")
-stopping = lazy("lobes.training.stopping")
 streams = lazy("lobes.data.streams")
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def evaluate(
         ``wer``, ``cer`` and ``eer`` (percent) of the YAML's headline sets, all metrics
         of all sets, what ``lobes.evaluation.assessment.assess`` says of them (by the
         first process), the checkpoint and its step, how the ``training`` ended
-        (``lobes.training.stopping.Ending``), the number of parameters, device, memory
+        (``lobes.evaluation.ending.Ending``), the number of parameters, device, memory
         in bytes, and the seconds taken.
     """
     if brain.debug:
@@ -124,8 +124,8 @@ def conclude(results, hparams):
     if not results or not _first():
         return
     report.print_summary(hparams["output_folder"])
-    ending = stopping.Ending(**results["training"])
-    if ending.kind == stopping.DIVERGED:
+    ending = Ending(**results["training"])
+    if ending.kind == DIVERGED:
         raise DivergedError(
             f"{ending}; lower --lr for a new run (the same command would only test "
             "again; docs/grid.md tells when it goes on)"

@@ -22,8 +22,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
 from lobes.data.prepared import name_csv_folders
 from lobes.errors import UserError
+from lobes.settings import table, yamls
 from lobes.settings.changes import changed_settings, differences, record_changes
-from lobes.settings.table import counts, similar, table, yamls
+from lobes.settings.table import counts, similar
 from lobes.system.files import read_json, write_atomically
 from lobes.system.lazy import lazy, module_alone
 from lobes.system.locks import one_writer

@@ -33,7 +33,7 @@ from ruamel.yaml.comments import TaggedScalar
 from lobes.errors import UserError
 from lobes.runs import ledger
 from lobes.runs.experiment import ROOT, load_variant, resolve
-from lobes.settings.table import yamls
+from lobes.settings import yamls
 from lobes.system.locks import take
 from lobes.system.preemption import EXIT_CODE
 

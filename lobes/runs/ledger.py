@@ -21,18 +21,20 @@ from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import read_values
 from lobes.errors import DivergedError, UserError
+from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
 from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.verification import CHANCE, read_trials
+from lobes.evaluation.verification import CHANCE
 from lobes.runs.experiment import ROOT, commit
-from lobes.settings.table import counts, yamls
+from lobes.settings import yamls
+from lobes.settings.table import counts
 from lobes.system.files import read_json, usable_rows, write_atomically
 from lobes.system.lazy import lazy
 from lobes.system.locks import take
 
 distributed = lazy("lobes.system.distributed")
-stopping = lazy("lobes.training.stopping")
 streams = lazy("lobes.data.streams")
 torch = lazy("torch")
 
@@ -122,7 +124,7 @@ def entry(hparams, run_opts=None):
 def ending(hparams):
     """How far a training has come, as its folder tells.
 
-    It is a ``lobes.training.stopping.Ending``.
+    It is a ``lobes.evaluation.ending.Ending``.
 
     Its steps are those of ``progress.jsonl`` or of the newest checkpoint, which a
     signal may have saved before a row was written.
@@ -137,9 +139,9 @@ def ending(hparams):
     steps = [row["step"] for row in rows] + [c.meta.get("step", 0) for c in saved]
     steps, planned = max(steps, default=0), hparams["steps"]
     kind = rule.kind or UNFINISHED
-    if steps >= planned and kind != stopping.DIVERGED:
-        kind = stopping.COMPLETE
-    return stopping.Ending(kind, steps, planned, rule.reason)
+    if steps >= planned and kind != DIVERGED:
+        kind = COMPLETE
+    return Ending(kind, steps, planned, rule.reason)
 
 
 def path_of(hparams):
@@ -272,7 +274,7 @@ def _outcome(hparams, results, error, training):
     rows = ProgressLog(hparams["output_folder"]).rows()
     end = ending(hparams)
     if "training" in results:
-        end = stopping.Ending(**results["training"])
+        end = Ending(**results["training"])
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
@@ -326,9 +328,9 @@ def _ended_by(error):
 
 def _ended(end, rows):
     """State and reason of a training that came to an end of its own."""
-    if end.kind == stopping.DIVERGED:
+    if end.kind == DIVERGED:
         return "diverged", end.reason
-    if end.kind not in (stopping.COMPLETE, stopping.PATIENCE):
+    if end.kind not in (COMPLETE, PATIENCE):
         # A limit of the command line is no verdict on the run.
         return "pre-empted", str(end)
     last = [row for row in rows if row["stage"] == "valid"][-1:]
@@ -336,7 +338,7 @@ def _ended(end, rows):
     if known and all(value >= CHANCE[name] for name, value in known.items()):
         text = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
         return "diverged", f"not better than chance: {text}"
-    if end.kind == stopping.PATIENCE:
+    if end.kind == PATIENCE:
         return "early-stopped", end.reason
     return "finished", None
 

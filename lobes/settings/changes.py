@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml.comments import TaggedScalar
 
-from lobes.settings.table import table as settings
+from lobes.settings import table as settings
 
 
 def differences(old, new):

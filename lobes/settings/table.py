@@ -17,7 +17,7 @@ from pathlib import Path
 from ruamel.yaml.comments import TaggedScalar
 
 from lobes.errors import UserError
-from lobes.settings.table import yamls
+from lobes.settings import yamls
 
 #: Reading processes of one stream at most.
 MOST_WORKERS = 256

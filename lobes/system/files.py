@@ -1,6 +1,7 @@
 """Files: written whole or not at all, and read with every fault named by its line."""
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -229,3 +230,9 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def file_hash(path):
+    """SHA-256 of a file, as text."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from lobes.data.opening import check_leaks, open_sets
 from lobes.data.prepared import record_test_sets
 from lobes.data.streams import EvaluationStream, TrainStream, end_loading
 from lobes.errors import DivergedError, UserError
+from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
 from lobes.evaluation.progress import ProgressLog, StepAverages
 from lobes.system import preemption
@@ -34,7 +35,6 @@ from lobes.system.distributed import (
     spread_random_state,
 )
 from lobes.training.checkpoints import RandomState, load_initial_weights
-from lobes.training.stopping import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class SpeechSpeakerBrain(sb.Brain):
 
         The bar counts optimizer steps and shows the losses, and the metrics of the
         last validation as they fall. ``ending`` then holds how it ended
-        (``lobes.training.stopping.Ending``). Raises ``UserError`` when a file cannot be
+        (``lobes.evaluation.ending.Ending``). Raises ``UserError`` when a file cannot be
         written, and ``lobes.system.preemption.Preempted`` after a signal, with a
         checkpoint saved.
         """

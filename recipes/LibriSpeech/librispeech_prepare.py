@@ -20,7 +20,7 @@ import numpy as np
 from lobes.data.audio import SAMPLE_RATE, encoder_frames
 from lobes.data.scan_cache import Journal
 from lobes.data.vocabulary import Vocabulary, ctc_frames
-from lobes.errors import ArgumentParser, UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
 from lobes.preparation.parts import (
     Inputs,
     LeftOut,
@@ -31,17 +31,13 @@ from lobes.preparation.parts import (
     children,
     csv_counts,
     csv_text,
-    enumeration,
     existing_folder,
-    file_hash,
     listing,
     name_problem,
     one_preparation,
     outside,
-    say,
     scan_audio,
     with_paths,
-    worker_count,
     writable_folder,
 )
 from lobes.preparation.report import write_report
@@ -54,6 +50,9 @@ from lobes.preparation.splitting import (
     trial_text,
 )
 from lobes.settings.table import option
+from lobes.system.files import file_hash
+from lobes.system.parallel import worker_count
+from lobes.system.terminal import say
 
 HEADER = ("ID", "duration", "wav", "spk_id", "wrd", "mean", "std")
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES, SAMPLE_RATE
 from lobes.data.scan_cache import Journal
-from lobes.errors import ArgumentParser, UserError, user_errors_exit
+from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
+from lobes.preparation import conversion
 from lobes.preparation.parts import (
     Inputs,
     LeftOut,
@@ -30,20 +31,15 @@ from lobes.preparation.parts import (
     Problem,
     best_audio,
     check_owner,
-    conversion,
     csv_counts,
     csv_text,
-    enumeration,
     existing_folder,
-    file_hash,
     listing,
     name_problem,
     one_preparation,
     outside,
-    say,
     scan_audio,
     with_paths,
-    worker_count,
     writable_folder,
 )
 from lobes.preparation.report import write_report
@@ -64,6 +60,9 @@ from lobes.preparation.transcripts import (
     unknown_utterances,
 )
 from lobes.settings.table import option
+from lobes.system.files import file_hash
+from lobes.system.parallel import worker_count
+from lobes.system.terminal import say
 
 HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
 

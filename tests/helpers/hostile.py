@@ -28,8 +28,8 @@ import torch
 from lobes.errors import UserError
 from lobes.runs.experiment import ROOT, load_variant, parse_arguments
 from lobes.runs.names import check_keys, check_names
-from lobes.settings.table import table as settings
-from lobes.settings.table import yamls
+from lobes.settings import table as settings
+from lobes.settings import yamls
 from tests.helpers import tiny
 
 #: The three recipes' own YAMLs, and what each train.py prepares.

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from lobes.data.audio import SAMPLE_RATE
+from lobes.data.trials import check_trials, read_trials
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.evaluation.verification import check_trials, read_trials
 from recipes.LibriSpeech import librispeech_prepare
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb import voxceleb_prepare

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.lobes.test_conversion import write_wav
+from tests.lobes.preparation.test_conversion import write_wav
 
 
 def test_the_command_runs_by_path(repository, tmp_path):

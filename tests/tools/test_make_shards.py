@@ -9,12 +9,12 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from tests.lobes.test_audio import write_m4a
 
 from lobes.data.audio import SAMPLE_RATE, read_audio
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
 from lobes.evaluation.mfcc_baseline import mfcc_baseline
+from tests.lobes.data.test_audio import write_m4a
 from tools import make_shards as module
 from tools.make_shards import main, make_shards
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tests.lobes.test_audio import write_m4a
 
 from lobes.data import opening
 from lobes.data.labels import Categories, Letters
@@ -20,6 +19,7 @@ from lobes.preparation.parts import Part
 from lobes.runs import evaluate as evaluation
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tests.helpers import tiny
+from tests.lobes.data.test_audio import write_m4a
 from tools.make_shards import make_shards
 
 LENGTHS = (16000, 12345, 8007, 20000)

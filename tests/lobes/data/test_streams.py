@@ -13,7 +13,6 @@ import pytest
 import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
-from tests.lobes.test_audio import write_m4a
 
 from lobes.data.audio import audio_statistics, encode_audio
 from lobes.data.labels import Categories, Letters
@@ -28,6 +27,7 @@ from lobes.data.streams import (
     pack,
 )
 from lobes.errors import UserError
+from tests.lobes.data.test_audio import write_m4a
 from tools.make_shards import make_shards
 
 CROP = 1600

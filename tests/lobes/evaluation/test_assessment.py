@@ -4,8 +4,8 @@ import numpy as np
 import pandas
 import pytest
 
+from lobes.evaluation import assessment
 from lobes.evaluation.significance import Interval, Words, error_counts
-from lobes.runs.evaluate import assessment
 
 
 def words(references, hypotheses):
@@ -105,7 +105,7 @@ def test_groups_of_words():
 
 def test_groups_of_trials():
     """False decisions at the threshold, counted for both speakers of a trial."""
-    from lobes.evaluation.verification import Trials
+    from lobes.data.trials import Trials
 
     labels = np.array([True, True, False, False, False])
     trials = Trials(

@@ -8,8 +8,8 @@ import soundfile
 
 from lobes.data.audio import SAMPLE_RATE, read_audio
 from lobes.errors import UserError
+from lobes.evaluation import mfcc_baseline as baseline
 from lobes.evaluation.mfcc_baseline import Piece, mean_mfccs, mfcc_baseline
-from lobes.runs.evaluate import mfcc_baseline as baseline
 from tools.mfcc_baseline import main
 
 

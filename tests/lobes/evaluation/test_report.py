@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
+from lobes.evaluation import report
 from lobes.runs import evaluate as evaluation
-from lobes.runs.evaluate import report
 from lobes.runs.experiment import ROOT, shell_command
 from tests.helpers import tiny
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
+from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
 from lobes.evaluation.significance import (
     FEWEST,
@@ -16,7 +17,7 @@ from lobes.evaluation.significance import (
     rate_interval,
     speakers_of,
 )
-from lobes.evaluation.verification import Trials, equal_error_rate, write_scores
+from lobes.evaluation.verification import equal_error_rate
 
 
 def transcripts(path, wrong, count=400, words=5):

@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from lobes.errors import UserError
-from lobes.evaluation.verification import (
+from lobes.data.trials import (
     Trials,
     check_trials,
+    read_scores,
+    read_trials,
+    write_scores,
+)
+from lobes.errors import UserError
+from lobes.evaluation.verification import (
     cosine_scores,
     detection_errors,
     equal_error_rate,
     min_dcf,
-    read_scores,
-    read_trials,
     verification_metrics,
-    write_scores,
 )
 
 GOOD = "1 a b\n0 a c\n1 c d\n"

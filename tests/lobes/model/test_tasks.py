@@ -297,7 +297,7 @@ def test_mean_pooling_ignores_padding():
 
 
 def test_embeddings_are_collected_and_scored(tmp_path):
-    from lobes.evaluation.verification import Trials
+    from lobes.data.trials import Trials
 
     task = SpeakerRecognition(Sizes(2), MeanPooling(), 2)
     task.start()

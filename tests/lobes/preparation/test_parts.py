@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.errors import UserError
+from lobes.errors import UserError, enumeration
 from lobes.preparation import parts
 from lobes.preparation.parts import (
     Inputs,
@@ -27,7 +27,6 @@ from lobes.preparation.parts import (
     check_owner,
     children,
     csv_text,
-    enumeration,
     existing_folder,
     scan_audio,
     writable_folder,

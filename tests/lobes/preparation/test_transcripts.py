@@ -6,7 +6,7 @@ import pytest
 
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import UserError
-from lobes.preparation.parts import transcripts
+from lobes.preparation import transcripts
 from lobes.preparation.transcripts import (
     REASONS,
     Skipped,

@@ -8,12 +8,14 @@ import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes.data import opening
+from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
-from lobes.evaluation.verification import read_scores, verification_metrics
+from lobes.evaluation import report
+from lobes.evaluation.ending import DIVERGED
+from lobes.evaluation.verification import verification_metrics
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
-from lobes.runs.evaluate import report
 from lobes.training import stopping
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -290,7 +292,7 @@ def test_a_diverged_run_ends_with_2_after_it_was_told(
     tiny_corpus, tmp_path, monkeypatch, capsys
 ):
     def judge(self):
-        self.kind = stopping.DIVERGED
+        self.kind = DIVERGED
         return "diverged: speech_loss is 12.00, above 10"
 
     monkeypatch.setattr(stopping.EarlyStopping, "_judge", judge)

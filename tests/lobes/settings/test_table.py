@@ -11,9 +11,9 @@ from speechbrain.utils.run_opts import RunOptions
 from lobes.errors import UserError
 from lobes.runs import ledger
 from lobes.runs.experiment import REFUSED_RUN_OPTIONS, ROOT, load_variant
+from lobes.settings import table as settings
+from lobes.settings import yamls
 from lobes.settings.changes import changed_settings
-from lobes.settings.table import table as settings
-from lobes.settings.table import yamls
 from tests.helpers import hostile, tiny
 
 YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))

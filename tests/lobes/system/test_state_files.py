@@ -7,7 +7,7 @@ import pytest
 
 from lobes.errors import UserError
 from lobes.evaluation.progress import ProgressLog
-from lobes.preparation.parts import parts as preparation
+from lobes.preparation import parts as preparation
 from lobes.runs import ledger
 from lobes.runs.evaluate import load_run
 from lobes.system.files import parse_json, read_json, read_rows, read_text, usable_rows

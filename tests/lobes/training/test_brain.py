@@ -9,9 +9,9 @@ import speechbrain as sb
 import torch
 
 from lobes.errors import UserError
+from lobes.evaluation.ending import Ending
 from lobes.model.weighting import StaticWeighting
 from lobes.training.brain import selection_score
-from lobes.training.stopping import Ending
 from tests.helpers import tiny
 
 GOLDEN = "tests/golden/mtl_losses.json"
