@@ -205,8 +205,8 @@ def load_run(what, arguments=()):
         changes = {"output_folder": str(what), "init_from": None}
         config = what / "encoder_config.json"
         if config.is_file():
-            changes["source"] = None
-            changes["encoder_config"] = read_json(config, RESTORE)
+            changes["encoder.source"] = None
+            changes["encoder.config"] = read_json(config, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
