@@ -117,7 +117,12 @@ class SpeechSpeakerBrain(sb.Brain):
 
     # Training ---------------------------------------------------------------
 
-    def train_stream(self):
+    def train(self):
+        """Train from the last checkpoint, if any, to the end; see ``fit``."""
+        train_stream, valid_stream = self.prepare_training(), self.prepare_validation()
+        self.fit(self.hparams.epoch_counter, train_stream, valid_stream)
+
+    def prepare_training(self):
         """The opened training stream, shown to the tasks, as a recoverable."""
         streams = self.hparams.train_streams
         opened = {}
@@ -153,7 +158,7 @@ class SpeechSpeakerBrain(sb.Brain):
         self._train_stream = stream
         return stream
 
-    def valid_stream(self):
+    def prepare_validation(self):
         """The opened validation sets of all tasks, one after another."""
         return self._evaluation_stream(self.hparams.valid_sets.items(), "validating")
 

@@ -115,7 +115,7 @@ class Checkpointer(stock.Checkpointer):
         ddp_barrier()  # the first process may still be deleting
         ranked = self.find_checkpoints(*args, **kwargs)
         for checkpoint in ranked:
-            problem = damage(checkpoint.path)
+            problem = checkpoint_problem(checkpoint.path)
             if problem is None:
                 return checkpoint
             logger.warning("%s is damaged: %s", checkpoint.path, problem)
@@ -136,7 +136,8 @@ class Checkpointer(stock.Checkpointer):
         """
         if if_main_process():
             self._remove_leftovers()
-            problems = {path: damage(path) for path in self._list_checkpoint_dirs()}
+            folders = self._list_checkpoint_dirs()
+            problems = {path: checkpoint_problem(path) for path in folders}
             if None in problems.values():
                 for path in filter(problems.get, problems):
                     aside = path.with_name(f"damaged-{path.name}")
@@ -220,7 +221,7 @@ class Checkpointer(stock.Checkpointer):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def damage(folder):
+def checkpoint_problem(folder):
     """What is wrong with a checkpoint's files, compared with its manifest.
 
     None when every file has the size and the SHA-256 that were written.
