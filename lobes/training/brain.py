@@ -34,7 +34,8 @@ from lobes.system.distributed import (
     rank_and_world_size,
     spread_random_state,
 )
-from lobes.training.checkpoints import RandomState, load_initial_weights
+from lobes.training.checkpoints import RandomState
+from lobes.training.initial_weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from lobes.model.tasks import SpeakerRecognition
 from lobes.runs.evaluate import main as evaluate
 from lobes.runs.experiment import load_variant, parse_arguments, start_experiment
 from lobes.training.brain import SpeechSpeakerBrain
-from lobes.training.checkpoints import MANIFEST, load_initial_weights
+from lobes.training.checkpoints import MANIFEST
+from lobes.training.initial_weights import load_initial_weights
 from tests.helpers import tiny
 
 HPARAMS = tiny.MTL.parent
