@@ -232,7 +232,7 @@ def load_checkpoint(checkpointer, which):
         wanted = Path(which).resolve()
         listed = checkpointer.list_checkpoints()
         found = next((c for c in listed if c.path.resolve() == wanted), None)
-        problem = found and checkpoints.damage(found.path)
+        problem = found and checkpoints.checkpoint_problem(found.path)
         if problem:
             raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:

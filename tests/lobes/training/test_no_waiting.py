@@ -115,7 +115,7 @@ def on_the_device(system, monkeypatch):
 
 def steps(system, device):
     """Three steps, in the first of which the encoder is frozen."""
-    batches = iter(system.train_stream())
+    batches = iter(system.prepare_training())
     system.on_fit_start()
     system.modules.train()
     system.device_type = "cuda"
