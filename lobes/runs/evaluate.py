@@ -22,10 +22,11 @@ brains = lazy("lobes.training.brain")
 checkpoints = lazy("lobes.training.checkpoints")
 distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 names = lazy("lobes.runs.names")
 opening = lazy("lobes.data.opening")
 report = lazy("lobes.evaluation.report")
-streams = lazy("lobes.data.streams")
+utterances = lazy("lobes.data.utterances")
 
 logger = logging.getLogger(__name__)
 
@@ -373,10 +374,10 @@ def _look_at_own_sets(options):
     """Find what is wrong with the files of the user's own before a model is loaded."""
     sets = {"speech": {}, "speaker": {}}
     if options.speech_csv:
-        sets["speech"]["own"] = streams.EvaluationSet(options.speech_csv)
+        sets["speech"]["own"] = evaluation_sets.EvaluationSet(options.speech_csv)
     if options.speaker_csv:
         trials = options.trials
-        sets["speaker"]["own"] = streams.EvaluationSet(
+        sets["speaker"]["own"] = evaluation_sets.EvaluationSet(
             options.speaker_csv, trial_paths=trials
         )
     opening.open_sets({}, {}, sets)
@@ -392,7 +393,7 @@ def _warn_of_leaks(hparams, sets):
     # A fault in the CSVs of a training that is over is not this evaluation's.
     with contextlib.suppress(UserError):
         for stream in trained.values():
-            stream.utterances = streams.Utterances(stream.csvs, {})
+            stream.utterances = utterances.Utterances(stream.csvs, {})
         opening.check_leaks(trained, {}, sets, allowed=True)
 
 
@@ -411,7 +412,7 @@ def _own_sets(options, hparams):
         name = Path(options.speech_csv).stem
         labels = {"letters": hparams["letters"]}
         sets["speech"] = {
-            name: streams.EvaluationSet(
+            name: evaluation_sets.EvaluationSet(
                 options.speech_csv,
                 labels=labels,
                 max_batch_samples=budget,
@@ -421,7 +422,7 @@ def _own_sets(options, hparams):
         }
     if options.speaker_csv:
         sets["speaker"] = {
-            "own": streams.EvaluationSet(
+            "own": evaluation_sets.EvaluationSet(
                 options.speaker_csv,
                 trial_paths=options.trials,
                 max_batch_samples=budget,

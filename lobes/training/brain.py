@@ -18,9 +18,11 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE
+from lobes.data.evaluation_sets import EvaluationStream
 from lobes.data.opening import check_leaks, open_sets
 from lobes.data.prepared import record_test_sets
-from lobes.data.streams import EvaluationStream, TrainStream, end_loading
+from lobes.data.streams import TrainStream
+from lobes.data.utterances import end_loading
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves

@@ -14,7 +14,7 @@ import speechbrain as sb
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.runs.experiment import load_variant, parse_arguments
 from lobes.training.brain import SpeechSpeakerBrain
 from tests.helpers import tiny

@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from lobes.data import opening
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.data.labels import Categories, Letters
 from lobes.data.opening import check_leaks, open_sets
-from lobes.data.streams import EvaluationSet, LengthBuckets, RandomCrops
+from lobes.data.streams import LengthBuckets, RandomCrops
 from lobes.errors import UserError
 from lobes.preparation.parts import Part
 from lobes.runs import evaluate as evaluation

@@ -15,15 +15,17 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes.data.audio import audio_statistics, encode_audio
-from lobes.data.labels import Categories, Letters
-from lobes.data.streams import (
+from lobes.data.evaluation_sets import (
     EvaluationSet,
     EvaluationStream,
+    evaluation_sets,
+)
+from lobes.data.labels import Categories, Letters
+from lobes.data.streams import (
     LengthBuckets,
     RandomCrops,
     TrainStream,
     divided,
-    evaluation_sets,
     pack,
 )
 from lobes.errors import UserError
