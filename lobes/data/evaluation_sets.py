@@ -7,10 +7,11 @@ import numpy as np
 from speechbrain.dataio.dataloader import LoopedLoader
 from tqdm import tqdm
 
-from lobes.data.audio import SAMPLE_RATE
-from lobes.data.opening import look_at_trials
+from lobes.data.audio import (
+    SAMPLE_RATE,
+)
 from lobes.data.streams import pack
-from lobes.data.trials import read_trials
+from lobes.data.trials import look_at_trials, read_trials
 from lobes.data.utterances import Utterances
 from lobes.errors import UserError
 
@@ -164,3 +165,26 @@ class EvaluationStream(LoopedLoader):
             )
             for batch in bar:
                 yield {task: batch}
+
+
+def open_sets(train_streams, valid_sets, test_sets, rank=0, world_size=1):
+    """Open every set, the small ones first; each file's header is read.
+
+    Arguments
+    ---------
+    train_streams, valid_sets : dict
+        Task name to ``TaskStream`` and to ``EvaluationSet``.
+    test_sets : dict
+        Task name to ``{name: EvaluationSet}``.
+
+    Raises one ``UserError`` of all that is wrong with any of them.
+    """
+    tests = [one for sets in test_sets.values() for one in sets.values()]
+    problems = {}
+    for one in [*tests, *valid_sets.values(), *train_streams.values()]:
+        try:
+            one.open(rank, world_size)
+        except UserError as error:
+            problems[str(error)] = None
+    if problems:
+        raise UserError("; ".join(problems))

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lobes.data.audio import read_audio
-from lobes.data.opening import true_stops
+from lobes.data.file_checks import checked_stops
 from lobes.data.utterance_tables import as_paths, concatenate, read_table
 from lobes.errors import UserError
 from lobes.settings.table import MOST_WORKERS
@@ -134,8 +134,8 @@ class Utterances(torch.utils.data.Dataset):
         """Look at the files of some rows, or of all, before they are read.
 
         Utterances that end a little behind their file are shortened; see
-        ``lobes.data.opening.true_stops`` for that and for the ``UserError`` that it
-        raises.
+        ``lobes.data.file_checks.checked_stops`` for that and for the ``UserError``
+        that it raises.
         """
         stops = self.table["stop"].to_numpy(copy=True)
         rows = np.arange(len(self)) if rows is None else np.sort(rows)
@@ -144,7 +144,7 @@ class Utterances(torch.utils.data.Dataset):
         for csv, some in zip(self.csvs, np.split(rows, cuts), strict=True):
             table = self.table if len(some) == len(self) else self.table.iloc[some]
             try:
-                stops[some] = true_stops(csv, table, self.lines[some])
+                stops[some] = checked_stops(csv, table, self.lines[some])
             except UserError as error:
                 problems.append(str(error))
         if problems:

@@ -24,7 +24,7 @@ distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
 evaluation_sets = lazy("lobes.data.evaluation_sets")
 names = lazy("lobes.runs.names")
-opening = lazy("lobes.data.opening")
+leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
 utterances = lazy("lobes.data.utterances")
 
@@ -81,7 +81,7 @@ def evaluate(
     ending = brain.ending or ledger.ending(hparams)
     test_sets = test_sets or hparams["test_sets"]
     # All before the first is scored.
-    opening.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    evaluation_sets.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
     with _made(folder):
         sets = brain.test(test_sets, str(folder))
@@ -309,7 +309,7 @@ def main(argv=None):
         folder = own_folder(folder, own)
     sets = _own_sets(options, hparams)
     if sets is not None:
-        opening.open_sets({}, {}, sets, brain.rank, brain.world_size)
+        evaluation_sets.open_sets({}, {}, sets, brain.rank, brain.world_size)
         _warn_of_leaks(hparams, sets)
     elif not brain.allow_changes:
         check_test_sets(
@@ -380,7 +380,7 @@ def _look_at_own_sets(options):
         sets["speaker"]["own"] = evaluation_sets.EvaluationSet(
             options.speaker_csv, trial_paths=trials
         )
-    opening.open_sets({}, {}, sets)
+    evaluation_sets.open_sets({}, {}, sets)
 
 
 def _warn_of_leaks(hparams, sets):
@@ -394,7 +394,7 @@ def _warn_of_leaks(hparams, sets):
     with contextlib.suppress(UserError):
         for stream in trained.values():
             stream.utterances = utterances.Utterances(stream.csvs, {})
-        opening.check_leaks(trained, {}, sets, allowed=True)
+        leaks.check_leaks(trained, {}, sets, allowed=True)
 
 
 def _own_sets(options, hparams):

@@ -18,8 +18,8 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.evaluation_sets import EvaluationStream
-from lobes.data.opening import check_leaks, open_sets
+from lobes.data.evaluation_sets import EvaluationStream, open_sets
+from lobes.data.leaks import check_leaks
 from lobes.data.prepared import record_test_sets
 from lobes.data.streams import TrainStream
 from lobes.data.utterances import end_loading

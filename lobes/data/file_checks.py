@@ -4,7 +4,6 @@ A fault that shows when an utterance is drawn costs the days before it. Everythi
 acts when a set is opened, before the first step and before a model is loaded.
 """
 
-import functools
 import logging
 import os
 from pathlib import Path
@@ -21,9 +20,8 @@ from lobes.data.audio import (
 )
 from lobes.data.markers import vouched_since
 from lobes.data.scan_cache import Journal
-from lobes.data.trials import check_trials
 from lobes.data.utterance_tables import read_header
-from lobes.errors import UserError, enumeration
+from lobes.errors import UserError
 from lobes.system.lazy import lazy
 from lobes.system.parallel import map_in_processes, worker_count
 from lobes.system.terminal import progress_bar
@@ -58,33 +56,10 @@ _TOLD = 3
 _VOUCHED, _BAD = -1, -2
 
 
-def open_sets(train_streams, valid_sets, test_sets, rank=0, world_size=1):
-    """Open every set, the small ones first; each file's header is read.
-
-    Arguments
-    ---------
-    train_streams, valid_sets : dict
-        Task name to ``TaskStream`` and to ``EvaluationSet``.
-    test_sets : dict
-        Task name to ``{name: EvaluationSet}``.
-
-    Raises one ``UserError`` of all that is wrong with any of them.
-    """
-    tests = [one for sets in test_sets.values() for one in sets.values()]
-    problems = {}
-    for one in [*tests, *valid_sets.values(), *train_streams.values()]:
-        try:
-            one.open(rank, world_size)
-        except UserError as error:
-            problems[str(error)] = None
-    if problems:
-        raise UserError("; ".join(problems))
-
-
 # Files and lengths --------------------------------------------------------------
 
 
-def true_stops(csv, table, lines):
+def checked_stops(csv, table, lines):
     """Look at the file of every row; where each utterance really ends.
 
     Headers are read in parallel, m4a files decoded. A length is remembered by the
@@ -151,19 +126,12 @@ def true_stops(csv, table, lines):
     problems += _statistics_problems(table, frames)
     _refuse(csv, lines, problems)
     if rounded.any():
-        _warn(
+        distributed.warn_once(
             f"{csv}: {int(rounded.sum()):,} of {len(table):,} utterances end up to "
             f"{1000 * (stops - ends).max() / SAMPLE_RATE:.1f} ms behind the end of "
             "their file, as rounded durations do; they are read to its end"
         )
     return ends
-
-
-@functools.cache
-def _warn(text):
-    """Log a warning, also where several processes or sets would say it, once."""
-    if distributed.rank_and_world_size()[0] == 0:
-        logger.warning("%s", text)
 
 
 def _refuse(csv, lines, problems):
@@ -300,61 +268,6 @@ def _header(path, window):
         return str(error)
 
 
-# Trials -------------------------------------------------------------------------
-
-
-def look_at_trials(trials, csv, table):
-    """The trials by ID, if they can be scored on the utterances of a table.
-
-    Arguments
-    ---------
-    trials : lobes.data.trials.Trials
-        By ID, or by the ends of their files' paths.
-    csv : str or Path
-        Where the table was read.
-    table : pandas.DataFrame
-        All rows of ``lobes.data.utterance_tables.read_table``.
-
-    Counted in a warning are trials of two utterances that are the same audio, whose
-    score is always the highest, and labels that contradict the column ``spk_id``.
-    Raises ``UserError`` as ``lobes.data.trials.check_trials`` does, and
-    where all same-speaker trials are of the same audio.
-    """
-    trials = check_trials(trials, table["ID"], csv, table["wav"])
-    rows = pandas.Index(table["ID"])
-    enrol, test = rows.get_indexer(trials.enrol), rows.get_indexer(trials.test)
-    same = enrol == test
-    columns = [c for c in ("wav", "start", "stop", "offset") if c in table]
-    equal = [table[c].to_numpy()[enrol] == table[c].to_numpy()[test] for c in columns]
-    same |= np.logical_and.reduce(equal)
-    if same[trials.labels].all():
-        raise UserError(
-            f"{trials.path}: each of its {int(trials.labels.sum()):,} same-speaker "
-            "trials is of an utterance and itself, which no system can fail; take two "
-            "utterances of a speaker"
-        )
-    if same.any():
-        _warn(
-            f"{trials.path}: {_counted(same)} are of an utterance and itself, which no "
-            "system can fail"
-        )
-    if "spk_id" in table:
-        speakers = pandas.factorize(table["spk_id"])[0]
-        odd = (speakers[enrol] == speakers[test]) != trials.labels
-        if odd.any():
-            _warn(
-                f"{trials.path}: the labels of {_counted(odd)} contradict the column "
-                f"spk_id of {csv}"
-            )
-    return trials
-
-
-def _counted(marked):
-    """How many trials are marked, and the lines of the first."""
-    lines = [str(row + 1) for row in np.flatnonzero(marked)]
-    return f"{len(lines):,} of {len(marked):,} trials (line {', '.join(lines[:_TOLD])})"
-
-
 # Means and standard deviations --------------------------------------------------
 
 
@@ -407,96 +320,3 @@ def _measure(row, frames):
 
 
 # Leaks --------------------------------------------------------------------------
-
-
-def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
-    """Look for what is trained on among what is to measure it.
-
-    The arguments are those of ``open_sets``, opened. An utterance is in two sets when
-    the same part of the same file is, or in those of one task the same ID with as many
-    samples.
-
-    Raises ``UserError``, unless ``allowed``, for validation and test utterances that
-    are trained on, and for test speakers of trials that are trained on, by the column
-    ``spk_id``. Counted in a warning are those that are allowed, test utterances that
-    choose the checkpoint in a validation set, and trained speakers of test sets without
-    trials.
-    """
-    tests = [(task, one) for task, sets in test_sets.items() for one in sets.values()]
-    judged = _distinct([*valid_sets.items(), *tests])
-    errors, warnings = [], []
-    for task, stream in _distinct(train_streams.items()):
-        pieces = _pieces(stream.utterances)
-        for other, one in judged:
-            errors += _shared(pieces, stream, one, task == other, "trained on")
-    for task, one in _distinct(tests):
-        if task in train_streams:
-            found = errors if one.trial_paths else warnings
-            found += _shared_speakers(train_streams[task], one)
-    for task, valid in _distinct(valid_sets.items()):
-        pieces = _pieces(valid.utterances, valid.rows)
-        for other, one in _distinct(tests):
-            warnings += _shared(pieces, valid, one, task == other, "validated on")
-    if errors and not allowed:
-        raise UserError(
-            f"{'; '.join(errors)}; take them out of one of the two, or add "
-            "--allow_leaks=True if this is what you want to measure"
-        )
-    for text in [*errors, *warnings]:
-        _warn(text)
-
-
-def _distinct(pairs):
-    """Pairs without those whose second is the same object again."""
-    return {id(second): (first, second) for first, second in pairs}.values()
-
-
-def _pieces(utterances, rows=None):
-    """What part of which file the utterances of some rows are: a table."""
-    table = utterances.table
-    files = [os.path.normpath(p) if ".." in p else p for p in utterances.paths]
-    if utterances.windows is not None:
-        offsets = utterances.windows[:, 0].tolist()
-        files = [f"{f}\0{o}" for f, o in zip(files, offsets, strict=True)]
-    pieces = pandas.DataFrame(
-        {"file": files, "row": np.arange(len(table))}
-        | {name: table[name].to_numpy() for name in ("ID", "start", "stop")}
-    )
-    return pieces if rows is None else pieces.iloc[rows]
-
-
-def _shared(pieces, owner, one, same_task, how):
-    """A sentence about the utterances of ``one`` that are among ``pieces``, or none."""
-    others = _pieces(one.utterances, one.rows)
-    common = pieces[pieces["file"].isin(others["file"])].merge(others, on="file")
-    common = common[
-        (common["start_x"] < common["stop_y"]) & (common["start_y"] < common["stop_x"])
-    ]
-    if same_task:
-        named = pieces[pieces["ID"].isin(others["ID"])].merge(others, on="ID")
-        samples = named["stop_x"] - named["start_x"]
-        named = named[samples == named["stop_y"] - named["start_y"]]
-        common = pandas.concat([common, named])
-    common = common.drop_duplicates("row_y").sort_values("row_y")
-    if common.empty:
-        return []
-    ours, theirs = common[["row_x", "row_y"]].iloc[0]
-    return [
-        f"{one.csv}: {len(common):,} of {len(others):,} utterances are {how}, too: "
-        f"{one.utterances.place(theirs)} is {owner.utterances.place(ours)}"
-    ]
-
-
-def _shared_speakers(stream, one):
-    """A sentence about test speakers that are trained on, or none."""
-    tables = stream.utterances.table, one.utterances.table
-    if any("spk_id" not in table for table in tables):
-        return []
-    tested = set(tables[1]["spk_id"].iloc[one.rows])
-    both = sorted(tested & set(tables[0]["spk_id"]))
-    if not both:
-        return []
-    return [
-        f"{one.csv}, column spk_id: {len(both):,} of {len(tested):,} speakers are "
-        f"trained on in {stream.csv} ({enumeration(both)})"
-    ]
