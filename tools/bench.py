@@ -529,7 +529,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        reading.end_loading(stream)
+        stream.close()
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 

@@ -1,19 +1,26 @@
-"""Evaluation sets: every utterance of a CSV once, and the trials over them."""
+"""Evaluation sets: every utterance of a CSV once, and the trials over them.
+
+``open_sets`` opens those of validation and test together with the training streams.
+"""
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from speechbrain.dataio.dataloader import LoopedLoader
-from tqdm import tqdm
 
-from lobes.data.audio import (
-    SAMPLE_RATE,
-)
-from lobes.data.streams import pack
-from lobes.data.trials import look_at_trials, read_trials
-from lobes.data.utterances import Utterances
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.labels import Label
+from lobes.data.trials import Trials, read_trials, scorable_trials
+from lobes.data.utterances import Batch, Utterances, pack
 from lobes.errors import UserError
+from lobes.system.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from lobes.data.streams import TaskStream
 
 
 class EvaluationSet:
@@ -21,37 +28,38 @@ class EvaluationSet:
 
     Arguments
     ---------
-    csv : str
-        CSV, read by ``open``.
-    labels : dict
-        Label name to encoder; none for speakers that were never trained on.
-    trial_lists : sequence of str
-        Trial lists as preparation was given them; it wrote each under its own name
-        beside the CSV, from where it is read.
-    trial_paths : sequence of str
+    csv
+        The CSV, read by ``open``.
+    labels
+        Labels by name; none for speakers that were never trained on.
+    trial_lists
+        Trial lists as preparation was given them. It wrote each under its own name
+        beside the CSV, and there they are read.
+    trial_paths
         Further lists, read from where they are; their IDs are the CSV's. With any
-        list, only utterances named in one are read. ``trials`` holds the opened
-        lists by the name of the file without its ending, which no two may share.
-    crop_seconds : float or None
+        list, only utterances named in one are read.
+    crop_seconds
         Take the first seconds of each utterance only (the paper's validation of
         the speaker task); None takes it whole.
-    max_batch_samples : int or None
+    max_batch_samples
         Budget of a batch, padding counted; None takes one utterance at a time.
         The encoder gives the same frames either way (``lobes.model.encoder``).
     num_workers, timeout
-        See ``TaskStream``.
+        See ``lobes.data.streams.TaskStream``.
+
+    Raises ``UserError`` for two trial lists of one name.
     """
 
     def __init__(
         self,
-        csv,
-        labels=None,
-        trial_lists=(),
-        trial_paths=(),
-        crop_seconds=None,
-        max_batch_samples=None,
-        num_workers=0,
-        timeout=0,
+        csv: str | PathLike,
+        labels: dict[str, Label] | None = None,
+        trial_lists: Sequence[str | PathLike] = (),
+        trial_paths: Sequence[str | PathLike] = (),
+        crop_seconds: float | None = None,
+        max_batch_samples: int | None = None,
+        num_workers: int = 0,
+        timeout: float = 0,
     ):
         self.csv = csv
         self.labels = labels or {}
@@ -64,13 +72,14 @@ class EvaluationSet:
                     f"{path}: {stems.count(path.stem)} trial lists have the name "
                     f"{path.stem}, by which results go; rename one"
                 )
-        self.trials = None
+        #: The opened lists by the name of their file without its ending.
+        self.trials: dict[str, Trials] | None = None
         self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
         self.max_batch_samples = max_batch_samples
         self.num_workers = num_workers
         self.timeout = timeout
 
-    def open(self, rank=0, world_size=1):
+    def open(self, rank: int = 0, world_size: int = 1) -> None:
         """Read the CSV and trial lists, once; this process takes its share of batches.
 
         Raises ``UserError`` for any problem of the files, or of the IDs in a list.
@@ -78,16 +87,17 @@ class EvaluationSet:
         if self.trials is not None:
             return
         self.utterances = Utterances(self.csv, self.labels)
-        # Official lists repeat a few trials; they count as often as they stand.
-        trials = {p.stem: read_trials(p, allow_repeats=True) for p in self.trial_paths}
-        named = set()
-        for name, one in trials.items():
-            trials[name] = look_at_trials(one, self.csv, self.utterances.table)
-            named.update(trials[name].utterances())
+        trials, named = {}, set()
+        for path in self.trial_paths:
+            # Official lists repeat a few trials; they count as often as they stand.
+            listed = read_trials(path, allow_repeats=True)
+            listed = scorable_trials(listed, self.csv, self.utterances.table)
+            trials[path.stem] = listed
+            named.update(listed.utterances())
         ids = enumerate(self.utterances.ids)
         #: The utterances that are read, by their place in ``utterances``.
         self.rows = np.array([row for row, i in ids if not trials or i in named])
-        self.utterances.look(self.rows)
+        self.utterances.check_files(self.rows)
         lengths = self.utterances.lengths
         if self.crop is not None:
             lengths = np.minimum(lengths, self.crop)
@@ -99,7 +109,7 @@ class EvaluationSet:
         ]
         self.trials = trials
 
-    def digest(self):
+    def digest(self) -> str:
         """SHA-256 of the utterances and trials; where they lie does not count."""
         digest = hashlib.sha256(self.utterances.digest().encode())
         for name, trials in sorted(self.trials.items()):
@@ -108,76 +118,37 @@ class EvaluationSet:
             digest.update("\n".join([name, *lines]).encode())
         return digest.hexdigest()[:16]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._requests)
 
-    def batches(self, pin_memory=False):
-        """Yield every ``Batch`` of this process, longest utterances first."""
-        return self.utterances.loader(
+    def batches(self, pin_memory: bool = False) -> Iterator[Batch]:
+        """Yield every batch of this process, longest utterances first."""
+        return self.utterances.batches(
             self._requests, self.num_workers, self.timeout, pin_memory
         )
 
 
-def evaluation_sets(folder, names, **settings):
-    """``{name: EvaluationSet}`` of the CSVs ``<folder>/<name>.csv``.
+def evaluation_sets(
+    folder: str | PathLike, names: Sequence[str], **settings
+) -> dict[str, EvaluationSet]:
+    """The sets of the CSVs ``<folder>/<name>.csv``, by name.
 
     The settings are those of ``EvaluationSet``.
     """
     return {name: EvaluationSet(f"{folder}/{name}.csv", **settings) for name in names}
 
 
-class EvaluationStream(LoopedLoader):
-    """The batches of several evaluation sets as ``{task: Batch}``, one after another.
+def open_sets(
+    train_streams: "dict[str, TaskStream]",
+    valid_sets: dict[str, EvaluationSet],
+    test_sets: dict[str, dict[str, EvaluationSet]],
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Open the sets of every task, the small ones first; each file's header is read.
 
-    Arguments
-    ---------
-    sets : list of (str, EvaluationSet)
-        Task name and opened set.
-    pin_memory : bool
-        Whether batches are copied to page-locked memory.
-    title : str or None
-        What a progress bar calls it; None shows none.
-    """
-
-    def __init__(self, sets, pin_memory=False, title=None):
-        super().__init__(loader=None, epoch_length=sum(len(s) for _, s in sets))
-        self.sets = sets
-        self.pin_memory = pin_memory
-        self.title = title
-        self._batches = None
-
-    def close(self):
-        """End the loading processes."""
-        if self._batches is not None:
-            self._batches.close()
-
-    def __iter__(self):
-        for task, evaluation_set in self.sets:
-            self._batches = evaluation_set.batches(self.pin_memory)
-            bar = tqdm(
-                self._batches,
-                desc=f"{self.title} {task}",
-                total=len(evaluation_set),
-                unit="batch",
-                leave=False,
-                dynamic_ncols=True,
-                disable=self.title is None,
-            )
-            for batch in bar:
-                yield {task: batch}
-
-
-def open_sets(train_streams, valid_sets, test_sets, rank=0, world_size=1):
-    """Open every set, the small ones first; each file's header is read.
-
-    Arguments
-    ---------
-    train_streams, valid_sets : dict
-        Task name to ``TaskStream`` and to ``EvaluationSet``.
-    test_sets : dict
-        Task name to ``{name: EvaluationSet}``.
-
-    Raises one ``UserError`` of all that is wrong with any of them.
+    A task has several test sets, by name. Raises one ``UserError`` of all that is
+    wrong with any of them.
     """
     tests = [one for sets in test_sets.values() for one in sets.values()]
     problems = {}
@@ -185,6 +156,52 @@ def open_sets(train_streams, valid_sets, test_sets, rank=0, world_size=1):
         try:
             one.open(rank, world_size)
         except UserError as error:
+            # A file that is wrong in two sets is told once.
             problems[str(error)] = None
     if problems:
         raise UserError("; ".join(problems))
+
+
+class EvaluationStream(LoopedLoader):
+    """The batches of several evaluation sets as ``{task: Batch}``, one after another.
+
+    Arguments
+    ---------
+    sets
+        Task names and opened sets.
+    pin_memory
+        Whether batches are copied to page-locked memory.
+    title
+        What a progress bar calls it; None shows none.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[tuple[str, EvaluationSet]],
+        pin_memory: bool = False,
+        title: str | None = None,
+    ):
+        super().__init__(loader=None, epoch_length=sum(len(s) for _, s in sets))
+        self.sets = sets
+        self.pin_memory = pin_memory
+        self.title = title
+        self._batches = None
+
+    def close(self) -> None:
+        """End the loading processes."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
+        for task, evaluation_set in self.sets:
+            self._batches = evaluation_set.batches(self.pin_memory)
+            with progress_bar(
+                f"{self.title} {task}",
+                len(evaluation_set),
+                unit="batch",
+                leave=False,
+                disable=self.title is None,
+            ) as bar:
+                for batch in self._batches:
+                    yield {task: batch}
+                    bar.update()

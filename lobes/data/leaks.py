@@ -1,30 +1,40 @@
 """Leaks: what is trained on must not be what measures it."""
 
-import logging
 import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lobes.data.utterance_tables import file_names
 from lobes.errors import UserError, enumeration
 from lobes.system.lazy import lazy
 
 distributed = lazy("lobes.system.distributed")
 pandas = lazy("pandas")
-logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from lobes.data.evaluation_sets import EvaluationSet
+    from lobes.data.streams import TaskStream
 
 
-def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
+def check_leaks(
+    train_streams: "dict[str, TaskStream]",
+    valid_sets: "dict[str, EvaluationSet]",
+    test_sets: "dict[str, dict[str, EvaluationSet]]",
+    allowed: bool = False,
+) -> None:
     """Look for what is trained on among what is to measure it.
 
-    The arguments are those of ``open_sets``, opened. An utterance is in two sets when
-    the same part of the same file is, or in those of one task the same ID with as many
-    samples.
+    All sets of every task are open. An utterance is in two sets when the same part of
+    the same file is. It also is when the same ID with as many samples is in two sets
+    of one task.
 
     Raises ``UserError``, unless ``allowed``, for validation and test utterances that
     are trained on, and for test speakers of trials that are trained on, by the column
-    ``spk_id``. Counted in a warning are those that are allowed, test utterances that
-    choose the checkpoint in a validation set, and trained speakers of test sets without
-    trials.
+    ``spk_id``. A warning counts those that are allowed, the test utterances that
+    choose the checkpoint in a validation set, and the trained speakers of test sets
+    without trials.
     """
     tests = [(task, one) for task, sets in test_sets.items() for one in sets.values()]
     judged = _distinct([*valid_sets.items(), *tests])
@@ -35,8 +45,8 @@ def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
             errors += _shared(pieces, stream, one, task == other, "trained on")
     for task, one in _distinct(tests):
         if task in train_streams:
-            found = errors if one.trial_paths else warnings
-            found += _shared_speakers(train_streams[task], one)
+            sentences = _shared_speakers(train_streams[task], one)
+            (errors if one.trial_paths else warnings).extend(sentences)
     for task, valid in _distinct(valid_sets.items()):
         pieces = _pieces(valid.utterances, valid.rows)
         for other, one in _distinct(tests):
@@ -50,18 +60,15 @@ def check_leaks(train_streams, valid_sets, test_sets, allowed=False):
         distributed.warn_once(text)
 
 
-def _distinct(pairs):
+def _distinct(pairs: Iterable[tuple]):
     """Pairs without those whose second is the same object again."""
     return {id(second): (first, second) for first, second in pairs}.values()
 
 
 def _pieces(utterances, rows=None):
-    """What part of which file the utterances of some rows are: a table."""
+    """A table of the file, the samples and the ID of some rows, or of all."""
     table = utterances.table
-    files = [os.path.normpath(p) if ".." in p else p for p in utterances.paths]
-    if utterances.windows is not None:
-        offsets = utterances.windows[:, 0].tolist()
-        files = [f"{f}\0{o}" for f, o in zip(files, offsets, strict=True)]
+    files = [os.path.normpath(f) if ".." in f else f for f in file_names(table)]
     pieces = pandas.DataFrame(
         {"file": files, "row": np.arange(len(table))}
         | {name: table[name].to_numpy() for name in ("ID", "start", "stop")}
@@ -70,7 +77,7 @@ def _pieces(utterances, rows=None):
 
 
 def _shared(pieces, owner, one, same_task, how):
-    """A sentence about the utterances of ``one`` that are among ``pieces``, or none."""
+    """Sentences about the utterances of ``one`` that are among ``pieces``."""
     others = _pieces(one.utterances, one.rows)
     common = pieces[pieces["file"].isin(others["file"])].merge(others, on="file")
     common = common[
@@ -92,7 +99,7 @@ def _shared(pieces, owner, one, same_task, how):
 
 
 def _shared_speakers(stream, one):
-    """A sentence about test speakers that are trained on, or none."""
+    """Sentences about test speakers that are trained on."""
     tables = stream.utterances.table, one.utterances.table
     if any("spk_id" not in table for table in tables):
         return []

@@ -1,4 +1,4 @@
-"""Endless, resumable training batches and finite evaluation sets, per task.
+"""Endless, resumable training batches: a stream per task, and one of all tasks.
 
 Which utterances stand in a batch, and where a crop starts, is a function of
 (seed, pass, utterance) alone. A stream that is opened again at a saved position
@@ -9,11 +9,14 @@ gradients are accumulated over, divide it: a step is the same step however many 
 are.
 """
 
+import contextlib
 import itertools
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from os import PathLike
+from typing import TypedDict
 
 import numpy as np
 from speechbrain.dataio.dataloader import LoopedLoader
@@ -25,8 +28,10 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 
 from lobes.data.audio import MINIMUM_SAMPLES, SAMPLE_RATE
-from lobes.data.utterance_tables import as_paths
-from lobes.data.utterances import Utterances, padded_to
+from lobes.data.evaluation_sets import EvaluationSet
+from lobes.data.labels import Label
+from lobes.data.utterance_tables import CSVPaths, as_paths
+from lobes.data.utterances import Batch, Request, Utterances, pack, padded_to
 from lobes.errors import UserError
 from lobes.settings.changes import differences, record_changes
 
@@ -38,26 +43,35 @@ class TaskStream:
 
     Arguments
     ---------
-    csv : str or sequence of str
+    csv
         Training CSV, read by ``open`` (it may not exist before). Several are one
         corpus, in this order; no ID may stand in two of them. The attribute ``csv``
         names them all, for messages.
-    labels : dict
-        Label name to encoder (``lobes.data.labels``).
-    seed : int
+    labels
+        Labels by name.
+    seed
         Order of the utterances and places of the crops.
-    num_workers : int
+    num_workers
         Reading processes; 0 reads in the training process.
-    timeout : float
+    timeout
         Seconds that they may take for a batch; 0 waits for ever.
-    length_grid_seconds : float
-        Pad every batch to a multiple of it, and batches of crops to the crop: there
+    length_grid_seconds
+        Pad every batch to a multiple of it, and batches of crops to the crop. There
         are few shapes then, which suits what is prepared for each shape. 0 pads to
         the longest only.
     """
 
+    #: Where a new stream stands; what a position is, is the subclass's business.
+    first_position: object = None
+
     def __init__(
-        self, csv, labels, seed=0, num_workers=0, timeout=0, length_grid_seconds=0.0
+        self,
+        csv: CSVPaths,
+        labels: dict[str, Label],
+        seed: int = 0,
+        num_workers: int = 0,
+        timeout: float = 0,
+        length_grid_seconds: float = 0.0,
     ):
         self.csvs = as_paths(csv)
         self.csv = " and ".join(map(str, self.csvs))
@@ -72,11 +86,9 @@ class TaskStream:
             )
         self.grid = max(1, round(length_grid_seconds * SAMPLE_RATE))
         self.position = self.first_position
-        self.utterances = None
+        self.utterances: Utterances | None = None
 
-    first_position = None
-
-    def open(self, rank=0, world_size=1, parts=1):
+    def open(self, rank: int = 0, world_size: int = 1, parts: int = 1) -> None:
         """Read the CSVs, once; this process takes its part of every batch.
 
         A batch is used in ``parts`` one after another, each of them divided over the
@@ -86,46 +98,50 @@ class TaskStream:
         self.rank, self.world_size, self.parts = rank, world_size, parts
         if self.utterances is None:
             utterances = Utterances(self.csvs, self.labels, self.grid)
-            utterances.look()
+            utterances.check_files()
             self.utterances = utterances
         self.plan()
 
-    def plan(self):
-        """Check the utterances against the stream's settings, once, at ``open``."""
+    def plan(self) -> None:
+        """Check the utterances against the stream's settings, at ``open``."""
 
-    def requests(self, position):
+    def requests(self, position: object) -> Iterator[tuple[object, list[Request]]]:
         """Yield ``(next position, requests)`` of whole batches, endlessly."""
         raise NotImplementedError
 
-    def _own_requests(self, position):
+    def batches(self, pin_memory: bool = False) -> Iterator[Batch]:
+        """Yield batches endlessly from ``self.position``.
+
+        ``self.position`` moves when a batch is handed out, not when a worker
+        reads ahead. Raises ``UserError`` when an utterance cannot be read.
+        """
+        batches = self.utterances.batches(
+            self._own_requests(self.position),
+            self.num_workers,
+            self.timeout,
+            pin_memory,
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                self.position, share = batch.position
+                yield replace(batch, position=self.position, share=share)
+
+    def _own_requests(self, before):
         """Yield ``((position, share), requests)`` of this process.
 
         Between two parts of a batch the stream stands before it: gradients that were
         accumulated so far are in no checkpoint.
         """
-        for after, requests in self.requests(position):
+        for after, requests in self.requests(before):
             pieces = divided(requests, self.parts * self.world_size)
             for part in range(self.parts):
                 now = pieces[part * self.world_size : (part + 1) * self.world_size]
                 share = sum(map(len, now)) / len(requests)
-                stands = after if part == self.parts - 1 else position
-                yield (stands, share), now[self.rank]
-            position = after
+                position = after if part == self.parts - 1 else before
+                yield (position, share), now[self.rank]
+            before = after
 
-    def batches(self, pin_memory=False):
-        """Yield ``Batch`` objects endlessly from ``self.position``.
-
-        ``self.position`` moves when a batch is handed out, not when a worker
-        reads ahead. Raises ``UserError`` when an utterance cannot be read.
-        """
-        requests = self._own_requests(self.position)
-        for batch in self.utterances.loader(
-            requests, self.num_workers, self.timeout, pin_memory
-        ):
-            self.position, share = batch.position
-            yield replace(batch, position=self.position, share=share)
-
-    def _random(self, *key):
+    def _random(self, *key: int) -> np.random.Generator:
         """A generator that depends on the seed and ``key`` only."""
         return np.random.default_rng([self.seed, *key])
 
@@ -135,20 +151,21 @@ class LengthBuckets(TaskStream):
 
     A batch holds n utterances with n x longest <= ``max_batch_samples``, padding
     counted (paper section 4.2: 3.2 M samples). Each pass sorts the utterances by
-    length with a random jitter, cuts batches, and shuffles them.
+    length with a random jitter, cuts batches, and shuffles them. A position is
+    (pass, batch within the pass).
 
     Arguments
     ---------
-    csv, labels, seed, num_workers, timeout, length_grid_seconds
+    csv, labels, options
         See ``TaskStream``.
-    max_batch_samples : int
+    max_batch_samples
         Budget of all processes together, without accumulation per optimizer step.
         With it the step has as many budgets as parts, as one: its batch is cut whole,
         then divided, so that the parts differ by an utterance at most.
-    length_jitter : float
+    length_jitter
         Relative disturbance of the lengths before sorting: 0 gives the least
         padding and the same neighbours in every pass.
-    max_utterance_seconds : float or None
+    max_utterance_seconds
         Longer utterances are left out, and counted; None leaves out none.
     """
 
@@ -156,48 +173,28 @@ class LengthBuckets(TaskStream):
 
     def __init__(
         self,
-        csv,
-        labels,
-        max_batch_samples=3_200_000,
-        length_jitter=0.05,
-        seed=0,
-        num_workers=0,
-        timeout=0,
-        length_grid_seconds=0.0,
-        max_utterance_seconds=None,
+        csv: CSVPaths,
+        labels: dict[str, Label],
+        max_batch_samples: int = 3_200_000,
+        length_jitter: float = 0.05,
+        max_utterance_seconds: float | None = None,
+        **options,
     ):
-        super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
+        super().__init__(csv, labels, **options)
         self.max_batch_samples = max_batch_samples
         self.length_jitter = length_jitter
         self.max_utterance_seconds = max_utterance_seconds
 
-    def plan(self):
+    def plan(self) -> None:
         """Raise ``UserError`` when an utterance exceeds one process's budget.
 
         And when there are not enough utterances for all processes and parts.
         """
         if self.max_utterance_seconds is not None:
-            self._leave_out()
+            self._leave_out_long_ones()
         self.budget = self.max_batch_samples * self.parts
-        budget = self.max_batch_samples // self.world_size
         self.padded = padded_to(self.utterances.lengths, self.grid)
-        over = int((self.padded > budget).sum())
-        if over:
-            longest = int(self.utterances.lengths.argmax())
-            samples, padded = self.utterances.lengths[longest], self.padded[longest]
-            padding = remedy = ""
-            if padded > samples:
-                padding = f", with padding {padded}"
-                remedy = ", lower length_grid_seconds"
-            # A whole number of the grid's steps, cut to what can be typed.
-            fits = budget // self.grid * self.grid / SAMPLE_RATE
-            raise UserError(
-                f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
-                f"more samples than a batch may hold ({budget}); the longest, "
-                f"{self.utterances.place(longest)}, has {samples}{padding}; give "
-                f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
-                f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
-            )
+        self._check_budget(self.max_batch_samples // self.world_size)
         if len(self.utterances) < self.parts * self.world_size:
             raise UserError(
                 f"{self.csv}: {len(self.utterances)} utterances are too few for "
@@ -205,25 +202,46 @@ class LengthBuckets(TaskStream):
                 "--nproc_per_node or --grad_accumulation_factor"
             )
 
-    def _leave_out(self):
+    def _check_budget(self, budget):
+        """Refuse utterances that are longer than one process's ``budget``."""
+        over = int((self.padded > budget).sum())
+        if not over:
+            return
+        longest = int(self.utterances.lengths.argmax())
+        samples, padded = self.utterances.lengths[longest], self.padded[longest]
+        padding = remedy = ""
+        if padded > samples:
+            padding = f", with padding {padded}"
+            remedy = ", lower length_grid_seconds"
+        # A whole number of the grid's steps, cut to what can be typed.
+        fits = budget // self.grid * self.grid / SAMPLE_RATE
+        raise UserError(
+            f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
+            f"more samples than a batch may hold ({budget}); the longest, "
+            f"{self.utterances.place(longest)}, has {samples}{padding}; give "
+            f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
+            f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
+        )
+
+    def _leave_out_long_ones(self):
         """Forget the utterances that are longer than ``max_utterance_seconds``."""
         lengths = self.utterances.lengths
         short = lengths <= self.max_utterance_seconds * SAMPLE_RATE
         if short.all():
             return
-        told = (
+        counted = (
             f"{self.csv}: {int((~short).sum()):,} of {len(lengths):,} utterances "
             f"({lengths[~short].sum() / SAMPLE_RATE / 3600:.2f} of "
             f"{lengths.sum() / SAMPLE_RATE / 3600:.2f} hours) are longer than "
             f"max_utterance_seconds={self.max_utterance_seconds}"
         )
         if not short.any():
-            raise UserError(f"{told}; none is left: raise it")
+            raise UserError(f"{counted}; none is left: raise it")
         if if_main_process():
-            logger.warning("%s and are left out", told)
+            logger.warning("%s and are left out", counted)
         self.utterances.keep(np.flatnonzero(short))
 
-    def batches_of_pass(self, number):
+    def batches_of_pass(self, number: int) -> list[list[int]]:
         """Row indices of every batch of one pass, in order.
 
         What is left over at the end of a pass may be too little for all processes and
@@ -236,37 +254,40 @@ class LengthBuckets(TaskStream):
         )
         order = np.argsort(lengths * jitter, kind="stable")
         batches = pack(order, self.padded, self.budget)
-        # No other batch is smaller: so many of the longest utterance are in the budget.
+        # No other batch is smaller: the budget holds so many of the longest utterance.
         fewest = self.parts * self.world_size
         if len(batches[-1]) < fewest:
             batches[-1] = order[-fewest:].tolist()
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def requests(self, position):
-        """See ``TaskStream``; a position is (pass, batch within the pass)."""
-        first, batch = position
+    def requests(
+        self, position: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int], list[Request]]]:
+        """See ``TaskStream``."""
+        first_pass, first_batch = position
         lengths = self.utterances.lengths
-        for number in itertools.count(first):
+        for number in itertools.count(first_pass):
             batches = self.batches_of_pass(number)
-            for index in range(batch, len(batches)):
+            for index in range(first_batch, len(batches)):
                 rows = [(int(row), 0, int(lengths[row])) for row in batches[index]]
                 yield (number, index + 1), rows
-            batch = 0
+            first_batch = 0
 
 
 class RandomCrops(TaskStream):
     """A fixed number of random crops per batch, one per utterance.
 
     Every pass visits each utterance once, in a new order, and crops it at a new
-    place. An utterance shorter than the crop is taken whole and padded.
+    place. An utterance shorter than the crop is taken whole and padded. A position
+    counts crops from the start.
 
     Arguments
     ---------
-    csv, labels, seed, num_workers, timeout, length_grid_seconds
+    csv, labels, options
         See ``TaskStream``.
-    crop_seconds : float
+    crop_seconds
         Length of a crop in seconds.
-    max_batch_samples : int
+    max_batch_samples
         Budget of all processes together, without accumulation per optimizer step; a
         batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
         With accumulation the step has as many budgets as parts, as one.
@@ -276,16 +297,13 @@ class RandomCrops(TaskStream):
 
     def __init__(
         self,
-        csv,
-        labels,
-        crop_seconds=3.0,
-        max_batch_samples=3_200_000,
-        seed=0,
-        num_workers=0,
-        timeout=0,
-        length_grid_seconds=0.0,
+        csv: CSVPaths,
+        labels: dict[str, Label],
+        crop_seconds: float = 3.0,
+        max_batch_samples: int = 3_200_000,
+        **options,
     ):
-        super().__init__(csv, labels, seed, num_workers, timeout, length_grid_seconds)
+        super().__init__(csv, labels, **options)
         self.crop = round(crop_seconds * SAMPLE_RATE)
         if self.crop < MINIMUM_SAMPLES:
             raise UserError(
@@ -296,9 +314,10 @@ class RandomCrops(TaskStream):
             self.grid = self.crop
         self.max_batch_samples = max_batch_samples
         self.batch_size = max_batch_samples // self.crop
+        # The number and the order of the pass that was drawn last.
         self._order = (None, None)
 
-    def plan(self):
+    def plan(self) -> None:
         """Raise ``UserError`` when no crop fits into one process's budget."""
         self.step_size = self.max_batch_samples * self.parts // self.crop
         if self.batch_size < self.world_size:
@@ -308,8 +327,8 @@ class RandomCrops(TaskStream):
                 "or lower crop_seconds"
             )
 
-    def requests(self, position):
-        """See ``TaskStream``; a position counts crops from the start."""
+    def requests(self, position: int) -> Iterator[tuple[int, list[Request]]]:
+        """See ``TaskStream``."""
         total = len(self.utterances)
         for first in itertools.count(position, self.step_size):
             after = first + self.step_size
@@ -329,52 +348,69 @@ class RandomCrops(TaskStream):
         return row, start, start + self.crop
 
     @property
-    def ids(self):
+    def ids(self) -> np.ndarray:
         """Utterance IDs of the corpus."""
         return self.utterances.ids
+
+
+class TrainState(TypedDict):
+    """What a checkpoint holds of a ``TrainStream``."""
+
+    #: Batches of this epoch, of all epochs, and of one optimizer step.
+    step: int
+    total_steps: int
+    batches_per_step: int
+    #: True: processes and parts divide the batch of a step.
+    divided: bool
+    #: By task; what a position is, its stream decides.
+    positions: dict[str, object]
+    #: By task: see ``TrainStream.corpora``.
+    corpora: dict[str, object]
 
 
 @register_checkpoint_hooks
 class TrainStream(LoopedLoader):
     """One batch of every task per step, in nominal epochs.
 
+    It yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
+    set. The epoch then ends early, and a run without the limit continues it. The
+    checkpoint holds the position of every stream and the step within the epoch, as
+    JSON (``TrainState``).
+
     Arguments
     ---------
-    streams : dict
-        Task name to ``TaskStream``, opened. Tasks that share a stream share its
-        batches.
-    steps : int
+    streams
+        The opened stream of each task. Tasks that share a stream share its batches.
+    steps
         Batches in all; the last epoch may be shorter.
-    epoch_length : int
+    epoch_length
         Batches between two validations.
-    pin_memory : bool
+    pin_memory
         Whether batches are copied to page-locked memory.
-    batches_per_step : int
+    batches_per_step
         Of these batches so many make one optimizer step.
-    valid_sets : dict
-        Task name to the ``EvaluationSet`` that chooses the best checkpoint.
-    allow_changes : bool
+    valid_sets
+        The set of each task that chooses the best checkpoint.
+    allow_changes
         Whether a checkpoint of a run with other data may be gone on from.
-
-    Yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
-    set: the epoch then ends early, and a run without the limit continues it. The
-    checkpoint holds the position of every stream and the step within the epoch, as
-    JSON.
+    output_folder
+        Where such changes are recorded; None records none.
     """
 
-    limit = None
+    limit: int | None = None
     #: Whether the last epoch has given all of its batches.
     ended = False
 
     def __init__(
         self,
-        streams,
-        steps,
-        epoch_length,
-        pin_memory=False,
-        batches_per_step=1,
-        valid_sets=None,
-        allow_changes=False,
+        streams: dict[str, TaskStream],
+        steps: int,
+        epoch_length: int,
+        pin_memory: bool = False,
+        batches_per_step: int = 1,
+        valid_sets: dict[str, EvaluationSet] | None = None,
+        allow_changes: bool = False,
+        output_folder: str | PathLike | None = None,
     ):
         super().__init__(loader=None, epoch_length=epoch_length)
         self.streams = streams
@@ -383,9 +419,10 @@ class TrainStream(LoopedLoader):
         self.batches_per_step = batches_per_step
         self.valid_sets = valid_sets or {}
         self.allow_changes = allow_changes
+        self.output_folder = output_folder
         self._corpora = None
 
-    def __iter__(self):
+    def __iter__(self) -> "TrainStream":
         if self.iterator is None:
             self.iterator = {
                 id(stream): self._named(task, stream)
@@ -403,13 +440,13 @@ class TrainStream(LoopedLoader):
         except UserError as error:
             raise UserError(f"{task}: {error}") from error
 
-    def close(self):
+    def close(self) -> None:
         """End the loading processes; the positions stay."""
         for batches in (self.iterator or {}).values():
             batches.close()
         self.iterator = None
 
-    def __next__(self):
+    def __next__(self) -> dict[str, Batch]:
         if self.step >= self.epoch_length or self.total_steps >= self.steps:
             self.ended = True
             raise StopIteration
@@ -420,49 +457,46 @@ class TrainStream(LoopedLoader):
         self.total_steps += 1
         return {task: batches[id(stream)] for task, stream in self.streams.items()}
 
-    def __len__(self):
+    def __len__(self) -> int:
         done = self.total_steps - (0 if self.ended else self.step)
         return min(self.epoch_length, self.steps - done)
 
-    def corpora(self):
+    def corpora(self) -> dict[str, object]:
         """What the positions, the weights and the scores belong to, by task."""
         validation = {
             f"validation of {task}": one.digest()
             for task, one in self.valid_sets.items()
             if one.trials is not None
         }
-        return validation | {
-            task: {
+        training = {}
+        for task, stream in self.streams.items():
+            labels = {name: label.digest() for name, label in stream.labels.items()}
+            training[task] = {
                 "utterances": len(stream.utterances),
                 "corpus": stream.utterances.digest(),
-                "labels": {
-                    name: label.digest()
-                    for name, label in stream.labels.items()
-                    if hasattr(label, "digest")
-                },
+                "labels": {k: v for k, v in labels.items() if v is not None},
                 "processes": stream.world_size,
             }
-            for task, stream in self.streams.items()
-        }
+        return validation | training
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path: str | PathLike) -> None:
         """Write the positions to ``path``."""
         if self._corpora is None:
             self._corpora = self.corpora()
-        state = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "batches_per_step": self.batches_per_step,
-            "divided": True,
-            "positions": {task: s.position for task, s in self.streams.items()},
-            "corpora": self._corpora,
-        }
+        state = TrainState(
+            step=self.step,
+            total_steps=self.total_steps,
+            batches_per_step=self.batches_per_step,
+            divided=True,
+            positions={task: s.position for task, s in self.streams.items()},
+            corpora=self._corpora,
+        )
         with open(path, "w", encoding="utf-8") as stream:
             json.dump(state, stream)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch):
+    def load(self, path: str | PathLike, end_of_epoch: bool) -> None:
         """Continue from the positions in ``path``.
 
         Raises ``UserError`` when they are those of other tasks, or, unless
@@ -470,18 +504,32 @@ class TrainStream(LoopedLoader):
         of processes.
         """
         with open(path, encoding="utf-8") as stream:
-            state = json.load(stream)
+            state: TrainState = json.load(stream)
         if set(state["positions"]) != set(self.streams):
             raise UserError(
                 f"{path} holds the tasks {', '.join(state['positions'])}, this run "
                 f"has {', '.join(self.streams)}; choose another output folder"
             )
+        changes = self._changes(state)
+        if changes:
+            self._accept(changes, path)
+        # Checkpoints stand between two optimizer steps.
+        old, new = state["batches_per_step"], self.batches_per_step
+        self.total_steps = state["total_steps"] // old * new
+        self.step = 0 if end_of_epoch else state["step"] // old * new
+        self.ended = False
+        self.iterator = None
+        for task, position in state["positions"].items():
+            self.streams[task].position = position
+
+    def _changes(self, state):
+        """What differs between the data of a checkpoint and this run's, as lines."""
         self._corpora = self.corpora()
-        # Without validation sets that were not opened.
-        known = state["corpora"].keys() & self._corpora.keys()
+        # Either run may have left its validation sets unopened.
+        both = state["corpora"].keys() & self._corpora.keys()
         old, new = (
-            {k: v for k, v in side.items() if k in known}
-            for side in (state["corpora"], self._corpora)
+            {key: value for key, value in corpora.items() if key in both}
+            for corpora in (state["corpora"], self._corpora)
         )
         changes = differences(old, new)
         several = state["batches_per_step"] > 1 or any(
@@ -494,28 +542,22 @@ class TrainStream(LoopedLoader):
                 "its batches were cut for every process and part; now a step's batch "
                 "is cut whole and divided"
             )
-        if changes:
-            report = "; ".join(changes)
-            if not self.allow_changes:
-                raise UserError(
-                    f"{path}: the run began with other data ({report}); choose "
-                    "another output folder, or go on all the same with --allow_changes"
-                )
-            logger.warning("Going on with other data: %s", report)
-            if if_main_process():
-                # <output folder>/save/<checkpoint>/<this file>
-                record_changes(Path(path).parents[2], changes)
-        # Checkpoints stand between two optimizer steps.
-        old, new = state["batches_per_step"], self.batches_per_step
-        self.total_steps = state["total_steps"] // old * new
-        self.step = 0 if end_of_epoch else state["step"] // old * new
-        self.ended = False
-        self.iterator = None
-        for task, position in state["positions"].items():
-            self.streams[task].position = position
+        return changes
+
+    def _accept(self, changes, path):
+        """Record changes where they are allowed; raise ``UserError`` elsewhere."""
+        report = "; ".join(changes)
+        if not self.allow_changes:
+            raise UserError(
+                f"{path}: the run began with other data ({report}); choose "
+                "another output folder, or go on all the same with --allow_changes"
+            )
+        logger.warning("Going on with other data: %s", report)
+        if self.output_folder is not None and if_main_process():
+            record_changes(self.output_folder, changes)
 
 
-def divided(items, parts):
+def divided(items: list, parts: int) -> list[list]:
     """Consecutive pieces of a list that differ by one item at most, larger ones first.
 
     Of utterances in order of their lengths the shorter ones make the larger pieces.
@@ -523,21 +565,3 @@ def divided(items, parts):
     size, larger = divmod(len(items), parts)
     ends = [size * i + min(i, larger) for i in range(parts + 1)]
     return [items[first:last] for first, last in itertools.pairwise(ends)]
-
-
-def pack(order, lengths, budget):
-    """Cut ``order`` into consecutive batches with n x longest <= ``budget``.
-
-    A batch has at least one row, so a budget of 0 gives one row each.
-    Returns a list of lists of row indices.
-    """
-    batches, batch, longest = [], [], 0
-    for row in order:
-        longest = max(longest, lengths[row])
-        if batch and (len(batch) + 1) * longest > budget:
-            batches.append(batch)
-            batch, longest = [], lengths[row]
-        batch.append(row)
-    if batch:
-        batches.append(batch)
-    return batches

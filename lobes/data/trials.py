@@ -292,7 +292,7 @@ def checked_scores(scores, labels):
     return scores, flags
 
 
-def look_at_trials(trials, csv, table):
+def scorable_trials(trials, csv, table):
     """The trials by ID, if they can be scored on the utterances of a table.
 
     Arguments

@@ -22,7 +22,6 @@ from lobes.data.evaluation_sets import EvaluationStream, open_sets
 from lobes.data.leaks import check_leaks
 from lobes.data.prepared import record_test_sets
 from lobes.data.streams import TrainStream
-from lobes.data.utterances import end_loading
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
@@ -147,6 +146,7 @@ class SpeechSpeakerBrain(sb.Brain):
             batches_per_step=self.grad_accumulation_factor,
             valid_sets=self.hparams.valid_sets,
             allow_changes=self.allow_changes,
+            output_folder=self.hparams.output_folder,
         )
         if self.optimizer_step_limit is not None:
             stream.limit = self.optimizer_step_limit * self.grad_accumulation_factor
@@ -201,7 +201,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 ) from error
             finally:
                 # Not left to the interpreter's end, which would wait for them.
-                end_loading(train_set, valid_set)
+                for stream in (train_set, valid_set):
+                    if stream is not None:
+                        stream.close()
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
@@ -653,7 +655,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 try:
                     self.evaluate(stream, progressbar=False)
                 finally:
-                    end_loading(stream)
+                    stream.close()
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results

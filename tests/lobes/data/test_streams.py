@@ -17,8 +17,8 @@ from lobes.data.streams import (
     RandomCrops,
     TrainStream,
     divided,
-    pack,
 )
+from lobes.data.utterances import pack
 from lobes.errors import UserError
 from tests.helpers.own_csvs import (
     rows_of,
