@@ -55,7 +55,8 @@ meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
 plots = lazy("lobes.evaluation.plots")
 sb = lazy("speechbrain")
-streams = lazy("lobes.data.streams")
+evaluating = lazy("lobes.data.evaluation_sets")
+reading = lazy("lobes.data.utterances")
 systems = lazy("tools.bench_systems")
 torch = lazy("torch")
 
@@ -529,7 +530,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        streams.end_loading(stream)
+        stream.close()
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
@@ -600,14 +601,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, streams.EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, evaluating.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(streams.EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(evaluating.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -689,7 +690,7 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", streams.Utterances, path, labels)
+        took = clock("cpu", reading.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 

@@ -32,7 +32,7 @@ try:
     from packaging.version import Version
 
     from lobes.data.audio import encode_audio, import_pyav
-    from lobes.data.opening import check_leaks, open_sets
+    from lobes.data.leaks import check_leaks
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
     from lobes.preparation.parts import children
@@ -46,6 +46,7 @@ except ImportError as error:
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
 
 encoder = lazy("lobes.model.encoder")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 labels = lazy("lobes.data.labels")
 torch = lazy("torch")
 
@@ -531,7 +532,7 @@ def opened(hparams):
     remedy = "all of it is told again, and the rest, when train.py opens its sets"
     with _warnings() as said:
         try:
-            open_sets(train, valid, test)
+            evaluation_sets.open_sets(train, valid, test)
             check_leaks(train, valid, test, hparams["allow_leaks"])
         except UserError as error:
             yield Finding("FAIL", "files", str(error), remedy)

@@ -65,7 +65,7 @@ def assess(folder, results, evaluation_sets, hparams, progress=False):
     results : dict
         ``{task: {set or trial list: {metric: value}}}``.
     evaluation_sets : dict
-        ``{task: {name: lobes.data.streams.EvaluationSet}}``, opened.
+        ``{task: {name: lobes.data.evaluation_sets.EvaluationSet}}``, opened.
     hparams : dict
         Used here: the corpora's folders, ``prepared_folder``, ``num_workers``,
         ``mfcc_baseline``.
@@ -115,7 +115,7 @@ def count(table):
 
 
 def utterance_table(utterances, sexes=None):
-    """ID, speaker, sex and seconds of some ``lobes.data.streams.Utterances``.
+    """ID, speaker, sex and seconds of some ``lobes.data.utterances.Utterances``.
 
     A column ``sex`` or ``gender`` of the CSV wins over ``sexes`` by speaker; what is
     unknown is an empty text.

@@ -22,10 +22,11 @@ brains = lazy("lobes.training.brain")
 checkpoints = lazy("lobes.training.checkpoints")
 distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 names = lazy("lobes.runs.names")
-opening = lazy("lobes.data.opening")
+leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
-streams = lazy("lobes.data.streams")
+utterances = lazy("lobes.data.utterances")
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def evaluate(
     ending = brain.ending or ledger.ending(hparams)
     test_sets = test_sets or hparams["test_sets"]
     # All before the first is scored.
-    opening.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    evaluation_sets.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
     with _made(folder):
         sets = brain.test(test_sets, str(folder))
@@ -308,7 +309,7 @@ def main(argv=None):
         folder = own_folder(folder, own)
     sets = _own_sets(options, hparams)
     if sets is not None:
-        opening.open_sets({}, {}, sets, brain.rank, brain.world_size)
+        evaluation_sets.open_sets({}, {}, sets, brain.rank, brain.world_size)
         _warn_of_leaks(hparams, sets)
     elif not brain.allow_changes:
         check_test_sets(
@@ -373,13 +374,13 @@ def _look_at_own_sets(options):
     """Find what is wrong with the files of the user's own before a model is loaded."""
     sets = {"speech": {}, "speaker": {}}
     if options.speech_csv:
-        sets["speech"]["own"] = streams.EvaluationSet(options.speech_csv)
+        sets["speech"]["own"] = evaluation_sets.EvaluationSet(options.speech_csv)
     if options.speaker_csv:
         trials = options.trials
-        sets["speaker"]["own"] = streams.EvaluationSet(
+        sets["speaker"]["own"] = evaluation_sets.EvaluationSet(
             options.speaker_csv, trial_paths=trials
         )
-    opening.open_sets({}, {}, sets)
+    evaluation_sets.open_sets({}, {}, sets)
 
 
 def _warn_of_leaks(hparams, sets):
@@ -392,8 +393,8 @@ def _warn_of_leaks(hparams, sets):
     # A fault in the CSVs of a training that is over is not this evaluation's.
     with contextlib.suppress(UserError):
         for stream in trained.values():
-            stream.utterances = streams.Utterances(stream.csvs, {})
-        opening.check_leaks(trained, {}, sets, allowed=True)
+            stream.utterances = utterances.Utterances(stream.csvs, {})
+        leaks.check_leaks(trained, {}, sets, allowed=True)
 
 
 def _own_sets(options, hparams):
@@ -411,7 +412,7 @@ def _own_sets(options, hparams):
         name = Path(options.speech_csv).stem
         labels = {"letters": hparams["letters"]}
         sets["speech"] = {
-            name: streams.EvaluationSet(
+            name: evaluation_sets.EvaluationSet(
                 options.speech_csv,
                 labels=labels,
                 max_batch_samples=budget,
@@ -421,7 +422,7 @@ def _own_sets(options, hparams):
         }
     if options.speaker_csv:
         sets["speaker"] = {
-            "own": streams.EvaluationSet(
+            "own": evaluation_sets.EvaluationSet(
                 options.speaker_csv,
                 trial_paths=options.trials,
                 max_batch_samples=budget,

@@ -35,7 +35,7 @@ from lobes.system.lazy import lazy
 from lobes.system.locks import take
 
 distributed = lazy("lobes.system.distributed")
-streams = lazy("lobes.data.streams")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
@@ -393,7 +393,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, streams.EvaluationSet):
+            if not isinstance(found, evaluation_sets.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:

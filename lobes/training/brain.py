@@ -18,9 +18,10 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.opening import check_leaks, open_sets
+from lobes.data.evaluation_sets import EvaluationStream, open_sets
+from lobes.data.leaks import check_leaks
 from lobes.data.prepared import record_test_sets
-from lobes.data.streams import EvaluationStream, TrainStream, end_loading
+from lobes.data.streams import TrainStream
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
@@ -151,6 +152,7 @@ class SpeechSpeakerBrain(sb.Brain):
             batches_per_step=self.grad_accumulation_factor,
             valid_sets=self.hparams.valid_sets,
             allow_changes=self.allow_changes,
+            output_folder=self.hparams.output_folder,
         )
         if self.optimizer_step_limit is not None:
             stream.limit = self.optimizer_step_limit * self.grad_accumulation_factor
@@ -205,7 +207,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 ) from error
             finally:
                 # Not left to the interpreter's end, which would wait for them.
-                end_loading(train_set, valid_set)
+                for stream in (train_set, valid_set):
+                    if stream is not None:
+                        stream.close()
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
@@ -657,7 +661,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 try:
                     self.evaluate(stream, progressbar=False)
                 finally:
-                    end_loading(stream)
+                    stream.close()
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results

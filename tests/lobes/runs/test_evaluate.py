@@ -7,7 +7,6 @@ import pandas
 import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes.data import opening
 from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
@@ -16,6 +15,7 @@ from lobes.evaluation.ending import DIVERGED
 from lobes.evaluation.verification import verification_metrics
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
+from lobes.system import distributed
 from lobes.training import stopping
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -94,7 +94,7 @@ def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
 
 
 def test_own_csv_and_trials(trained, tiny_corpus, tmp_path, caplog):
-    opening._warn.cache_clear()
+    distributed.warn_once.cache_clear()
     before = (trained / "results.json").read_text()
     trials = tmp_path / "mine.txt"
     lines = (tiny_corpus / "VoxCeleb/veri_test2.txt").read_text().splitlines()[:40]
