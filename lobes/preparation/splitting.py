@@ -147,23 +147,6 @@ def report_shortage(name, trials, positives, negatives):
             )
 
 
-def trial_text(name, ids, trials):
-    """Lines ``label enrol_ID test_ID``, and counts ``{trials, positives, negatives}``.
-
-    The counts are also said on standard error.
-    """
-    columns = (column.tolist() for column in trials)
-    lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
-    positives = int(trials.label.sum())
-    counts = {
-        "trials": len(lines),
-        "positives": positives,
-        "negatives": len(lines) - positives,
-    }
-    say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
-    return "".join(lines), counts
-
-
 def _positive_pairs(speaker, recording, wanted, across_recordings, random):
     """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]

@@ -21,33 +21,27 @@ from lobes.data.audio import SAMPLE_RATE, encoder_frames
 from lobes.data.scan_cache import Journal
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
-from lobes.preparation.parts import (
+from lobes.preparation.folders import (
     Inputs,
     LeftOut,
-    Part,
-    Problem,
     best_audio,
-    check_owner,
     children,
-    csv_counts,
-    csv_text,
     existing_folder,
     listing,
     name_problem,
-    one_preparation,
     outside,
-    scan_audio,
-    with_paths,
     writable_folder,
 )
+from lobes.preparation.outputs import csv_counts, csv_text, trial_text, with_paths
+from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
 from lobes.preparation.report import write_report
+from lobes.preparation.scan import scan_audio
 from lobes.preparation.splitting import (
     check_budget,
     check_split_settings,
     draw_trials,
     hold_out,
     report_shortage,
-    trial_text,
 )
 from lobes.settings.table import option
 from lobes.system.files import file_hash

@@ -24,25 +24,20 @@ from lobes.data.audio import AAC_SUFFIXES, SAMPLE_RATE
 from lobes.data.scan_cache import Journal
 from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
 from lobes.preparation import conversion
-from lobes.preparation.parts import (
+from lobes.preparation.folders import (
     Inputs,
     LeftOut,
-    Part,
-    Problem,
     best_audio,
-    check_owner,
-    csv_counts,
-    csv_text,
     existing_folder,
     listing,
     name_problem,
-    one_preparation,
     outside,
-    scan_audio,
-    with_paths,
     writable_folder,
 )
+from lobes.preparation.outputs import csv_counts, csv_text, trial_text, with_paths
+from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
 from lobes.preparation.report import write_report
+from lobes.preparation.scan import scan_audio
 from lobes.preparation.splitting import (
     Trials,
     check_budget,
@@ -50,7 +45,6 @@ from lobes.preparation.splitting import (
     draw_trials,
     hold_out,
     report_shortage,
-    trial_text,
 )
 from lobes.preparation.transcripts import (
     choose,

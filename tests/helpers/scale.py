@@ -21,7 +21,7 @@ import soundfile
 
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.utterance_tables import read_table
-from lobes.preparation.parts import scan_audio
+from lobes.preparation.scan import scan_audio
 from recipes.VoxCeleb import voxceleb_prepare
 
 #: As in VoxCeleb2, on average: 182 utterances of 24 videos of a speaker.

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 import lobes.preparation.parts
+import lobes.preparation.scan
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.labels import Letters
 from lobes.data.streams import Utterances
@@ -174,7 +175,7 @@ def test_nothing_is_done_with_skip_prep(tmp_path):
 def decoded(monkeypatch):
     """Names of the splits that were decoded, in order."""
     titles = []
-    scan = lobes.preparation.parts.scan_audio
+    scan = lobes.preparation.scan.scan_audio
 
     def record(paths, num_workers, title, *options):
         titles.append(title)

@@ -19,7 +19,7 @@ from lobes.data.audio import SAMPLE_RATE, audio_statistics
 from lobes.data.labels import Letters
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.preparation.parts import Scan
+from lobes.preparation.scan import Scan
 from recipes.VoxCeleb import voxceleb_prepare
 from recipes.VoxCeleb.voxceleb_prepare import HEADER, main, prepare_voxceleb
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lobes.errors import UserError
+from lobes.preparation.outputs import trial_text
 from lobes.preparation.splitting import (
     Trials,
     check_split_settings,
     draw_trials,
     hold_out,
     report_shortage,
-    trial_text,
 )
 
 
