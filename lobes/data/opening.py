@@ -20,7 +20,7 @@ from lobes.data.audio import (
     usable_frames,
 )
 from lobes.data.markers import vouched_since
-from lobes.data.scan_cache import Journal
+from lobes.data.scan_cache import ScanCache
 from lobes.data.trials import check_trials
 from lobes.data.utterance_tables import read_header
 from lobes.errors import UserError, enumeration
@@ -236,7 +236,7 @@ def _look(csv, paths, windows):
     """Samples of each file, and the first reasons for ``_BAD``; both by place."""
     import_pyav_for(paths)
     csv = Path(csv)
-    memory = Journal(csv.with_suffix(".headers"), csv.resolve().parent)
+    memory = ScanCache(csv.with_suffix(".headers"), csv.resolve().parent)
     known, frames, *_ = memory.find(paths, statistics=False, windows=windows)
     left = np.flatnonzero(~known)
     aac = any(paths[i].lower().endswith(AAC_SUFFIXES) for i in left)

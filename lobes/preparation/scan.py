@@ -46,7 +46,7 @@ def scan_audio(
     title : str
         Label of the progress bar (on standard error; in a log it gains a line
         every half minute).
-    journal : lobes.data.scan_cache.Journal
+    journal : lobes.data.scan_cache.ScanCache
         Files that it knows are not decoded, and those that are become known to it.
         Bad files never do. None: every file is decoded.
     header_only : bool

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lobes.data.audio import SAMPLE_RATE, encoder_frames
-from lobes.data.scan_cache import Journal
+from lobes.data.scan_cache import ScanCache
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
 from lobes.preparation.folders import (
@@ -201,7 +201,7 @@ def prepare_librispeech(
     with one_preparation(save_folder, journal_folder):
         for split, folder in folders.items():
             rest = LeftOut(folder)
-            journal = Journal(journal_folder / f"{split}.scan", folder)
+            journal = ScanCache(journal_folder / f"{split}.scan", folder)
             counts[f"{split}.csv"] = _prepare_split(
                 split,
                 folder,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES, SAMPLE_RATE
-from lobes.data.scan_cache import Journal
+from lobes.data.scan_cache import ScanCache
 from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
 from lobes.preparation import conversion
 from lobes.preparation.folders import (
@@ -799,9 +799,7 @@ def _check_speakers(utterances):
     speakers = {speaker for speaker, _ in utterances.recordings}
     if len(speakers) < 2:
         found = f"only 1 speaker ({speakers.pop()})" if speakers else "no speaker"
-        raise UserError(
-            f"data_folder: {found} was found; training needs at least two"
-        )
+        raise UserError(f"data_folder: {found} was found; training needs at least two")
 
 
 def _single_utterances(utterances, rows):
@@ -820,7 +818,7 @@ def _scan(part, utterances, scanning):
     if len(problems) > scanning.skip_budget:
         # Raises: no reason to decode hours of audio first.
         part.skip(problems, scanning.skip_budget)
-    journal = Journal(scanning.journal_folder / f"{part.name}.scan", scanning.folder)
+    journal = ScanCache(scanning.journal_folder / f"{part.name}.scan", scanning.folder)
     scan = scan_audio(
         utterances.paths,
         scanning.num_workers,
