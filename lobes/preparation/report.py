@@ -29,7 +29,7 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
         Names of published splits (tuple of str) by the CSVs (tuple of str) that hold
         them. Trial lists are known by their names.
     left_out : dict
-        By part ``{kind: number}`` of what lies there and is no utterance.
+        By part the ``LeftOut``: what lies there and is no utterance.
     """
     report = {
         "corpus": corpus,
@@ -42,7 +42,9 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
             for part, skipped in parts.items()
             if skipped
         },
-        "left_out": {part: kinds for part, kinds in left_out.items() if kinds},
+        "left_out": {
+            part: kinds for part, rest in left_out.items() if (kinds := rest.counts())
+        },
         "official": _compared(counts, official),
     }
     path = Path(save_folder) / FILE_NAME

@@ -2,12 +2,12 @@
 
 import inspect
 import re
-import types
 import typing
 from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal
 
 from lobes.errors import ArgumentParser
@@ -18,17 +18,18 @@ from lobes.settings.table import PATH, Kind, option
 class Command:
     """The command line of a function.
 
-    An argument without a default is required. Its hint decides what is read: ``bool``
-    is a switch, a list takes several words and may be repeated, ``Literal`` has the
-    choices, a ``Path`` is a path, and a number is of the kind of the setting of that
-    name. The help is the first sentence of the argument's documentation.
+    An argument without a default is required, unless its hint allows None. The hint
+    decides what is read: ``bool`` is a switch, a list takes several words and may be
+    repeated, ``Literal`` has the choices, a ``Path`` is a path, and a number is of the
+    kind of the setting of that name. The help is the first sentence of the argument's
+    documentation.
 
     Attributes
     ----------
     function : callable
     positional : sequence of str
-        The arguments that are given by their place. There ``-`` stands for None where
-        the hint allows None.
+        The arguments that are given by their place. Where the hint allows None, ``-``
+        stands for it.
     names : mapping
         What the command line calls an argument, where that differs. A switch whose
         default is True is called by what switches it off.
@@ -59,8 +60,8 @@ class Command:
         Raises ``UserError`` for a wrong command line.
         """
         arguments = dict(inspect.signature(self.function, eval_str=True).parameters)
-        for name in self.hidden:
-            del arguments[name]
+        arguments = {n: a for n, a in arguments.items() if n not in self.hidden}
+        optional = {n for n, a in arguments.items() if NoneType in _members(a)}
         text = inspect.getdoc(self.function) or ""
         helps = _first_sentences(text)
         parser = ArgumentParser(description=text.partition("\n\n")[0].replace("`", ""))
@@ -71,15 +72,17 @@ class Command:
         for name, argument in arguments.items():
             if name not in self.positional:
                 settings = self._settings(name, argument)
-                settings["required"] = argument.default is argument.empty
+                needed = argument.default is argument.empty
+                settings["required"] = needed and name not in optional
                 settings["help"] = _help(helps.get(name, ""), argument.default)
                 flag = f"--{self.names.get(name, name)}"
                 parser.add_argument(flag, dest=name, default=SUPPRESS, **settings)
         given = vars(parser.parse_args(argv))
-        for name in self.positional:
-            if given[name] == "-" and types.NoneType in _members(arguments[name]):
-                given[name] = None
-        return {name: given.get(name, one.default) for name, one in arguments.items()}
+        given |= {n: None for n in optional if given.get(n) == "-"}
+        for name, argument in arguments.items():
+            empty = argument.default is argument.empty
+            given.setdefault(name, None if empty else argument.default)
+        return given
 
     def _settings(self, name, argument):
         """What argparse is told about the words of an argument."""
@@ -102,7 +105,7 @@ class Command:
 def _members(argument):
     """The hint of an argument, or what it is a union of."""
     hint = argument.annotation
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    union = typing.get_origin(hint) in (typing.Union, UnionType)
     return typing.get_args(hint) if union else (hint,)
 
 

@@ -181,7 +181,7 @@ def decoded(monkeypatch):
         titles.append(title)
         return scan(paths, num_workers, title, *options)
 
-    monkeypatch.setattr("recipes.LibriSpeech.librispeech_prepare.scan_audio", record)
+    monkeypatch.setattr("lobes.preparation.pipeline.scan_audio", record)
     return titles
 
 
@@ -369,7 +369,7 @@ def test_an_utterance_in_two_chapters_is_refused(corpus):
 def test_a_transcript_file_in_latin_1_is_refused(corpus):
     path = corpus / "dev-a" / "60" / "1" / "60-1.trans.txt"
     path.write_bytes("60-1-0000 déjà\n".encode("latin-1"))
-    with pytest.raises(UserError, match="60-1.trans.txt: byte 11 is not UTF-8"):
+    with pytest.raises(UserError, match="60-1.trans.txt, line 1: not UTF-8; save"):
         prepare(corpus)
 
 
