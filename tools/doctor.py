@@ -37,7 +37,7 @@ try:
     from lobes.model.source_check import check_source
     from lobes.preparation.folders import children
     from lobes.preparation.published import TRIALS, Count, official_count
-    from lobes.runs.experiment import ROOT
+    from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
     from lobes.system.parallel import worker_count
     from tools import cost

@@ -15,7 +15,7 @@ from lobes.data.streams import LengthBuckets, RandomCrops
 from lobes.model.encoder import Wav2Vec2Encoder
 from lobes.model.pooling import MeanPooling
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 from tools import cost
 
