@@ -39,11 +39,18 @@ class Utterances(NamedTuple):
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
 
-    def rows(self, rows: Sequence[int]) -> "Utterances":
+    @classmethod
+    def of(cls, rows: Sequence[tuple]) -> "Utterances":
+        """The table of some rows: ID, path, speaker, recording, and perhaps text."""
+        return cls(*map(list, zip(*rows, strict=True))) if rows else cls([], [], [], [])
+
+    def rows(self, rows: Sequence[int] | np.ndarray) -> "Utterances":
         """The rows at these indices, in this order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        places = rows.tolist()
         return Utterances(
             *(
-                c[rows] if isinstance(c, np.ndarray) else c and [c[i] for i in rows]
+                c[rows] if isinstance(c, np.ndarray) else c and [c[i] for i in places]
                 for c in self
             )
         )
@@ -107,9 +114,9 @@ class Preparation:
         name: str,
         options: dict,
         inputs: str,
-        build: Callable[[Part], tuple[dict, dict, int]],
+        build: Callable[[Part], tuple[dict[str, tuple[str, dict | None]], int]],
         skip_budget: int = 0,
-    ) -> dict:
+    ) -> dict[str, dict]:
         """The counts of a part that is kept, or else built and written.
 
         Arguments
@@ -117,16 +124,21 @@ class Preparation:
         name, options, inputs
             As for ``Part``.
         build : callable
-            Returns the arguments of ``Part.write``.
+            Returns text and counts of every output by its name (no counts: it is no
+            output that is told), and how many utterances were left out.
         skip_budget : int
             How many utterances a part that is kept may have left out.
         """
         part = Part(self.save_folder, name, self.corpus, options, inputs)
-        counts = part.reusable(skip_budget)
+        counts, csv = part.reusable(skip_budget), f"{name}.csv"
         if counts is None:
-            files, counts, skipped = build(part)
-            part.write(files, counts, skipped)
-        return counts
+            outputs, skipped = build(part)
+            files = {name: text for name, (text, _) in outputs.items()}
+            counts = {name: one for name, (_, one) in outputs.items() if one}
+            # What stands in the marker of a part that is a single CSV.
+            alone = counts[csv] if list(counts) == [csv] else counts
+            part.write(files, alone, skipped)
+        return {csv: counts} if "utterances" in counts else counts
 
     def decode(
         self,

@@ -202,20 +202,20 @@ def prepare_librispeech(
     with run.writing(outputs):
         for split, folder in folders.items():
             left_out[split] = LeftOut(folder)
-            counts[f"{split}.csv"] = _prepare_split(run, split, folder, left_out[split])
+            counts |= _prepare_split(run, split, folder, left_out[split])
         if merge_name and merge_name not in counts and tr_splits:
-            counts[merge_name] = _merge(run, merge_name, tr_splits, counts)
+            counts |= _merge(run, merge_name, tr_splits, counts)
         if speaker_valid_fraction is not None:
             counts |= _prepare_speakers(
                 run, tr_splits, speakers_file, speaker_valid_fraction, drawing, counts
             )
         for split in trial_splits:
             counts |= _prepare_trials(run, split, speakers_file, drawing)
-        official = {(f"{split}.csv",): (f"{CORPUS}/{split}",) for split in splits}
+        official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
         if tr_splits and merge_name:
-            official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
-        skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
-        write_report(run.save_folder, CORPUS, counts, skipped, official, left_out)
+            official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
+        csvs = {split: [f"{split}.csv"] for split in splits}
+        write_report(run.save_folder, CORPUS, counts, csvs, official, left_out)
     return with_paths(run.save_folder, counts)
 
 
@@ -249,8 +249,8 @@ def _prepare_split(run, split, folder, left_out):
                 f"{split} is unpacked there"
             )
         usable, skipped = run.decode(part, folder, utterances, problems, _too_long)
-        text, counts = utterances_csv(f"{split}.csv", HEADER, usable, skipped)
-        return {f"{split}.csv": text}, counts, skipped
+        csv = f"{split}.csv"
+        return {csv: utterances_csv(csv, HEADER, usable, skipped)}, skipped
 
     options = {"folder": os.fspath(folder), "header_only": run.header_only}
     return run.part(split, options, inputs, build, run.skip_budget)
@@ -349,8 +349,7 @@ def _read_chapters(chapters):
                 problems.append(Problem(utterance, where, reason))
             else:
                 rows.append((utterance, path, speaker, os.path.dirname(path), text))
-    columns = list(map(list, zip(*rows, strict=True))) or [[] for _ in range(5)]
-    return Utterances(*columns), problems
+    return Utterances.of(rows), problems
 
 
 def _read_transcript(path):
@@ -380,7 +379,7 @@ def _merge(run, merge_name, tr_splits, counts):
             skipped=sum(part["skipped"] for part in parts),
         )
         columns = [[row[column] for row in rows] for column in header]
-        return {merge_name: csv_text(header, columns)}, merged, 0
+        return {merge_name: (csv_text(header, columns), merged)}, 0
 
     inputs = _hashes(sources)
     return run.part(Path(merge_name).stem, {"splits": tr_splits}, inputs, build)
@@ -421,21 +420,20 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing, counts):
         train = [row for row in rows if row["ID"] not in held_out]
         valid = [row for row in rows if row["ID"] in held_out]
         skipped = sum(counts[path.name]["skipped"] for path in sources)
-        files, found = {}, {}
-        for name, chosen, left_out in zip(
-            _SPEAKER_PARTS, (train, valid), (skipped, 0), strict=True
-        ):
-            csv = f"{name}.csv"
-            files[csv], found[csv] = rows_csv(csv, header, chosen, left_out)
+        texts = {
+            csv: rows_csv(csv, header, chosen, left_out)
+            for csv, chosen, left_out in (
+                (f"{_SPEAKER_PARTS[0]}.csv", train, skipped),
+                (f"{_SPEAKER_PARTS[1]}.csv", valid, 0),
+            )
+        }
         trials = f"{_SPEAKER_PARTS[1]}_trials.txt"
         remedy = (
             "raise speaker_valid_fraction, or use training splits with speakers of "
             "three or more chapters"
         )
-        files[trials], found[trials] = _draw(
-            trials, valid, speakers_file, remedy, drawing
-        )
-        return files, found, 0
+        texts[trials] = _draw(trials, valid, speakers_file, remedy, drawing)
+        return texts, 0
 
     options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER}
     options |= {"fraction": fraction, **drawing._asdict()}
@@ -468,8 +466,7 @@ def _prepare_trials(run, split, speakers_file, drawing):
     def build(_):
         _, rows = read_prepared(source)
         remedy = f"take {split} out of trial_splits"
-        text, counts = _draw(name, rows, speakers_file, remedy, drawing)
-        return {name: text}, {name: counts}, 0
+        return {name: _draw(name, rows, speakers_file, remedy, drawing)}, 0
 
     inputs = _hashes([source, speakers_file])
     return run.part(f"{split}_trials", drawing._asdict(), inputs, build)

@@ -17,7 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -84,9 +84,25 @@ _SUFFIXES = (".wav", ".flac", ".m4a")
 # What else may be audio, where other files are expected, too.
 _OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 
-# Outputs of each part.
 _TRAIN_FILES = ("train.csv", "valid.csv", "valid_trials.txt")
-_TRANSCRIBED_FILES = ("train_transcribed.csv", "valid_transcribed.csv")
+
+# The CSVs of each part that lack the utterances in <part>.skipped.csv.
+_PARTS = {
+    "train": ("train.csv",),
+    "test": ("test.csv",),
+    "transcripts": ("train_transcribed.csv", "valid_transcribed.csv"),
+}
+
+
+class Splitting(NamedTuple):
+    """How validation data are chosen; ``prepare_voxceleb`` tells the arguments."""
+
+    fraction: float
+    per_speaker: int
+    positives: int
+    negatives: int
+    different_video: bool
+    seed: int
 
 
 def prepare_voxceleb(
@@ -200,44 +216,30 @@ def prepare_voxceleb(
     """
     if skip_prep:
         return {}
-    check_voxceleb(data_folder, test_folder, transcripts)
-    splitting = {
-        "fraction": valid_fraction,
-        "per_speaker": valid_recordings_per_speaker,
-        "positives": valid_positive_trials,
-        "negatives": valid_negative_trials,
-        "different_video": valid_different_video,
-        "seed": seed,
-    }
+    data_folder, test_folder = check_voxceleb(data_folder, test_folder, transcripts)
+    splitting = Splitting(
+        valid_fraction,
+        valid_recordings_per_speaker,
+        valid_positive_trials,
+        valid_negative_trials,
+        valid_different_video,
+        seed,
+    )
     budget = 0 if strict else skip_budget
     run = Preparation(
         CORPUS, save_folder, journal_folder, budget, header_only, num_workers
     )
-    check_split_settings(
-        {"valid_fraction": valid_fraction},
-        {
-            "valid_recordings_per_speaker": valid_recordings_per_speaker,
-            "valid_positive_trials": valid_positive_trials,
-            "valid_negative_trials": valid_negative_trials,
-        },
-        seed,
-    )
-    if convert not in (None, "flac", "wav"):
-        raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
-    _check_folders(data_folder, test_folder, without_test_speakers)
-    if data_folder is not None:
-        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
-        _check_outside(save_folder, data_folder, _TRAIN_ROOTS)
-    if test_folder is not None:
-        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
-        _check_outside(save_folder, test_folder, _TEST_ROOTS)
+    _check_options(splitting, convert, data_folder, test_folder, without_test_speakers)
+    for folder, roots in ((data_folder, _TRAIN_ROOTS), (test_folder, _TEST_ROOTS)):
+        if folder is not None:
+            _check_outside(save_folder, folder, roots)
     run.make_folders()
     # Both listings come first: a leak must not show up after hours of decoding.
-    outputs, without, sexes = {}, (), None
+    outputs, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
         test = Test(test_folder, trial_lists, run.save_folder)
         outputs["test"] = ["test.csv", *test.trials]
-        without = set(test.utterances.speakers) if without_test_speakers else ()
+        without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
         train = Training(data_folder, without)
         outputs["train"] = _TRAIN_FILES
@@ -245,31 +247,23 @@ def prepare_voxceleb(
         if valid_same_sex:
             sexes = _read_sexes(data_folder / META, train.utterances.speakers)
         if transcripts is not None:
-            outputs["transcripts"] = _TRANSCRIBED_FILES
-    if None not in (data_folder, test_folder):
+            outputs["transcripts"] = _PARTS["transcripts"]
+    if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
-    counts, left_out, official = {}, {}, {}
+    counts = {}
     with run.writing(outputs):
-        if data_folder is not None:
+        if train:
             if _converted(train.utterances.paths, data_folder, convert, num_workers):
                 train = Training(data_folder, without)
             counts |= _prepare_train(run, train, splitting, sexes)
-            left_out["train"] = train.left_out
-            published = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
-            official = {("train.csv", "valid.csv"): (published,)}
         if transcripts is not None:
             counts |= _prepare_transcribed(run, transcript_files(transcripts))
-        if test_folder is not None:
+        if test:
             counts |= _prepare_test(run, test)
-        skipped = {
-            part: sum(counts[name]["skipped"] for name in names if name in counts)
-            for part, names in (
-                ("train", ["train.csv"]),
-                ("test", ["test.csv"]),
-                ("transcripts", _TRANSCRIBED_FILES),
-            )
-        }
-        write_report(run.save_folder, CORPUS, counts, skipped, official, left_out)
+        half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
+        official = {("train.csv", "valid.csv"): [half]} if train else {}
+        left_out = {"train": train.left_out} if train else {}
+        write_report(run.save_folder, CORPUS, counts, _PARTS, official, left_out)
     return with_paths(run.save_folder, counts)
 
 
@@ -279,17 +273,18 @@ def check_voxceleb(
     transcripts: str | Path | Sequence[str | Path] | None = None,
     skip_prep: bool = False,
     **_,
-) -> None:
-    """Raise ``UserError`` for inputs of ``prepare_voxceleb`` that are not there.
+) -> tuple[Path | None, Path | None]:
+    """Both folders as absolute paths; hardly takes any time.
 
-    Takes its arguments, and hardly any time: for what comes before it.
+    Takes the arguments of ``prepare_voxceleb``, and raises ``UserError`` for inputs
+    that are not there.
     """
     if skip_prep:
-        return
+        return None, None
     if data_folder is not None:
-        existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
     if test_folder is not None:
-        existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
     if transcripts is not None:
         transcript_files(transcripts)
         if data_folder is None:
@@ -297,10 +292,22 @@ def check_voxceleb(
                 "transcripts are given but no data_folder (voxceleb2_folder), whose "
                 "utterances they are for; give both or none"
             )
+    return data_folder, test_folder
 
 
-def _check_folders(data_folder, test_folder, without_test_speakers):
-    """Refuse a call without the folders that it needs."""
+def _check_options(splitting, convert, data_folder, test_folder, without_test_speakers):
+    """Refuse options that do not make a preparation."""
+    check_split_settings(
+        {"valid_fraction": splitting.fraction},
+        {
+            "valid_recordings_per_speaker": splitting.per_speaker,
+            "valid_positive_trials": splitting.positives,
+            "valid_negative_trials": splitting.negatives,
+        },
+        splitting.seed,
+    )
+    if convert not in (None, "flac", "wav"):
+        raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
     if data_folder is None and test_folder is None:
         raise UserError(
             "neither data_folder (VoxCeleb2) nor test_folder (VoxCeleb1) is given; "
@@ -385,32 +392,28 @@ def _prepare_train(run, train, splitting, sexes):
 
     def build(part):
         # Before decoding to fail early, and again if files had to be left out.
-        valid, trials = _split(train.utterances, sexes, **splitting)
+        valid, trials = _split(train.utterances, sexes, splitting)
         usable, skipped = run.decode(
             part, train.folder, train.utterances, train.problems
         )
         if len(usable.ids) < len(train.utterances.ids):
-            valid, trials = _split(usable, sexes, **splitting)
-        fraction, per_speaker = splitting["fraction"], splitting["per_speaker"]
+            valid, trials = _split(usable, sexes, splitting)
+        csvs = {
+            "train.csv": (usable.rows(np.flatnonzero(~valid)), skipped),
+            "valid.csv": (usable.rows(np.flatnonzero(valid)), 0),
+        }
+        fraction, per_speaker, *wanted = splitting[:4]
         report_few_held_out("valid.csv", valid, fraction, per_speaker, "recordings")
-        wanted = splitting["positives"], splitting["negatives"]
         report_shortage("valid_trials.txt", trials, *wanted)
-        files, counts = {}, {}
-        for name, rows, left_out in (
-            ("train.csv", ~valid, skipped),
-            ("valid.csv", valid, 0),
-        ):
-            chosen = usable.rows(np.flatnonzero(rows).tolist())
-            files[name], counts[name] = utterances_csv(name, HEADER, chosen, left_out)
-            if name == "train.csv":
-                single = list(Counter(chosen.speakers).values()).count(1)
+        texts = {name: utterances_csv(name, HEADER, *csv) for name, csv in csvs.items()}
+        single = list(Counter(csvs["train.csv"][0].speakers).values()).count(1)
         if single:
             say(f"train.csv: warning: {single} speaker(s) have a single utterance")
         else:
             say("train.csv: every speaker has at least two utterances")
         name = "valid_trials.txt"
-        files[name], counts[name] = trial_text(name, usable.ids, trials)
-        return files, counts, skipped
+        texts[name] = trial_text(name, usable.ids, trials)
+        return texts, skipped
 
     options = {
         "folder": os.fspath(train.folder),
@@ -418,7 +421,7 @@ def _prepare_train(run, train, splitting, sexes):
         "sexes": sexes and file_hash(train.folder / META),
         # Absent otherwise: what was prepared before stays as it is.
         **({"without": sorted(train.without)} if train.without else {}),
-        **splitting,
+        **splitting._asdict(),
     }
     return run.part("train", options, train.inputs, build, run.skip_budget)
 
@@ -429,13 +432,13 @@ def _prepare_transcribed(run, transcripts):
 
     def build(_):
         spoken = read_transcripts(transcripts)
-        files, counts, skipped, known = {}, {}, [], set()
+        texts, skipped, known = {}, [], set()
         for name, path in sources.items():
             header, rows = read_prepared(path)
             samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
-            texts, left_out = choose(spoken, samples)
+            words, left_out = choose(spoken, samples)
             rows = [
-                {**row, "wrd": texts[row["ID"]]} for row in rows if row["ID"] in texts
+                {**row, "wrd": words[row["ID"]]} for row in rows if row["ID"] in words
             ]
             if not rows and name == "train":
                 raise UserError(
@@ -444,9 +447,7 @@ def _prepare_transcribed(run, transcripts):
                     "docs/transcripts.md says what is usable"
                 )
             csv = f"{name}_transcribed.csv"
-            files[csv], counts[csv] = rows_csv(
-                csv, [*header, "wrd"], rows, len(left_out)
-            )
+            texts[csv] = rows_csv(csv, [*header, "wrd"], rows, len(left_out))
             say(f"{csv}: left out: {reason_counts(left_out)}")
             skipped += left_out
             known |= samples.keys()
@@ -454,8 +455,9 @@ def _prepare_transcribed(run, transcripts):
         if strangers:
             say(f"transcripts: left out: {reason_counts(strangers)}")
         columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
-        files["transcripts.skipped.csv"] = csv_text(("ID", "reason", "detail"), columns)
-        return files, counts, 0
+        header = ("ID", "reason", "detail")
+        texts["transcripts.skipped.csv"] = csv_text(header, columns), None
+        return texts, 0
 
     inputs = json.dumps([file_hash(path) for path in (*transcripts, *sources.values())])
     return run.part("transcripts", {}, inputs, build)
@@ -467,8 +469,7 @@ def _prepare_test(run, test):
     def build(part):
         ids = test.utterances.ids
         usable, skipped = run.decode(part, test.folder, test.utterances, ())
-        text, count = utterances_csv("test.csv", HEADER, usable, skipped)
-        files, counts = {"test.csv": text}, {"test.csv": count}
+        texts = {"test.csv": utterances_csv("test.csv", HEADER, usable, skipped)}
         good = np.isin(ids, usable.ids)
         for name, listed in test.trials.items():
             scorable = good[listed.enrol] & good[listed.test]
@@ -480,8 +481,8 @@ def _prepare_test(run, test):
                 )
                 listed = TrialRows(*(column[scorable] for column in listed))
             _check_both_labels(name, listed)
-            files[name], counts[name] = trial_text(name, ids, listed)
-        return files, counts, skipped
+            texts[name] = trial_text(name, ids, listed)
+        return texts, skipped
 
     options = {
         "folder": os.fspath(test.folder),
@@ -523,8 +524,7 @@ class Training:
                         rows.append((utterance, entry.path, speaker, (speaker, video)))
         if not rows and not self.problems:
             raise self._nothing(speakers)
-        columns = list(map(list, zip(*rows, strict=True))) or [[], [], [], []]
-        self.utterances = Utterances(*columns)
+        self.utterances = Utterances.of(rows)
         self.inputs = inputs.digest()
         self._check_ids()
 
@@ -777,7 +777,7 @@ class Test:
                 f"{enumeration(missing)}; unpack all of VoxCeleb1 there, or take a "
                 f"list that needs less"
             )
-        self.utterances = Utterances(*map(list, zip(*rows, strict=True)))
+        self.utterances = Utterances.of(rows)
         self.inputs = inputs.digest()
 
 
@@ -803,20 +803,12 @@ def _check_leak(train_speakers, test_speakers):
         )
 
 
-def _split(
-    utterances,
-    sexes,
-    fraction,
-    per_speaker,
-    positives,
-    negatives,
-    different_video,
-    seed,
-):
+def _split(utterances, sexes, splitting):
     """Hold out recordings and draw trials; column ``[utterance]`` and ``TrialRows``.
 
     The rule is told in ``prepare_voxceleb``.
     """
+    fraction, per_speaker, *drawing, seed = splitting
     distinct = set(utterances.speakers)
     if len(distinct) < 2:
         # Telling speakers apart takes two of them.
@@ -827,16 +819,8 @@ def _split(
         utterances.speakers, utterances.recordings, fraction, per_speaker, random
     )
     rows = np.flatnonzero(valid)
-    held_out = utterances.rows(rows.tolist())
-    drawn = draw_trials(
-        held_out.speakers,
-        held_out.recordings,
-        positives,
-        negatives,
-        different_video,
-        random,
-        sexes,
-    )
+    held_out = utterances.rows(rows)
+    drawn = draw_trials(held_out.speakers, held_out.recordings, *drawing, random, sexes)
     if len(set(drawn.label.tolist())) != 2:
         kind = "positive" if not drawn.label.any() else "negative"
         raise UserError(
