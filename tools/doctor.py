@@ -35,7 +35,7 @@ try:
     from lobes.data.leaks import check_leaks
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
-    from lobes.preparation.parts import children
+    from lobes.preparation.folders import children
     from lobes.preparation.published import TRIALS, Count, official_count
     from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
