@@ -109,3 +109,10 @@ class StepAverages:
         result["steps_per_second"] = self.steps / elapsed
         result["audio_per_second"] = self.seconds_of_audio / elapsed
         return result
+
+
+def _best_step(validation):
+    """Step of the lowest selection score, None where there is none."""
+    if "score" not in validation or not len(validation):
+        return None
+    return float(validation.loc[validation["score"].idxmin(), "step"])

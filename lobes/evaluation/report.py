@@ -7,22 +7,36 @@ again at any time; whatever is not there yet is left out.
 import base64
 import html
 import logging
-import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from lobes.errors import UserError, explanation
-from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
+from lobes.evaluation.ending import Ending
+from lobes.evaluation.examples import _aligned, _examples, _words
+from lobes.evaluation.metrics import (
+    _NONE,
+    _PERCENT,
+    _RATES,
+    _cell,
+    _heading,
+    _named,
+    _value,
+)
 from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.significance import MEANING, speakers_of
+from lobes.evaluation.results import speakers_of
+from lobes.evaluation.summary import (
+    _BASELINES,
+    _all_sets,
+    _interval,
+    _meaning,
+    _notes,
+    _span,
+    _stopped,
+)
 from lobes.system.files import read_json, write_atomically
 from lobes.system.lazy import lazy
-from lobes.system.terminal import console
 
 edit_distance = lazy("speechbrain.utils.edit_distance")
 pandas = lazy("pandas")
@@ -31,19 +45,11 @@ logger = logging.getLogger(__name__)
 
 #: Transcripts of each test set on the page, and in the terminal.
 PAGE_EXAMPLES = 10
-TERMINAL_EXAMPLES = 5
 
-# Utterances whose WER differs by less (percent points) are examples of one kind.
-_ALIKE = 10
 
 # Rows of the tables over time.
 _ROWS = 12
 
-# Columns of a plain summary: a terminal's width is unknown in a file.
-_PLAIN_WIDTH = 130
-
-# Stands in a table where there is no value.
-_NONE = "\N{EN DASH}"
 
 # What a table of groups shows: by what, and whether its rows are of trials.
 _GROUP_NOTES = {
@@ -54,43 +60,6 @@ _GROUP_NOTES = {
     ("length", True): "by the shorter utterance's length, at the threshold of the EER",
     ("speaker", True): "the speakers in whose trials most decisions are wrong, at the "
     "threshold of the EER",
-}
-
-# How the heading of a percentage ends.
-_PERCENT = " (%)"
-
-# Heading and format of the metrics that are known; others keep their names.
-_METRICS = {
-    "wer": ("WER (%)", ".2f"),
-    "cer": ("CER (%)", ".2f"),
-    "eer": ("EER (%)", ".2f"),
-    "min_dcf_0.01": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.01)", ".3f"),
-    "min_dcf_0.05": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.05)", ".3f"),
-    "threshold": ("threshold", ".4f"),
-    "trials": ("trials", ",d"),
-    "positives": ("same-speaker trials", ",d"),
-    "words": ("words", ",d"),
-    "letters": ("letters", ",d"),
-    "frames": ("frames", ",d"),
-    "blank_frames": ("blank frames (%)", ".1f"),
-    "false_rejections": ("false rejections (%)", ".2f"),
-    "false_acceptances": ("false acceptances (%)", ".2f"),
-    "utterances": ("utterances", ",d"),
-    "insertions": ("insertions", ",d"),
-    "deletions": ("deletions", ",d"),
-    "substitutions": ("substitutions", ",d"),
-    "score": ("selection score", ".2f"),
-    "step": ("step", ",d"),
-    "lr": ("learning rate", ".2e"),
-}
-
-# Error rates that a line of the summary and a tile begin with.
-_RATES = ("wer", "cer", "eer")
-
-# Results of lobes.evaluation.mfcc_baseline on a trial list.
-_BASELINES = {
-    "eer": "MFCC baseline, z-normalised",
-    "eer_raw": "MFCC baseline",
 }
 
 
@@ -169,189 +138,13 @@ def write_report(folder, run=None):
     return path
 
 
-def print_summary(folder, examples=TERMINAL_EXAMPLES):
-    """Print the metrics, some transcripts with their errors, and where the files are.
-
-    In colours when standard output is a terminal, as plain text when not.
-
-    Arguments
-    ---------
-    folder : str or Path
-        An evaluation's files, with ``results.json``.
-    examples : int
-        Transcripts of each test set, from the worst to the best.
-
-    Where nothing can be printed, the log says so: the evaluation has succeeded.
-    """
-    try:
-        _print_summary(Path(folder), examples)
-    # A terminal that is gone, or a full disk that takes the output.
-    except OSError as error:
-        logger.warning("The summary of %s could not be printed: %s", folder, error)
-
-
-def _print_summary(folder, examples):
-    """Print the summary on standard output as it is now."""
-    results = read_json(folder / "results.json", "evaluate again")
-    if sys.stdout.isatty():
-        output = console()
-    else:
-        # Without a colour system nothing is styled, whatever the environment says.
-        output = console(color_system=None, width=_PLAIN_WIDTH)
-    output.print()
-    for name in _all_sets(results):
-        rows = _aligned(folder, name) if examples else []
-        if not rows:
-            continue
-        chosen = _examples(rows, examples, speakers_of(folder, name))
-        title = Text(f"{name}: {len(chosen)} of {len(rows)} utterances, worst first; ")
-        title.append("[-missed-]", style="red")
-        title.append(" ")
-        title.append("{+added+}", style="green")
-        output.print(title)
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(justify="right")
-        table.add_column(overflow="fold")
-        for row in chosen:
-            table.add_row(f"  {row['WER']:.0f} %", _marked_text(row))
-        output.print(table)
-        output.print()
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
-    for name, metrics in _all_sets(results).items():
-        for row in _summary_rows(results, name, metrics):
-            table.add_row(*map(Text, row))
-    output.print(table)
-    for text in _meaning(results):
-        output.print(Text(text))
-    for text in results.get("warnings", ()):
-        output.print(Text(f"warning: {text}", style="yellow"))
-    where = [f"Checkpoint of step {results['step']}"]
-    if "training" in results:
-        where.append(str(Ending(**results["training"])))
-    if "seconds" in results:
-        where.append(f"{results['seconds']:.0f} seconds in all")
-    output.print(Text("; ".join(where)))
-    page = folder / "report.html"
-    if _is_of(page, folder):
-        output.print(Text(f"Report:   {page}"), soft_wrap=True)
-    else:
-        text = f"warning: {page} could not be written (the log tells why)"
-        output.print(Text(text, style="yellow"), soft_wrap=True)
-    pictures = ", ".join(path.name for path in sorted(folder.glob("*.png")))
-    if pictures:
-        output.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
-    for line in _stopped(results):
-        output.print(Text(line, style="bold red"))
-
-
-def _is_of(page, folder):
-    """Whether a page is of the results that lie beside it, not of earlier ones."""
-    try:
-        made = (folder / "results.json").stat().st_mtime_ns
-        return page.stat().st_mtime_ns >= made
-    except OSError:
-        return False
-
-
-def _stopped(results):
-    """Lines that nobody overlooks, when a training did not take all of its steps."""
-    if "training" not in results:
-        return
-    ending = Ending(**results["training"])
-    if ending.kind == COMPLETE:
-        return
-    advice = "the weights tested here are those of a part of the training"
-    if ending.kind in (DIVERGED, PATIENCE):
-        advice = "the same command only tests again"
-    yield ""
-    yield "=" * 72
-    yield f"NOT ALL STEPS WERE TRAINED: {ending}"
-    yield f"({advice})"
-    yield "=" * 72
-
-
 # Words and their errors ------------------------------------------------------
-
-
-def _aligned(folder, name):
-    """Every utterance of a set aligned by SpeechBrain, the worst first.
-
-    An empty list when the set has no transcripts that can be read.
-    """
-    path = folder / f"transcripts_{name}.csv"
-    try:
-        texts = pandas.read_csv(path, dtype=str, keep_default_na=False)
-        identities = texts["ID"].tolist()
-        references = [text.split() for text in texts["reference"]]
-        hypotheses = [text.split() for text in texts["hypothesis"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s cannot be read: %r", path, error)
-        return []
-    rows = edit_distance.wer_details_for_batch(
-        identities, references, hypotheses, compute_alignments=True
-    )
-    return sorted(rows, key=lambda row: (-row["WER"], row["key"]))
-
-
-def _examples(rows, count, speakers=None):
-    """``count`` of the sorted utterances, evenly spread over the error rate.
-
-    The worst is among them. Evenly spread over the utterances, a good system's
-    examples would hardly have an error to see. Of about equal ones those are taken
-    whose speakers were shown least.
-    """
-    speakers, shown = speakers or {}, Counter()
-    count, left, chosen = min(count, len(rows)), list(rows), []
-    for rate in np.linspace(rows[0]["WER"], rows[-1]["WER"], count):
-
-        def distance(row, rate=rate):
-            off = abs(row["WER"] - rate)
-            seen = shown[speakers.get(row["key"])] if speakers else 0
-            return off // _ALIKE, seen, off
-
-        nearest = min(left, key=distance)
-        shown[speakers.get(nearest["key"])] += 1
-        left.remove(nearest)
-        chosen.append(nearest)
-    return sorted(chosen, key=lambda row: (-row["WER"], row["key"]))
 
 
 def _spread(rows, count):
     """``count`` of the rows, evenly spread, the first and the last among them."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
     return [rows[place] for place in places.round().astype(int)]
-
-
-def _words(row):
-    """Pairs (reference word, hypothesis word) in order; None where there is none."""
-    reference, hypothesis = row["ref_tokens"], row["hyp_tokens"]
-    for _, i, j in row["alignment"]:
-        yield (
-            None if i is None else reference[i],
-            None if j is None else hypothesis[j],
-        )
-
-
-def _marked_text(row):
-    """An utterance with its errors in brackets, as wdiff marks them."""
-    text = Text()
-    for said, heard in _words(row):
-        if text:
-            text.append(" ")
-        if said == heard:
-            text.append(said)
-            continue
-        if said is not None:
-            text.append(f"[-{said}-]", style="red")
-        if heard is not None:
-            text.append(f"{{+{heard}+}}", style="green")
-    return text
 
 
 def _marked_html(row):
@@ -373,85 +166,6 @@ def _marked_html(row):
 
 
 # The summary -----------------------------------------------------------------
-
-
-def _all_sets(results):
-    """``{set or trial list: {metric: value}}`` of all tasks."""
-    return {n: m for named in results["sets"].values() for n, m in named.items()}
-
-
-def _summary_rows(results, name, metrics):
-    """Lines of the summary on one set: (name, metric, interval, details)."""
-    rates = [rate for rate in _RATES if rate in metrics]
-    for rate in rates:
-        notes = _notes(metrics) if rate != "cer" else _letter_notes(metrics)
-        value = f"{rate.upper()} {metrics[rate]:6.2f} %"
-        shown = name if rate == rates[0] else ""
-        yield shown, value, _interval(results, name, rate), notes
-    baseline = results.get("baselines", {}).get(name, {})
-    for key, title in _BASELINES.items():
-        if key in baseline:
-            interval = _span(baseline["interval"]) if key == "eer" else ""
-            yield "", f"EER {baseline[key]:6.2f} %", interval, title
-    if not rates:
-        yield name, "", "", ", ".join(_named(*metric) for metric in metrics.items())
-
-
-def _interval(results, name, metric):
-    """A metric's 95 % interval as text, empty where there is none."""
-    return _span(results.get("intervals", {}).get(name, {}).get(metric))
-
-
-def _span(interval):
-    """An interval as text, empty where there is none."""
-    if interval is None:
-        return ""
-    return f"{interval['low']:.1f} to {interval['high']:.1f}"
-
-
-def _meaning(results):
-    """What the intervals mean, as one line; none without intervals."""
-    units = {}
-    for name, metrics in results.get("intervals", {}).items():
-        for interval in filter(None, metrics.values()):
-            unit = f"{interval['count']:,} {interval['over']}"
-            units.setdefault(unit, {})[name] = None
-    over = [f"{unit} ({', '.join(names)})" for unit, names in units.items()]
-    return [f"{MEANING}; over {', '.join(over)}"] if over else []
-
-
-def _letter_notes(metrics):
-    """What belongs to a CER, in one line."""
-    parts = [f"{metrics['letters']:,} letters"] if "letters" in metrics else []
-    if "blank_frames" in metrics:
-        parts.append(f"{metrics['blank_frames']:.1f} % of the frames blank")
-    return "; ".join(parts)
-
-
-def _notes(metrics):
-    """What belongs to a WER or an EER, in one line."""
-    parts = [
-        ", ".join(
-            f"{metrics[name]:,} {name if metrics[name] != 1 else name[:-1]}"
-            for name in names
-            if name in metrics
-        )
-        for names in (
-            ("utterances", "words", "trials"),
-            ("substitutions", "deletions", "insertions"),
-        )
-    ]
-    prefix = "min_dcf_"
-    costs = ", ".join(
-        f"{value:.3f} (p {name.removeprefix(prefix)})"
-        for name, value in metrics.items()
-        if name.startswith(prefix)
-    )
-    if costs:
-        parts.append(f"minDCF {costs}")
-    if "threshold" in metrics:
-        parts.append(f"threshold {_format('threshold', metrics['threshold'])}")
-    return "; ".join(part for part in parts if part)
 
 
 # The page --------------------------------------------------------------------
@@ -858,35 +572,6 @@ def _picture(path, caption, shape=""):
         f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption>'
         "</figure>"
     )
-
-
-def _heading(name):
-    """What stands above a column of this metric."""
-    if name in _METRICS:
-        return _METRICS[name][0]
-    return name.replace("_", " ")
-
-
-def _format(name, value):
-    """A metric's value without its unit."""
-    # Losses and weights: four digits, zeros at the end included.
-    form = _METRICS[name][1] if name in _METRICS else "#.4g"
-    return format(int(value) if form == ",d" else value, form)
-
-
-def _value(name, value):
-    """A metric's value with its unit."""
-    return _format(name, value) + (" %" if _heading(name).endswith(_PERCENT) else "")
-
-
-def _named(name, value):
-    """A metric in running text."""
-    return f"{_heading(name).removesuffix(_PERCENT)} {_value(name, value)}"
-
-
-def _cell(name, value):
-    """A table's cell: a dash where there is no value."""
-    return _NONE if pandas.isna(value) else _format(name, value)
 
 
 def _read(path):

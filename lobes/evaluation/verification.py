@@ -11,9 +11,6 @@ from lobes.system.lazy import lazy
 
 pandas = lazy("pandas")
 
-#: A model whose metrics (percent) are all not below these has learnt nothing, as 8 of
-#: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
-CHANCE = {"wer": 99.0, "eer": 45.0}
 
 #: Priors of a same-speaker trial at which the detection cost is reported.
 TARGET_PRIORS = (0.01, 0.05)

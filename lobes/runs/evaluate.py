@@ -25,6 +25,7 @@ ledger = lazy("lobes.runs.ledger")
 names = lazy("lobes.runs.names")
 opening = lazy("lobes.data.opening")
 report = lazy("lobes.evaluation.report")
+summary = lazy("lobes.evaluation.summary")
 streams = lazy("lobes.data.streams")
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def conclude(results, hparams):
     """
     if not results or not _first():
         return
-    report.print_summary(hparams["output_folder"])
+    summary.print_summary(hparams["output_folder"])
     ending = Ending(**results["training"])
     if ending.kind == DIVERGED:
         raise DivergedError(
@@ -327,7 +328,7 @@ def main(argv=None):
             )
         )
     if results and _first():
-        report.print_summary(folder)
+        summary.print_summary(folder)
 
 
 def own_folder(run, own):

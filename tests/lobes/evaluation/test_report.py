@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from lobes.evaluation import report
+from lobes.evaluation import examples, report, summary
 from lobes.runs import evaluate as evaluation
 from lobes.runs.experiment import ROOT, shell_command
 from tests.helpers import tiny
@@ -125,7 +125,7 @@ def test_every_text_of_others_is_escaped(run):
 
 def row_of(reference, hypothesis, folder):
     write_transcripts(folder, (reference, hypothesis))
-    (row,) = report._aligned(folder, "test-other")
+    (row,) = examples._aligned(folder, "test-other")
     return row
 
 
@@ -154,7 +154,7 @@ SUB = '<span class="sub"><del>{}</del> <ins>{}</ins></span>'
 def test_errors_are_marked(reference, hypothesis, wer, plain, marked, tmp_path):
     row = row_of(reference, hypothesis, tmp_path)
     assert row["WER"] == pytest.approx(wer)
-    assert report._marked_text(row).plain == plain
+    assert summary._marked_text(row).plain == plain
     assert report._marked_html(row) == marked
 
 
@@ -164,11 +164,11 @@ def test_examples_cover_the_error_rates_and_hold_the_worst(tmp_path):
     pairs[31] = ("A B C D", "A B X X")
     pairs[43] = ("A B C D", "X")
     write_transcripts(tmp_path, *pairs)
-    rows = report._aligned(tmp_path, "test-other")
-    chosen = report._examples(rows, 5)
+    rows = examples._aligned(tmp_path, "test-other")
+    chosen = examples._examples(rows, 5)
     assert [round(row["WER"]) for row in chosen] == [100, 50, 25, 0, 0]
     assert len({row["key"] for row in chosen}) == 5
-    assert len(report._examples(rows, 99)) == 50
+    assert len(examples._examples(rows, 99)) == 50
 
 
 def test_tables_over_time_are_thinned_and_keep_the_best(run):
@@ -208,7 +208,7 @@ def test_the_baseline_stands_beside_every_list(run, capsys):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "13.12 %" in text and "33.25 %" in text and "MFCC baseline" in text
     assert "95 % interval 11.0 to 15.3 %" in text
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     row = r"EER +13\.12 % +11\.0 to 15\.3 +MFCC baseline, z-normalised"
     assert re.search(row, printed)
@@ -248,7 +248,7 @@ def test_warnings_are_seen(run, capsys):
     warning = "test-other: 4 of 4 hypotheses are empty"
     change_results(run, warnings=[warning])
     assert f"<li>{warning}</li>" in page(run)
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert f"warning: {warning}" in printed
     assert re.search(
@@ -277,7 +277,7 @@ def test_warnings_are_seen(run, capsys):
 def test_a_part_of_a_training_says_so(kind, reason, told, run, capsys):
     training = {"kind": kind, "steps": 20, "planned": 1200, "reason": reason}
     change_results(run, training=training)
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert f"NOT ALL STEPS WERE TRAINED: {told}" in printed
     block = printed[printed.index("=" * 72) :].splitlines()
@@ -285,7 +285,7 @@ def test_a_part_of_a_training_says_so(kind, reason, told, run, capsys):
     assert f'<p class="stopped">NOT ALL STEPS WERE TRAINED: {told}' in page(run)
     training = {"kind": "complete", "steps": 1200, "planned": 1200, "reason": None}
     change_results(run, training=training)
-    report.print_summary(run)
+    summary.print_summary(run)
     assert "NOT ALL" not in capsys.readouterr().out + page(run)
 
 
@@ -296,9 +296,9 @@ def test_a_part_of_a_training_says_so(kind, reason, told, run, capsys):
 )
 def test_examples_are_of_many_speakers(tmp_path):
     write_transcripts(tmp_path, *[("A B", "")] * 24)
-    rows = report._aligned(tmp_path, "test-other")
+    rows = examples._aligned(tmp_path, "test-other")
     speakers = {f"u{n}": f"s{n // 3}" for n in range(24)}
-    chosen = report._examples(rows, 5, speakers)
+    chosen = examples._examples(rows, 5, speakers)
     assert len({speakers[row["key"]] for row in chosen}) == 5
 
 
@@ -327,7 +327,7 @@ def test_an_old_page_is_not_announced(run, capsys, monkeypatch):
     os.utime(run / "report.html", (1, 1))
     monkeypatch.setattr(report, "write_atomically", refuse)
     assert not report.publish(run)
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert "report.html could not be written" in printed and "Report: " not in printed
 
@@ -342,7 +342,7 @@ def test_single_task_runs(yaml, tiny_corpus, tmp_path, capsys):
     )  # fmt: skip
     tiny.fit(system)
     evaluation.evaluate(system, vars(system.hparams))
-    report.print_summary(tmp_path / "run")
+    summary.print_summary(tmp_path / "run")
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     Elements(text)
     speech = metric == "wer"
@@ -369,7 +369,7 @@ def test_an_unknown_task_is_shown_with_its_metrics(run, capsys):
     change_results(run, sets=gender, headline_sets={"accuracy": "test"}, accuracy=97.5)
     text = page(run)
     assert "accuracy on test" in text and "97.50" in text and "gender loss" in text
-    report.print_summary(run)
+    summary.print_summary(run)
     assert "accuracy 97.50, gender loss 0.1250" in capsys.readouterr().out
 
 
@@ -382,7 +382,7 @@ def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys, monkeyp
     (run / "transcripts_test-other.csv").write_text("ID,other\nu1,A\n")
     (run / "report.html").unlink()
     assert report.publish(run)
-    report.print_summary(run)
+    summary.print_summary(run)
     assert "transcripts_test-other.csv cannot be read" in caplog.text
     assert f"{run}/report.html" in capsys.readouterr().out
 
@@ -395,7 +395,7 @@ def test_a_broken_piece_does_not_end_the_evaluation(run, caplog, capsys, monkeyp
     assert "could not be written; the one that is there is of an ear" in caplog.text
     assert "No space left on device; make room" in caplog.text
     assert "Traceback" not in caplog.text
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert "Report:" not in printed
     assert f"warning: {run}/report.html could not be written" in printed
@@ -411,20 +411,20 @@ def test_printing_changes_nothing(run, caplog, monkeypatch):
             raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    report.print_summary(run)
+    summary.print_summary(run)
     assert "could not be printed: [Errno 32] Broken pipe" in caplog.text
 
 
 def test_the_summary_is_plain_text_when_not_a_terminal(run, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     write_transcripts(run, ("[bold] A", "[bold] B"))
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "[bold] [-A-]{+B+}" in printed, "brackets are no markup"
     assert "WER" in printed and "EER" in printed and "minDCF" in printed
     assert str(run / "report.html") in printed and "det.png" in printed
-    report.print_summary(run, examples=0)
+    summary.print_summary(run, examples=0)
     assert "[-" not in capsys.readouterr().out
 
 
@@ -433,7 +433,7 @@ def test_the_summary_has_colours_in_a_terminal(run, capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     write_transcripts(run, ("A", "B"))
-    report.print_summary(run)
+    summary.print_summary(run)
     printed = capsys.readouterr().out
     assert "\x1b[31m[-A-]\x1b[0m\x1b[32m{+B+}" in printed
 
