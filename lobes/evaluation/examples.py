@@ -1,53 +1,58 @@
-"""Examples of transcripts: utterances whose errors are shown to people."""
+"""Transcripts to show: utterances with their errors, from the worst to the best."""
 
 import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
+from lobes.errors import UserError
+from lobes.system.files import read_rows
 from lobes.system.lazy import lazy
 
 edit_distance = lazy("speechbrain.utils.edit_distance")
-pandas = lazy("pandas")
-logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
 
 # Utterances whose WER differs by less (percent points) are examples of one kind.
 _ALIKE = 10
 
 
-def _aligned(folder, name):
-    """Every utterance of a set aligned by SpeechBrain, the worst first.
+def aligned(folder: Path, name: str) -> list[dict]:
+    """Every utterance of a set, aligned by SpeechBrain, the worst first.
 
-    An empty list when the set has no transcripts that can be read.
+    An empty list when the set has no transcripts that can be read; the log tells why.
     """
     path = folder / f"transcripts_{name}.csv"
-    try:
-        texts = pandas.read_csv(path, dtype=str, keep_default_na=False)
-        identities = texts["ID"].tolist()
-        references = [text.split() for text in texts["reference"]]
-        hypotheses = [text.split() for text in texts["hypothesis"]]
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s cannot be read: %r", path, error)
+    try:
+        texts = read_rows(path, ["ID", "reference", "hypothesis"], "evaluate again")
+    except UserError as error:
+        logger.warning("%s", error)
         return []
     rows = edit_distance.wer_details_for_batch(
-        identities, references, hypotheses, compute_alignments=True
+        [row["ID"] for row in texts],
+        [row["reference"].split() for row in texts],
+        [row["hypothesis"].split() for row in texts],
+        compute_alignments=True,
     )
-    return sorted(rows, key=lambda row: (-row["WER"], row["key"]))
+    return sorted(rows, key=_worst_first)
 
 
-def _examples(rows, count, speakers=None):
-    """``count`` of the sorted utterances, evenly spread over the error rate.
+def chosen(
+    rows: list[dict], count: int, speakers: Mapping[str, str] | None = None
+) -> list[dict]:
+    """``count`` of the ``aligned`` utterances, evenly spread over the error rate.
 
     The worst is among them. Evenly spread over the utterances, a good system's
-    examples would hardly have an error to see. Of about equal ones those are taken
-    whose speakers were shown least.
+    examples would hardly have an error to see. Among about equal ones, those of
+    the least shown speakers (``{ID: speaker}``) are taken.
     """
     speakers, shown = speakers or {}, Counter()
-    count, left, chosen = min(count, len(rows)), list(rows), []
-    for rate in np.linspace(rows[0]["WER"], rows[-1]["WER"], count):
+    left, picked = list(rows), []
+    for rate in np.linspace(rows[0]["WER"], rows[-1]["WER"], min(count, len(rows))):
 
         def distance(row, rate=rate):
             off = abs(row["WER"] - rate)
@@ -57,15 +62,19 @@ def _examples(rows, count, speakers=None):
         nearest = min(left, key=distance)
         shown[speakers.get(nearest["key"])] += 1
         left.remove(nearest)
-        chosen.append(nearest)
-    return sorted(chosen, key=lambda row: (-row["WER"], row["key"]))
+        picked.append(nearest)
+    return sorted(picked, key=_worst_first)
 
 
-def _words(row):
-    """Pairs (reference word, hypothesis word) in order; None where there is none."""
-    reference, hypothesis = row["ref_tokens"], row["hyp_tokens"]
+def word_pairs(row: dict) -> Iterator[tuple[str | None, str | None]]:
+    """Pairs (word said, word recognised) in order; None where there is none."""
     for _, i, j in row["alignment"]:
         yield (
-            None if i is None else reference[i],
-            None if j is None else hypothesis[j],
+            None if i is None else row["ref_tokens"][i],
+            None if j is None else row["hyp_tokens"][j],
         )
+
+
+def _worst_first(row):
+    """By falling error rate, then by name."""
+    return -row["WER"], row["key"]

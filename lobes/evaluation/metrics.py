@@ -1,79 +1,74 @@
 """Metrics: what they are called, how they are written, and what chance reaches."""
 
+import math
 
+#: Error rates in percent, in the order in which they are shown.
+RATES = ("wer", "cer", "eer")
 
-from lobes.system.lazy import lazy
-
-pandas = lazy("pandas")
-
+#: Metrics whose lowest value is the best.
+LOWER_IS_BETTER = (*RATES, "score")
 
 #: A model whose metrics (percent) are all not below these has learnt nothing, as 8 of
 #: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
 CHANCE = {"wer": 99.0, "eer": 45.0}
 
+#: Stands in a table where there is no value.
+NONE = "\N{EN DASH}"
 
-# Stands in a table where there is no value.
-_NONE = "\N{EN DASH}"
-
-
-# How the heading of a percentage ends.
+# The heading of a percentage ends like this.
 _PERCENT = " (%)"
 
+# Headings of the metrics that are shown under another name than their own.
+_HEADINGS = {
+    "wer": "WER (%)",
+    "cer": "CER (%)",
+    "eer": "EER (%)",
+    "min_dcf_0.01": "minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.01)",
+    "min_dcf_0.05": "minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.05)",
+    "positives": "same-speaker trials",
+    "blank_frames": "blank frames (%)",
+    "false_rejections": "false rejections (%)",
+    "false_acceptances": "false acceptances (%)",
+    "score": "selection score",
+    "lr": "learning rate",
+}
 
-# Heading and format of the metrics that are known; others keep their names.
-_METRICS = {
-    "wer": ("WER (%)", ".2f"),
-    "cer": ("CER (%)", ".2f"),
-    "eer": ("EER (%)", ".2f"),
-    "min_dcf_0.01": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.01)", ".3f"),
-    "min_dcf_0.05": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.05)", ".3f"),
-    "threshold": ("threshold", ".4f"),
-    "trials": ("trials", ",d"),
-    "positives": ("same-speaker trials", ",d"),
-    "words": ("words", ",d"),
-    "letters": ("letters", ",d"),
-    "frames": ("frames", ",d"),
-    "blank_frames": ("blank frames (%)", ".1f"),
-    "false_rejections": ("false rejections (%)", ".2f"),
-    "false_acceptances": ("false acceptances (%)", ".2f"),
-    "utterances": ("utterances", ",d"),
-    "insertions": ("insertions", ",d"),
-    "deletions": ("deletions", ",d"),
-    "substitutions": ("substitutions", ",d"),
-    "score": ("selection score", ".2f"),
-    "step": ("step", ",d"),
-    "lr": ("learning rate", ".2e"),
+# How numbers are written; losses and weights, which are not here, get four digits.
+_FORMATS = {
+    **dict.fromkeys((*LOWER_IS_BETTER, "false_rejections", "false_acceptances"), ".2f"),
+    **dict.fromkeys(("min_dcf_0.01", "min_dcf_0.05"), ".3f"),
+    **dict.fromkeys(("step", "trials", "positives", "words", "letters"), ",d"),
+    **dict.fromkeys(("frames", "utterances"), ",d"),
+    **dict.fromkeys(("insertions", "deletions", "substitutions"), ",d"),
+    "threshold": ".4f",
+    "blank_frames": ".1f",
+    "lr": ".2e",
 }
 
 
-# Error rates that a line of the summary and a tile begin with.
-_RATES = ("wer", "cer", "eer")
+def heading(metric: str) -> str:
+    """What stands above a column, or beside an axis, of a metric."""
+    return _HEADINGS.get(metric) or metric.replace("_", " ")
 
 
-def _heading(name):
-    """What stands above a column of this metric."""
-    if name in _METRICS:
-        return _METRICS[name][0]
-    return name.replace("_", " ")
+def title(metric: str) -> str:
+    """The metric's heading without its unit."""
+    return heading(metric).removesuffix(_PERCENT)
 
 
-def _format(name, value):
-    """A metric's value without its unit."""
-    # Losses and weights: four digits, zeros at the end included.
-    form = _METRICS[name][1] if name in _METRICS else "#.4g"
+def number(metric: str, value: float | None) -> str:
+    """A metric's value without its unit; a dash for None or NaN."""
+    if value is None or math.isnan(value):
+        return NONE
+    form = _FORMATS.get(metric, "#.4g")
     return format(int(value) if form == ",d" else value, form)
 
 
-def _value(name, value):
+def quantity(metric: str, value: float) -> str:
     """A metric's value with its unit."""
-    return _format(name, value) + (" %" if _heading(name).endswith(_PERCENT) else "")
+    return number(metric, value) + " %" * heading(metric).endswith(_PERCENT)
 
 
-def _named(name, value):
-    """A metric in running text."""
-    return f"{_heading(name).removesuffix(_PERCENT)} {_value(name, value)}"
-
-
-def _cell(name, value):
-    """A table's cell: a dash where there is no value."""
-    return _NONE if pandas.isna(value) else _format(name, value)
+def phrase(metric: str, value: float) -> str:
+    """A metric in running text: its name, its value and its unit."""
+    return f"{title(metric)} {quantity(metric, value)}"

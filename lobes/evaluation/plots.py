@@ -22,7 +22,7 @@ from scipy.special import ndtri
 
 from lobes.errors import UserError
 from lobes.evaluation.metrics import CHANCE
-from lobes.evaluation.progress import _best_step
+from lobes.evaluation.progress import best_step
 from lobes.evaluation.verification import detection_errors, equal_error_rate
 from lobes.system.files import write_atomically
 
@@ -385,7 +385,7 @@ def curves_figure(training, validation):
     all_axes = figure.subplots(
         len(panels), sharex=True, squeeze=False, height_ratios=heights
     )[:, 0]
-    best = _best_step(validation)
+    best = best_step(validation)
     for axes, draw in zip(all_axes, panels, strict=True):
         draw(axes)
         if best is not None:
