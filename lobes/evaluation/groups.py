@@ -1,29 +1,36 @@
 """Errors by sex, length and speaker: rows of a table for every group."""
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas
 
+from lobes.data.trials import Trials
+from lobes.evaluation.significance import Words
+
 #: Speakers with the most errors that are listed.
 WORST_SPEAKERS = 5
-
 
 #: Groups by length, of about equally many utterances or trials.
 LENGTHS = 4
 
-
-# Files that tell the sex of a corpus' speakers, and where its folder is named.
-_META = {
-    "librispeech_folder": ("SPEAKERS.TXT", "../SPEAKERS.TXT"),
-    "voxceleb1_folder": ("vox1_meta.csv", "../vox1_meta.csv"),
-    "voxceleb2_folder": ("vox2_meta.csv", "../vox2_meta.csv"),
+# Files that tell the sex of a corpus' speakers, by the setting of its folder.
+_SEX_FILES = {
+    "librispeech_folder": "SPEAKERS.TXT",
+    "voxceleb1_folder": "vox1_meta.csv",
+    "voxceleb2_folder": "vox2_meta.csv",
 }
 
 
-def _word_groups(words, table):
-    """WER and CER by sex, length and speaker."""
+def word_groups(words: Words, table: pandas.DataFrame) -> list[dict]:
+    """WER and CER by sex, length and speaker.
+
+    ``table`` is that of ``lobes.evaluation.assessment.utterance_table``, with a row
+    for each of the words' utterances. A row that is returned has ``by`` (sex, length
+    or speaker), ``name``, and metrics.
+    """
     counts = pandas.DataFrame(
         {
             "utterances": 1,
@@ -33,11 +40,10 @@ def _word_groups(words, table):
             "letters": words.cer[1],
         }
     )
-    lengths = _by_length(table["seconds"].to_numpy())
     rows = []
     for by, names in (
         ("sex", table["sex"]),
-        ("length", lengths),
+        ("length", _by_length(table["seconds"].to_numpy())),
         ("speaker", table["speaker"]),
     ):
         sums = _sums(counts, names)
@@ -47,10 +53,12 @@ def _word_groups(words, table):
     return rows
 
 
-def _trial_groups(trials, scores, threshold, table):
+def trial_groups(
+    trials: Trials, scores: np.ndarray, threshold: float, table: pandas.DataFrame
+) -> list[dict]:
     """Errors at the EER's threshold by sex, the shorter's length, and speaker.
 
-    A trial between two speakers counts for both.
+    A trial between two speakers counts for both. Otherwise as ``word_groups``.
     """
     row = {name: place for place, name in enumerate(table["ID"])}
     sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
@@ -66,17 +74,20 @@ def _trial_groups(trials, scores, threshold, table):
     sexes, speakers = (table[c].to_numpy(str)[sides] for c in ("sex", "speaker"))
     mixed = np.where((sexes == "").any(axis=0), "", "f and m")
     shorter = table["seconds"].to_numpy()[sides].min(axis=0)
-    twice = pandas.concat([counts, counts[speakers[0] != speakers[1]]])
-    both = np.r_[speakers[0], speakers[1][speakers[0] != speakers[1]]]
+    two = speakers[0] != speakers[1]
     rows = []
     for by, part, names in (
         ("sex", counts, np.where(sexes[0] == sexes[1], sexes[0], mixed)),
         ("length", counts, _by_length(shorter)),
-        ("speaker", twice, both),
+        (
+            "speaker",
+            pandas.concat([counts, counts[two]]),
+            np.r_[speakers[0], speakers[1][two]],
+        ),
     ):
         sums = _sums(part, names)
         negatives = sums["trials"] - sums["positives"]
-        # No rate without trials of its kind.
+        # A rate is NaN where there is no trial of its kind.
         sums["false_rejections"] = 100 * sums["rejected"] / sums["positives"]
         sums["false_acceptances"] = 100 * sums["accepted"] / negatives
         sums["wrong"] = (sums["rejected"] + sums["accepted"]) / sums["trials"]
@@ -105,7 +116,7 @@ def _sums(counts, names):
 
 
 def _rows(by, sums, kept, order):
-    """Rows for a table; of speakers those with the most errors."""
+    """The rows of a table; of the speakers only those with the most errors."""
     if by == "speaker":
         sums = sums.sort_values(order, ascending=False, kind="stable")
         sums = sums.head(WORST_SPEAKERS)
@@ -122,25 +133,32 @@ def _rows(by, sums, kept, order):
     ]
 
 
-def _sexes(hparams):
-    """``{speaker: f or m}``, as far as the corpora's own files tell."""
+# What is known of speakers -------------------------------------------------------
+
+
+def speaker_sexes(hparams: Mapping) -> dict[str, str]:
+    """``{speaker: f or m}``, as far as the corpora's own files tell.
+
+    A file may lie in the corpus' folder, or in the folder above it.
+    """
     sexes = {}
-    for key, names in _META.items():
-        for name in names:
-            path = Path(str(hparams.get(key) or "")) / name
-            if hparams.get(key) and path.is_file():
-                text = path.read_bytes().decode("utf-8-sig", errors="replace")
-                sexes.update(_sexes_of(text))
-                break
+    for key, name in _SEX_FILES.items():
+        folder = hparams.get(key)
+        paths = [Path(folder) / name, Path(folder) / ".." / name] if folder else []
+        for path in filter(Path.is_file, paths):
+            text = path.read_bytes().decode("utf-8-sig", errors="replace")
+            sexes.update(_sexes_of(text))
+            break
     return sexes
 
 
-def _sexes_of(text):
-    """The sexes in LibriSpeech's ``SPEAKERS.TXT`` or VoxCeleb's ``*_meta.csv``."""
+def _sexes_of(text: str) -> Iterator[tuple[str, str]]:
+    """Speakers and sexes in ``SPEAKERS.TXT`` or ``*_meta.csv``, two formats."""
     column = 1
     for line in text.split("\n"):
-        fields = [field.strip().lower() for field in re.split(r"[|\t,]", line)]
+        first, *others = [field.strip() for field in re.split(r"[|\t,]", line)]
+        fields = [first, *(field.lower() for field in others)]
         if "gender" in fields:
             column = fields.index("gender")
         elif len(fields) > column and fields[column] in ("f", "m"):
-            yield re.split(r"[|\t,]", line)[0].strip(), fields[column]
+            yield first, fields[column]

@@ -1,5 +1,6 @@
 """``results.json`` of an evaluation: what it holds, and how it is read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -129,18 +130,17 @@ def read_results(folder: str | Path) -> Results:
 def measured_sets(results: Results) -> list[MeasuredSet]:
     """The sets of all tasks, each with its own metrics.
 
-    Two tasks may have a set of one name. The files of that name, and so the intervals
-    and the baseline, are those of the last task that measures the metric.
+    Two tasks may have a set of one name. Intervals and baseline stand beside the
+    metrics of the task that ``owner`` names.
     """
-    found = []
-    for task, sets in results["sets"].items():
+    tasks, measured = results["sets"], []
+    for task, sets in tasks.items():
         for name, metrics in sets.items():
-            owners = {m: t for t, s in results["sets"].items() for m in s.get(name, ())}
-            own = {metric for metric in metrics if owners[metric] == task}
+            own = [metric for metric in metrics if owner(tasks, name, metric) == task]
             intervals = results.get("intervals", {}).get(name, {})
             baseline = results.get("baselines", {}).get(name)
-            shared = sum(name in others for others in results["sets"].values()) > 1
-            found.append(
+            shared = sum(name in others for others in tasks.values()) > 1
+            measured.append(
                 MeasuredSet(
                     task,
                     name,
@@ -150,7 +150,17 @@ def measured_sets(results: Results) -> list[MeasuredSet]:
                     baseline if "eer" in own else None,
                 )
             )
-    return found
+    return measured
+
+
+def owner(tasks: Mapping[str, Mapping], name: str, metric: str) -> str | None:
+    """The last of the tasks that measure a metric of a set; None where none does.
+
+    Its files are the ones that go by the set's name. ``tasks`` is
+    ``{task: {set: {metric: value}}}``.
+    """
+    owners = [task for task, sets in tasks.items() if metric in sets.get(name, ())]
+    return owners[-1] if owners else None
 
 
 def speakers_of(folder: str | Path, name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ def said_of(references, hypotheses, blank=80.0, frames=None):
     found = words(references, hypotheses)
     wer = 100 * found.wer[0].sum() / found.wer[1].sum()
     metrics = {"wer": wer, "frames": frames, "blank_frames": blank}
-    return list(assessment._of_words(found, metrics))
+    return list(assessment.word_doubts(found, metrics))
 
 
 SENTENCES = ["A CAT SAT", "NO DOG", "IT RAINS", "GO ON", "TWO BIRDS", "SEE IT"]
@@ -60,7 +60,7 @@ def test_blank_frames_are_judged_by_what_the_words_need():
 )
 def test_chance_is_named():
     def said(eer, interval):
-        return list(assessment._of_eer(eer, interval))
+        return list(assessment.eer_doubts(eer, interval))
 
     (text,) = said(46.0, Interval(41.0, 51.0, "speakers", 20))
     assert text == (

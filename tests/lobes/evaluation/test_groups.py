@@ -18,7 +18,7 @@ def test_groups_of_words():
         }
     )
     found = words(["A B"] * 4, ["A B", "A X", "X X", ""])
-    rows = groups._word_groups(found, table)
+    rows = groups.word_groups(found, table)
     by = {(row["by"], row["name"]): row for row in rows}
     assert by["sex", "f"]["wer"] == 25 and by["sex", "m"]["wer"] == 100
     assert ("sex", "") not in by, "what is unknown is no group"
@@ -43,7 +43,7 @@ def test_groups_of_trials():
             "seconds": [1.0, 2.0, 3.0, 4.0, 5.0],
         }
     )
-    rows = groups._trial_groups(trials, scores, 0.5, table)
+    rows = groups.trial_groups(trials, scores, 0.5, table)
     by = {(row["by"], row["name"]): row for row in rows}
     assert by["sex", "f and m"]["false_acceptances"] == 50
     assert by["sex", "f and m"]["false_rejections"] is None
@@ -53,7 +53,7 @@ def test_groups_of_trials():
     # The shorter sides are 1 s or 3 s: with two lengths there is one stretch only.
     assert not [row for row in rows if row["by"] == "length"]
     table["seconds"] = [1.0, 2.0, 6.0, 5.0, 4.0]
-    rows = groups._trial_groups(trials, scores, 0.5, table)
+    rows = groups.trial_groups(trials, scores, 0.5, table)
     assert sum(row["trials"] for row in rows if row["by"] == "length") == 5
 
 
@@ -66,5 +66,5 @@ def test_sexes_come_from_the_corpora_s_own_files(tmp_path):
         "id10001\tA.J.\tm\tIE\tdev\n"
     )
     folders = {"librispeech_folder": str(tmp_path), "voxceleb1_folder": str(tmp_path)}
-    assert groups._sexes(folders) == {"14": "f", "id10001": "m"}
-    assert groups._sexes({"librispeech_folder": None}) == {}
+    assert groups.speaker_sexes(folders) == {"14": "f", "id10001": "m"}
+    assert groups.speaker_sexes({"librispeech_folder": None}) == {}
