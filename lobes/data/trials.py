@@ -259,13 +259,6 @@ def _number(text):
         return math.nan
 
 
-def _named(names):
-    """Subject of a sentence: the first utterance, and how many more."""
-    if len(names) == 1:
-        return f"utterance {names[0]} has"
-    return f"utterance {names[0]} and {len(names) - 1} more have"
-
-
 def checked_scores(scores, labels):
     """Scores as float64 and labels as bool, refused where no metric is defined."""
     scores = np.asarray(scores, dtype=np.float64)

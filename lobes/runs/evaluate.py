@@ -27,6 +27,7 @@ names = lazy("lobes.runs.names")
 leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
 utterances = lazy("lobes.data.utterances")
+summary = lazy("lobes.evaluation.summary")
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def conclude(results, hparams):
     """
     if not results or not _first():
         return
-    report.print_summary(hparams["output_folder"])
+    summary.print_summary(hparams["output_folder"])
     ending = Ending(**results["training"])
     if ending.kind == DIVERGED:
         raise DivergedError(
@@ -328,7 +329,7 @@ def main(argv=None):
             )
         )
     if results and _first():
-        report.print_summary(folder)
+        summary.print_summary(folder)
 
 
 def own_folder(run, own):

@@ -25,8 +25,8 @@ from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import read_values
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
+from lobes.evaluation.metrics import CHANCE
 from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.verification import CHANCE
 from lobes.settings import yamls
 from lobes.settings.table import counts
 from lobes.system.checkout import ROOT, commit
