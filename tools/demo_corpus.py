@@ -36,6 +36,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.settings.table import COUNT, option
 from lobes.system.files import write_atomically
+from lobes.system.machine import usable_cores
 from lobes.system.terminal import console
 
 #: File in the corpus folder that says what it holds; written last.
@@ -745,7 +746,7 @@ def make_demo_corpus(
     """
     started = time.monotonic()
     sizes = sizes or Sizes()
-    jobs = jobs or _usable_cores()
+    jobs = jobs or usable_cores()
     _check_options(seed, jobs, sizes)
     out = Path(os.path.abspath(out))
     # Through JSON, because that is what the marker of an older run went through.
@@ -811,13 +812,6 @@ _LISTS = (
     "veri_test2.txt",
     "list_test_hard2.txt",
 )
-
-
-def _usable_cores():
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_options(seed, jobs, sizes):

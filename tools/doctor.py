@@ -39,7 +39,7 @@ try:
     from lobes.preparation.published import TRIALS, Count, official_count
     from lobes.runs.experiment import ROOT
     from lobes.system.lazy import lazy
-    from lobes.system.parallel import worker_count
+    from lobes.system.machine import memory, usable_cores
     from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
@@ -234,7 +234,7 @@ def devices():
             yield Finding("OK", "device", f"{found}, no bf16", "use --precision=fp16")
     if not torch.cuda.device_count():
         yield no_device()
-    cores = worker_count(None)
+    cores = usable_cores()
     yield Finding(
         "OK" if cores >= 4 else "WARN",
         "cores",
@@ -272,11 +272,6 @@ def no_device():
         "CPU only",
         "the demo and the tests run; for corpora of full size use a machine with a GPU",
     )
-
-
-def memory():
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def audio():
