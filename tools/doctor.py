@@ -37,10 +37,10 @@ try:
     from lobes.model.source_check import check_source
     from lobes.preparation.parts import children
     from lobes.preparation.published import TRIALS, Count, official_count
+    from lobes.runs import cost
     from lobes.runs.experiment import ROOT
     from lobes.system.lazy import lazy
     from lobes.system.machine import memory, usable_cores
-    from tools import cost
 except ImportError as error:
     # Nothing else can be found out then.
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
@@ -59,7 +59,7 @@ _MAIN = ("speechbrain", "transformers")
 _ROOTS = ("dev/wav", "dev/aac", "wav", "aac", "test/wav", ".")
 
 #: Share of what large matrix products reach that a whole training step reaches. In low
-#: precision as in tools/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
+#: precision as in lobes/runs/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
 #: training; in float32, where products take most of the time, as measured on a CPU.
 EFFICIENCY = {"bf16": 172 / 790, "fp16": 172 / 790, "fp32": 0.8}
 

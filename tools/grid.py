@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.runs import ledger
+from lobes.runs import cost, ledger
 from lobes.runs.experiment import ROOT
 from lobes.runs.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.settings.table import COUNT, PATH, POSITIVE, SEED, Whole
@@ -35,7 +35,6 @@ from lobes.system.lazy import lazy
 from lobes.system.machine import device_name
 from lobes.system.preemption import EXIT_CODE
 from lobes.system.terminal import console
-from tools import cost
 
 torch = lazy("torch")
 
