@@ -16,8 +16,9 @@ import soundfile
 
 from lobes.data.vocabulary import Vocabulary
 from lobes.errors import UserError
-from tools import demo_corpus
-from tools.demo_corpus import SMALL, Sizes, make_demo_corpus, part_of, plan
+from lobes.preparation import demo_corpus, demo_plan, demo_voices
+from lobes.preparation.demo_corpus import make_demo_corpus
+from lobes.preparation.demo_plan import SMALL, Sizes, part_of, plan
 
 pytest.importorskip(
     "espeakng_loader", reason="the demo extra is not installed (pip install -e .[demo])"
@@ -159,7 +160,7 @@ def _with_blanks(indices):
 
 
 def test_the_grammar_uses_all_letters_and_about_40_words():
-    spoken = [s for part in demo_corpus.sentences().values() for t in part for s in t]
+    spoken = [s for part in demo_plan.sentences().values() for t in part for s in t]
     assert len(spoken) == len(set(spoken)) > 5000
     words = {word for sentence in spoken for word in sentence.split()}
     assert 38 <= len(words) <= 48
@@ -174,7 +175,7 @@ def test_the_grammar_uses_all_letters_and_about_40_words():
 
 def test_the_pretraining_corpus_shares_no_sentence_and_no_voice():
     """The demo's encoder must not have met what the demo measures."""
-    demo = plan(demo_corpus.SEED, SMALL)
+    demo = plan(demo_plan.SEED, SMALL)
     pretraining = plan(4321, SMALL, pretraining=True)
 
     def spoken(speakers):
@@ -187,7 +188,7 @@ def test_the_pretraining_corpus_shares_no_sentence_and_no_voice():
 
 
 def test_more_voices_than_espeak_reads_from_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_corpus, "_VOICES_PER_FOLDER", 3)
+    monkeypatch.setattr(demo_voices, "_VOICES_PER_FOLDER", 3)
     out = tmp_path / "corpus"
     assert make_demo_corpus(out, sizes=SMALL, jobs=2)["speakers"] > 2 * 3
 
@@ -203,7 +204,7 @@ def test_sentences_and_voices_are_never_shared(corpus):
     speakers = plan(3, Sizes())
     assert len({s.id for s in speakers}) == len(speakers) == 198
     assert len({s.variant for s in speakers}) == len(speakers)
-    parts = {group: set() for group in demo_corpus.GROUPS}
+    parts = {group: set() for group in demo_plan.GROUPS}
     for speaker in speakers:
         for recording in speaker.recordings:
             parts[speaker.group].update(s for text in recording.texts for s in text)
@@ -433,18 +434,3 @@ def test_impossible_sizes(tmp_path, change):
     sizes = dataclasses.replace(SMALL, **change)
     with pytest.raises(UserError, match="choose"):
         make_demo_corpus(tmp_path / "corpus", sizes=sizes)
-
-
-def test_command(tmp_path, repository):
-    command = [sys.executable, str(repository / "tools" / "demo_corpus.py")]
-    command += [str(tmp_path / "c"), "--small", "--seed", "3", "--train", "1", "2"]
-    first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert "made in" in first.stdout and first.stderr.strip() == ""
-    assert len(list((tmp_path / "c").rglob("*.flac"))) == 2 + 6 + 6
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert "complete already" in again.stdout
-    (tmp_path / "c" / "corpus.json").unlink()
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
