@@ -1,5 +1,6 @@
 """A small LibriSpeech, VoxCeleb1 and VoxCeleb2, spoken by espeak-ng."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -7,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -17,14 +17,9 @@ import numpy as np
 from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import UserError
 from lobes.preparation.demo_plan import GROUPS, SEED, Sizes, plan
-from lobes.preparation.demo_voices import (
-    _VOICES_PER_FOLDER,
-    _data_folder,
-    _installed_espeak,
-    _make_data_folder,
-    _speak_all,
-)
+from lobes.preparation.demo_voices import installed_espeak, speak_all
 from lobes.system.files import write_atomically
+from lobes.system.locks import one_writer
 from lobes.system.machine import usable_cores
 
 #: File in the corpus folder that says what it holds; written last.
@@ -36,116 +31,14 @@ GENERATOR = 3
 TOOL = "tools/demo_corpus.py"
 
 
-# ------------------------------------------------------------ lists and meta
-
-
-def _write_lists(out, speakers, lengths, seed, sizes):
-    """Transcripts, speaker tables and trial lists."""
-    by_group = {name: [s for s in speakers if s.group == name] for name in GROUPS}
-    table = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
-    for name in ("train", "dev", "test"):
-        for speaker in by_group[name]:
-            minutes = sum(_lengths(speaker, lengths)) / SAMPLE_RATE / 60
-            subset = Path(GROUPS[name].name).name
-            table.append(
-                f"{speaker.id:<5}| {speaker.sex} | {subset:<17}| {minutes:5.2f} "
-                f"| Voice {speaker.id}"
-            )
-            for recording in speaker.recordings:
-                _write_transcripts(out, speaker, recording)
-    _write(out / "LibriSpeech" / "SPEAKERS.TXT", table, "\n")
-    _write(
-        out / "VoxCeleb2" / "vox2_meta.csv",
-        ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set"]
-        + [
-            f"{s.id} ,n0{s.id.removeprefix('id')} ,{s.sex.lower()} ,dev"
-            for s in by_group["vox2"]
-        ],
-        "\r\n",
-    )
-    _write(
-        out / "VoxCeleb1" / "vox1_meta.csv",
-        ["VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet"]
-        + [
-            f"{s.id}\tVoice_{s.id.removeprefix('id')}\t{s.sex.lower()}\t"
-            f"{'USA' if s.accent.endswith('US') else 'UK'}\ttest"
-            for s in by_group["vox1"]
-        ],
-        "\r\n",
-    )
-    for number, name, same_sex in (
-        (1, "veri_test2.txt", False),
-        (2, "list_test_hard2.txt", True),
-    ):
-        rng = np.random.default_rng((seed, 0, number))
-        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex)
-        _write(out / "VoxCeleb1" / name, trials, "\n")
-
-
-def _files(speaker):
-    """All files of a speaker."""
-    return [file for recording in speaker.recordings for file in recording.files]
-
-
-def _lengths(speaker, lengths):
-    """Samples of each of the speaker's files."""
-    return [lengths[file] for file in _files(speaker)]
-
-
-def _write_transcripts(out, speaker, recording):
-    """``<speaker>-<chapter>.trans.txt`` beside the chapter's files."""
-    lines = [
-        " ".join((Path(file).stem, *texts))
-        for file, texts in zip(recording.files, recording.texts, strict=True)
-    ]
-    folder = out / Path(recording.files[0]).parent
-    _write(folder / f"{speaker.id}-{recording.name}.trans.txt", lines, "\n")
-
-
-def _write(path, lines, end):
-    """A text file, every line ended by ``end``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(line + end for line in lines).encode("utf-8"))
-
-
-def _trials(rng, speakers, count, same_sex):
-    """Shuffled lines ``label enrolment test``, half of them positive.
-
-    Positive trials are from two videos of a speaker, negative ones from two
-    speakers, with ``same_sex`` of one sex; no pair occurs twice.
-    """
-    positives = [
-        (1, first, second)
-        for speaker in speakers
-        for one, other in itertools.combinations(speaker.recordings, 2)
-        for first in one.files
-        for second in other.files
-    ]
-    positives = [positives[i] for i in rng.permutation(len(positives))[: count // 2]]
-    pairs = [
-        (one, other)
-        for one, other in itertools.combinations(speakers, 2)
-        if one.sex == other.sex or not same_sex
-    ]
-    negatives = {}
-    while len(negatives) < count - count // 2:
-        pair = pairs[rng.integers(len(pairs))]
-        first, second = (files[rng.integers(len(files))] for files in map(_files, pair))
-        negatives[0, first, second] = None
-    trials = positives + list(negatives)
-    prefix = f"{GROUPS['vox1'].name}/wav/"
-    return [
-        f"{label} {first.removeprefix(prefix)} {second.removeprefix(prefix)}"
-        for label, first, second in (trials[i] for i in rng.permutation(len(trials)))
-    ]
-
-
-# ------------------------------------------------------------------- corpus
-
-
 def make_demo_corpus(
-    out, seed=SEED, jobs=None, sizes=None, progress=False, pretraining=False
-):
+    out: str | Path,
+    seed: int = SEED,
+    jobs: int | None = None,
+    sizes: Sizes | None = None,
+    progress: bool = False,
+    pretraining: bool = False,
+) -> dict:
     """Make the corpus in ``out`` unless it is there already.
 
     The files are a function of ``seed`` and ``sizes`` (and of the versions of
@@ -196,23 +89,10 @@ def make_demo_corpus(
         return existing | {"made": False}
     if existing:
         _check_nothing_added(out, existing)
-    library, source = _installed_espeak()
+    espeak = installed_espeak()
     speakers = plan(seed, sizes, pretraining)
-    part = _start_part(out)
-    try:
-        with tempfile.TemporaryDirectory(prefix="espeak-") as data:
-            for first in range(0, len(speakers), _VOICES_PER_FOLDER):
-                voices = speakers[first : first + _VOICES_PER_FOLDER]
-                _make_data_folder(_data_folder(data, first), source, voices)
-            request = {
-                "seed": seed,
-                "sizes": dataclasses.asdict(sizes),
-                "pretraining": pretraining,
-                "library": library,
-                "data": data,
-                "out": os.fspath(part),
-            }
-            lengths = _speak_all(request, speakers, jobs, progress)
+    with _part_of(out) as part:
+        lengths = speak_all(speakers, espeak, part, jobs, progress)
         _write_lists(part, speakers, lengths, seed, sizes)
         marker = {
             "options": options,
@@ -224,13 +104,10 @@ def make_demo_corpus(
         write_atomically(part / MARKER, json.dumps(marker, indent=2) + "\n")
         (part / _LOCK).unlink()
         _replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return marker | {"made": True}
 
 
-# In the .part folder while a process works on it.
+#: Marks the .part folder while a process works on it.
 _LOCK = "making.json"
 
 _FOLDERS = ("LibriSpeech", "VoxCeleb1", "VoxCeleb2")
@@ -337,50 +214,25 @@ def _audio_files(out):
     return len(sizes), sum(sizes)
 
 
-def _start_part(out):
-    """The empty folder ``<out>.part``, taken by this process."""
-    part = out.with_name(out.name + ".part")
-    if part.is_dir() and not any(part.iterdir()):
-        # A disk was full before its owner could write its name there.
-        part.rmdir()
-    if part.exists():
+@contextlib.contextmanager
+def _part_of(out):
+    """The empty folder ``<out>.part``, held by this process; it goes with an error."""
+    part = out.with_name(f"{out.name}.part")
+    names = {path.name for path in part.iterdir()} if part.is_dir() else set()
+    if _LOCK not in names and MARKER in names:
+        # Killed between its last file and its new name, it is a whole corpus.
+        _check_nothing_added(part, _existing_marker(part))
+    elif _LOCK not in names and (names or part.is_file()):
+        raise UserError(f"{part}: it exists and was not left by {TOOL}; move it away")
+    with one_writer(part / _LOCK):
         try:
-            lock = json.loads((part / _LOCK).read_text(encoding="utf-8"))
-            pid, host = int(lock["pid"]), lock["host"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            # Killed between its last file and its new name, it is a whole corpus.
-            if not (part / MARKER).is_file():
-                raise UserError(
-                    f"{part}: it exists and was not left by {TOOL}; move it away"
-                ) from error
-            _check_nothing_added(part, _existing_marker(part))
-            pid, host = os.getpid(), socket.gethostname()
-        if host != socket.gethostname() or (pid != os.getpid() and _is_alive(pid)):
-            raise UserError(
-                f"{part}: process {pid} on {host} is making this corpus; wait for it, "
-                f"or remove the folder if that process is gone"
-            )
-        shutil.rmtree(part)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"{part}: it cannot be made ({error.strerror}); name another folder"
-        ) from error
-    lock = {"pid": os.getpid(), "host": socket.gethostname()}
-    write_atomically(part / _LOCK, json.dumps(lock))
-    return part
-
-
-def _is_alive(pid):
-    """Whether a process of this number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            for name in names - {_LOCK}:
+                left = part / name
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def _replace(part, out):
@@ -403,7 +255,7 @@ def _counts(speakers, lengths):
     """Speakers, utterances and hours: of all, and of each data set."""
     sets = {}
     for speaker in speakers:
-        samples = _lengths(speaker, lengths)
+        samples = [lengths[file] for file in speaker.files]
         entry = sets.setdefault(
             GROUPS[speaker.group].name, {"speakers": 0, "utterances": 0, "hours": 0}
         )
@@ -417,3 +269,97 @@ def _counts(speakers, lengths):
     for entry in (total, *sets.values()):
         entry["hours"] = round(entry["hours"], 4)
     return total | {"sets": sets}
+
+
+# Lists and tables --------------------------------------------------------------
+
+
+def _write_lists(out, speakers, lengths, seed, sizes):
+    """Transcripts, speaker tables and trial lists."""
+    by_group = {name: [s for s in speakers if s.group == name] for name in GROUPS}
+    table = [";ID  |SEX| SUBSET           |MINUTES| NAME"]
+    for name in ("train", "dev", "test"):
+        for speaker in by_group[name]:
+            minutes = sum(lengths[file] for file in speaker.files) / SAMPLE_RATE / 60
+            subset = Path(GROUPS[name].name).name
+            table.append(
+                f"{speaker.id:<5}| {speaker.sex} | {subset:<17}| {minutes:5.2f} "
+                f"| Voice {speaker.id}"
+            )
+            for recording in speaker.recordings:
+                _write_transcripts(out, speaker, recording)
+    _write(out / "LibriSpeech" / "SPEAKERS.TXT", table, "\n")
+    _write(
+        out / "VoxCeleb2" / "vox2_meta.csv",
+        ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set"]
+        + [
+            f"{s.id} ,n0{s.id.removeprefix('id')} ,{s.sex.lower()} ,dev"
+            for s in by_group["vox2"]
+        ],
+        "\r\n",
+    )
+    _write(
+        out / "VoxCeleb1" / "vox1_meta.csv",
+        ["VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet"]
+        + [
+            f"{s.id}\tVoice_{s.id.removeprefix('id')}\t{s.sex.lower()}\t"
+            f"{'USA' if s.accent.endswith('US') else 'UK'}\ttest"
+            for s in by_group["vox1"]
+        ],
+        "\r\n",
+    )
+    for number, name, same_sex in (
+        (1, "veri_test2.txt", False),
+        (2, "list_test_hard2.txt", True),
+    ):
+        rng = np.random.default_rng((seed, 0, number))
+        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex)
+        _write(out / "VoxCeleb1" / name, trials, "\n")
+
+
+def _write_transcripts(out, speaker, recording):
+    """``<speaker>-<chapter>.trans.txt`` beside the chapter's files."""
+    lines = [
+        " ".join((Path(file).stem, *texts))
+        for file, texts in zip(recording.files, recording.texts, strict=True)
+    ]
+    folder = out / Path(recording.files[0]).parent
+    _write(folder / f"{speaker.id}-{recording.name}.trans.txt", lines, "\n")
+
+
+def _write(path, lines, end):
+    """A text file, every line ended by ``end``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(line + end for line in lines).encode("utf-8"))
+
+
+def _trials(rng, speakers, count, same_sex):
+    """Shuffled lines ``label enrolment test``, half of them positive.
+
+    Positive trials are from two videos of a speaker, negative ones from two
+    speakers, with ``same_sex`` of one sex; no pair occurs twice.
+    """
+    positives = [
+        (1, first, second)
+        for speaker in speakers
+        for one, other in itertools.combinations(speaker.recordings, 2)
+        for first in one.files
+        for second in other.files
+    ]
+    positives = [positives[i] for i in rng.permutation(len(positives))[: count // 2]]
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(speakers, 2)
+        if one.sex == other.sex or not same_sex
+    ]
+    negatives = {}
+    while len(negatives) < count - count // 2:
+        pair = pairs[rng.integers(len(pairs))]
+        first, second = (one.files[rng.integers(len(one.files))] for one in pair)
+        negatives[0, first, second] = None
+    trials = positives + list(negatives)
+    prefix = f"{GROUPS['vox1'].name}/wav/"
+    return [
+        f"{label} {first.removeprefix(prefix)} {second.removeprefix(prefix)}"
+        for label, first, second in (trials[i] for i in rng.permutation(len(trials)))
+    ]

@@ -65,23 +65,19 @@ _TEMPLATES = (
 PARTS = ("pretraining", "train", "dev", "test")
 
 
-def part_of(sentence):
+def part_of(sentence: str) -> str:
     """``pretraining``, ``train`` (four of ten), ``dev`` or ``test`` (one of ten)."""
     tenth = zlib.crc32(sentence.encode("ascii")) % 10
     return {8: "dev", 9: "test"}.get(tenth, "pretraining" if tenth < 4 else "train")
 
 
-def sentences():
+def sentences() -> dict[str, list[list[str]]]:
     """All sentences: ``{part: [[sentence, ...] of each template]}``."""
-    found = {part: [] for part in PARTS}
-    for template in _TEMPLATES:
-        spoken = {part: [] for part in PARTS}
-        for words in itertools.product(*template):
-            sentence = " ".join(words)
-            spoken[part_of(sentence)].append(sentence)
-        for part in PARTS:
-            found[part].append(spoken[part])
-    return found
+    parts = {part: [[] for _ in _TEMPLATES] for part in PARTS}
+    for number, template in enumerate(_TEMPLATES):
+        for sentence in map(" ".join, itertools.product(*template)):
+            parts[part_of(sentence)][number].append(sentence)
+    return parts
 
 
 def _draw(rng, templates, count, clauses):
@@ -145,10 +141,24 @@ class Speaker:
     seed: tuple
     accent: str
     variant: str
-    recordings: tuple
+    recordings: tuple[Recording, ...]
+
+    @property
+    def variant_name(self) -> str:
+        """The name of the voice variant.
+
+        espeak-ng takes a name of digits alone for no variant at all, without a word:
+        all LibriSpeech readers would have its default voice.
+        """
+        return f"v{self.id}"
+
+    @property
+    def files(self) -> list[str]:
+        """All that it says, relative to the corpus."""
+        return [file for recording in self.recordings for file in recording.files]
 
 
-def plan(seed, sizes, pretraining=False):
+def plan(seed: int, sizes: Sizes, pretraining: bool = False) -> list[Speaker]:
     """All speakers of a corpus; none depends on how many others there are.
 
     With ``pretraining`` everybody says sentences that no other corpus has.
@@ -242,12 +252,3 @@ def _voice(rng, sex):
         values = [0, *(breath * rng.uniform(0.5, 1.2, 7))]
         lines.append("breath " + " ".join(f"{value:.0f}" for value in values))
     return "\n".join(lines) + "\n"
-
-
-def _variant_name(speaker):
-    """The name of a speaker's voice variant.
-
-    espeak-ng takes one of digits alone for no variant at all, without a word: all
-    LibriSpeech readers would have its default voice.
-    """
-    return f"v{speaker.id}"

@@ -1,28 +1,243 @@
-"""Speak with espeak-ng, each voice in a process of its own."""
+"""Voices of espeak-ng, as recordings in rooms, each in a process of its own.
+
+``python -m lobes.preparation.demo_voices`` is what such a process runs.
+"""
 
 import ctypes
 import json
 import math
 import os
+import pickle
 import selectors
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import zlib
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from rich.progress import Progress
 
 from lobes.data.audio import SAMPLE_RATE
 from lobes.errors import UserError
-from lobes.preparation.demo_plan import GROUPS, Sizes, _variant_name, plan
-from lobes.system.terminal import console
+from lobes.preparation.demo_plan import GROUPS, Speaker
+from lobes.system.terminal import progress_bar
 
-# -------------------------------------------------------------------- sound
+#: espeak-ng reads 349 voices of a data folder at most, its own languages among them.
+_VOICES_PER_FOLDER = 200
+
+#: Environment variables that the linear algebra behind numpy reads.
+_THREAD_COUNTS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def installed_espeak() -> tuple[str, str]:
+    """Shared library and data folder of the ``espeakng-loader`` package."""
+    remedy = "install it with `pip install -e .[demo]`"
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise UserError(f"espeak-ng is not installed; {remedy}") from error
+    library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    try:
+        # The file's symbols are looked up, nothing in it runs: this process must not
+        # speak, so that the speakers' processes are alike.
+        _ = ctypes.CDLL(library).espeak_ng_SetRandSeed
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"{library}: it is not espeak-ng 1.52 or later ({error}); {remedy}"
+        ) from error
+    return library, data
+
+
+def speak_all(
+    speakers: list[Speaker],
+    espeak: tuple[str, str],
+    out: Path,
+    jobs: int,
+    progress: bool = False,
+) -> dict[str, int]:
+    """Write all files of all speakers, with ``jobs`` processes at a time.
+
+    ``espeak`` is what ``installed_espeak`` returns. Returns each file's samples.
+    """
+    lengths, workers = {}, []
+    bar = progress_bar(
+        "speaking", len(speakers), "voice", leave=False, disable=not progress
+    )
+    with (
+        bar,
+        tempfile.TemporaryDirectory(prefix="espeak-") as folder,
+        selectors.DefaultSelector() as selector,
+    ):
+        shares = _shares(speakers, espeak, folder, out, jobs)
+        try:
+            for share in shares:
+                worker = _started(share)
+                workers.append(worker)
+                selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    # A voice's line comes in one piece, so this never waits long.
+                    line = key.fileobj.readline()
+                    if line:
+                        lengths.update(_lengths(line))
+                        bar.update()
+                    else:
+                        selector.unregister(key.fileobj)
+                        _check_end(key.data)
+        finally:
+            for worker in workers:
+                _stop(worker)
+    return lengths
+
+
+def _shares(speakers, espeak, folder, out, jobs):
+    """What each worker is to do: arguments of ``_speak``, one tuple for a speaker."""
+    library, source = espeak
+    tasks = []
+    for first in range(0, len(speakers), _VOICES_PER_FOLDER):
+        data = os.path.join(folder, str(first))
+        voices = speakers[first : first + _VOICES_PER_FOLDER]
+        _make_data_folder(data, source, voices)
+        tasks += [(voice, library, data, os.fspath(out)) for voice in voices]
+    return [tasks[number::jobs] for number in range(min(jobs, len(tasks)))]
+
+
+def _make_data_folder(folder, source, speakers):
+    """espeak-ng's data for English, and a variant file for each speaker."""
+    target = Path(folder, "espeak-ng-data")
+    target.mkdir(parents=True)
+    for name in ("phontab", "phonindex", "phondata", "intonations", "en_dict"):
+        shutil.copyfile(Path(source, name), target / name)
+    shutil.copytree(Path(source, "lang", "gmw"), target / "lang" / "gmw")
+    variants = target / "voices" / "!v"
+    variants.mkdir(parents=True)
+    for speaker in speakers:
+        text = f"name {speaker.variant_name}\n{speaker.variant}"
+        (variants / speaker.variant_name).write_bytes(text.encode("ascii"))
+
+
+def _started(share):
+    """A process that does its share.
+
+    It is a command of its own, because multiprocessing would import the caller's main
+    module (with torch, perhaps) again for every voice.
+    """
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A group of its own: Ctrl-C reaches this process only.
+        start_new_session=True,
+        # Forking is safe in a process without further threads.
+        env=os.environ | dict.fromkeys(_THREAD_COUNTS, "1"),
+    )
+    with worker.stdin:
+        pickle.dump(share, worker.stdin)
+    return worker
+
+
+def _lengths(line):
+    """The file lengths of one speaker; raises the user error that came instead."""
+    answer = json.loads(line)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["lengths"]
+
+
+def _check_end(worker):
+    """Raise when a worker ended before its work."""
+    if worker.wait():
+        raise RuntimeError(
+            f"a process that speaks ended with status {worker.returncode}; its own "
+            f"message stands above"
+        )
+
+
+def _stop(worker):
+    """End a worker and the voice it forked; returns when neither can write."""
+    if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait()
+    # Ends when the last process that has the other side is gone.
+    worker.stdout.read()
+    worker.stdout.close()
+
+
+# The speaking process ---------------------------------------------------------
+
+
+def _work(share):
+    """Let every speaker of a share speak, each in a fork of its own.
+
+    Prints one line of JSON per speaker. This process only forks: it never
+    speaks, so that all speakers start from the same state.
+    """
+    for task in share:
+        child = os.fork()
+        if not child:
+            _work_on(task)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(1)
+
+
+def _work_on(task):
+    """Body of a speaker's process; ends it."""
+    status = 1
+    try:
+        try:
+            answer = {"lengths": _speak(*task)}
+        except UserError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _speak(speaker, library, data, out):
+    """Write all files of one speaker; returns their lengths in samples.
+
+    Must run in a process that has not used espeak-ng before.
+    """
+    espeak = Espeak(
+        library,
+        data,
+        f"{speaker.accent}+{speaker.variant_name}",
+        zlib.crc32(repr(speaker.seed).encode()) & 0x7FFFFFFF,
+    )
+    group = GROUPS[speaker.group]
+    rng = np.random.default_rng((*speaker.seed, 1))
+    usual_rate = rng.uniform(*group.rate)
+    lengths = {}
+    for number, recording in enumerate(speaker.recordings):
+        rng = np.random.default_rng((*speaker.seed, 2, number))
+        channel = Channel(rng, group.channel)
+        rate, pitch = usual_rate + rng.uniform(-5, 5), rng.uniform(46, 54)
+        for file, texts in zip(recording.files, recording.texts, strict=True):
+            now = (rate + rng.uniform(-2, 2), pitch + rng.uniform(-1, 1))
+            clauses = ", ".join(text.lower() for text in texts)
+            speech = _trimmed(espeak.say(clauses + ".", *now))
+            speech = _resampled(speech, espeak.sample_rate)
+            around = (rng.uniform(0.08, 0.25, 2) * SAMPLE_RATE).astype(int)
+            samples = channel(rng, np.pad(speech, around))
+            path = Path(out, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+            except (OSError, soundfile.SoundFileError) as error:
+                raise UserError(
+                    f"{path}: it cannot be written ({error}); free some space or "
+                    f"choose another folder"
+                ) from error
+            lengths[file] = len(samples)
+    return lengths
 
 
 class Espeak:
@@ -164,45 +379,6 @@ def _rms(samples):
     return math.sqrt(np.mean(samples**2))
 
 
-def _speak(speaker, library, data, out):
-    """Write all files of one speaker; returns their lengths in samples.
-
-    Must run in a process that has not used espeak-ng before.
-    """
-    espeak = Espeak(
-        library,
-        data,
-        f"{speaker.accent}+{_variant_name(speaker)}",
-        zlib.crc32(repr(speaker.seed).encode()) & 0x7FFFFFFF,
-    )
-    group = GROUPS[speaker.group]
-    rng = np.random.default_rng((*speaker.seed, 1))
-    usual_rate = rng.uniform(*group.rate)
-    lengths = {}
-    for number, recording in enumerate(speaker.recordings):
-        rng = np.random.default_rng((*speaker.seed, 2, number))
-        channel = Channel(rng, group.channel)
-        rate, pitch = usual_rate + rng.uniform(-5, 5), rng.uniform(46, 54)
-        for file, texts in zip(recording.files, recording.texts, strict=True):
-            now = (rate + rng.uniform(-2, 2), pitch + rng.uniform(-1, 1))
-            clauses = ", ".join(text.lower() for text in texts)
-            speech = _trimmed(espeak.say(clauses + ".", *now))
-            speech = _resampled(speech, espeak.sample_rate)
-            around = (rng.uniform(0.08, 0.25, 2) * SAMPLE_RATE).astype(int)
-            samples = channel(rng, np.pad(speech, around))
-            path = Path(out, file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-            except (OSError, soundfile.SoundFileError) as error:
-                raise UserError(
-                    f"{path}: it cannot be written ({error}); free some space or "
-                    f"choose another folder"
-                ) from error
-            lengths[file] = len(samples)
-    return lengths
-
-
 def _trimmed(samples):
     """Speech without the silence before and after it."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
@@ -228,160 +404,5 @@ def _fast(size, factor):
     return -(-size // block) * block
 
 
-# ---------------------------------------------------------------- processes
-
-_WORKER_FLAG = "--speak-as-worker"
-
-# Environment variables that the linear algebra behind numpy reads.
-_THREAD_COUNTS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-
-
-def _speak_all(request, speakers, jobs, progress):
-    """Speak with ``jobs`` processes at a time; lengths of all files in samples.
-
-    ``request`` holds the arguments of ``_work`` that are the same for all.
-    """
-    # A command of its own, because multiprocessing would import the caller's main
-    # module (with torch, perhaps) again for every voice.
-    workers = []
-    lengths = {}
-    on_stderr = console(stderr=True)
-    with (
-        Progress(console=on_stderr, disable=not progress, transient=True) as bar,
-        selectors.DefaultSelector() as selector,
-    ):
-        task = bar.add_task("speakers", total=len(speakers))
-        try:
-            for number in range(min(jobs, len(speakers))):
-                share = json.dumps(request | {"first": number, "step": jobs})
-                command = [sys.executable, os.path.abspath(__file__), _WORKER_FLAG]
-                worker = subprocess.Popen(
-                    [*command, share],
-                    stdout=subprocess.PIPE,
-                    # A group of its own: Ctrl-C reaches this process only.
-                    start_new_session=True,
-                    # Forking is safe in a process without further threads.
-                    env=os.environ | dict.fromkeys(_THREAD_COUNTS, "1"),
-                )
-                workers.append(worker)
-                selector.register(worker.stdout, selectors.EVENT_READ, worker)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    # A voice's line comes in one piece, so this never waits long.
-                    line = key.fileobj.readline()
-                    if line:
-                        lengths.update(_outcome(line))
-                        bar.advance(task)
-                    else:
-                        selector.unregister(key.fileobj)
-                        _check_end(key.data)
-        finally:
-            for worker in workers:
-                _stop(worker)
-    return lengths
-
-
-def _outcome(line):
-    """File lengths of one speaker; raises the user error that came instead."""
-    answer = json.loads(line)
-    if "error" in answer:
-        raise UserError(answer["error"])
-    return answer["lengths"]
-
-
-def _check_end(worker):
-    """Raise when a worker ended before its work."""
-    if worker.wait():
-        raise RuntimeError(
-            f"a process that speaks ended with status {worker.returncode}; its own "
-            f"message stands above"
-        )
-
-
-def _stop(worker):
-    """End a worker and the voice it forked; returns when neither can write."""
-    if worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait()
-    # Ends when the last process that has the other side is gone.
-    worker.stdout.read()
-    worker.stdout.close()
-
-
-def _work(seed, sizes, pretraining, library, data, out, first, step):
-    """Body of a worker: every ``step``-th speaker, each in a fork of its own.
-
-    Prints one line of JSON per speaker. This process only forks: it never
-    speaks, so that all speakers start from the same state.
-    """
-    speakers = plan(seed, Sizes(**sizes), pretraining)
-    for index in range(first, len(speakers), step):
-        child = os.fork()
-        if not child:
-            _work_on(speakers[index], library, _data_folder(data, index), out)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(1)
-
-
-def _work_on(speaker, library, data, out):
-    """Body of a speaker's process; ends it."""
-    status = 1
-    try:
-        try:
-            answer = {"lengths": _speak(speaker, library, data, out)}
-        except UserError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
-        status = 0
-    except Exception:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def _installed_espeak():
-    """Shared library and data folder of the ``espeakng-loader`` package."""
-    remedy = "install it with `pip install -e .[demo]`"
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise UserError(f"espeak-ng is not installed; {remedy}") from error
-    library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    try:
-        # The file's symbols are looked up, nothing in it runs: not to speak here
-        # is what keeps the speakers' processes alike.
-        _ = ctypes.CDLL(library).espeak_ng_SetRandSeed
-    except (OSError, AttributeError) as error:
-        raise UserError(
-            f"{library}: it is not espeak-ng 1.52 or later ({error}); {remedy}"
-        ) from error
-    return library, data
-
-
-# espeak-ng reads at most 349 voices of a data folder, its own languages among them.
-_VOICES_PER_FOLDER = 200
-
-
-def _data_folder(data, index):
-    """espeak-ng's data folder for the speaker of that number."""
-    return os.path.join(data, str(index // _VOICES_PER_FOLDER))
-
-
-def _make_data_folder(folder, source, speakers):
-    """espeak-ng's data for English, and a variant file for each speaker."""
-    target = Path(folder, "espeak-ng-data")
-    target.mkdir(parents=True)
-    for name in ("phontab", "phonindex", "phondata", "intonations", "en_dict"):
-        shutil.copyfile(Path(source, name), target / name)
-    shutil.copytree(Path(source, "lang", "gmw"), target / "lang" / "gmw")
-    variants = target / "voices" / "!v"
-    variants.mkdir(parents=True)
-    for speaker in speakers:
-        name = _variant_name(speaker)
-        text = f"name {name}\n{speaker.variant}"
-        (variants / name).write_bytes(text.encode("ascii"))
-
-
 if __name__ == "__main__":
-    _work(**json.loads(sys.argv[2]))
+    _work(pickle.load(sys.stdin.buffer))

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -376,6 +375,16 @@ def test_an_attempt_killed_at_its_very_end_is_cleared(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
+#: Holds the lock of a corpus until it is killed.
+HOLDER = """
+import sys
+from lobes.system.locks import one_writer
+with one_writer(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
     out = tmp_path / "corpus"
     part = tmp_path / "corpus.part"
@@ -383,13 +392,16 @@ def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
     (part / "half.wav").write_bytes(b"")
     with pytest.raises(UserError, match="was not left by"):
         make_demo_corpus(out, sizes=TINY)
-    lock = {"pid": os.getppid(), "host": demo_corpus.socket.gethostname()}
-    (part / "making.json").write_text(json.dumps(lock))
-    with pytest.raises(UserError, match=str(os.getppid())):
-        make_demo_corpus(out, sizes=TINY)
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    (part / "making.json").write_text(json.dumps(lock | {"pid": finished.pid}))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(part / "making.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"pid {holder.pid}"):
+            make_demo_corpus(out, sizes=TINY)
+        holder.kill()
     make_demo_corpus(out, sizes=TINY)
     assert "half.wav" not in {path.name for path in out.rglob("*")}
     assert not part.exists()
@@ -397,7 +409,7 @@ def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
 
 def test_nothing_stays_when_speaking_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        demo_corpus, "_installed_espeak", lambda: _with_library("no-such-library.so")
+        demo_corpus, "installed_espeak", lambda: _with_library("no-such-library.so")
     )
     with pytest.raises(RuntimeError, match="status"):
         make_demo_corpus(tmp_path / "corpus", sizes=TINY)
