@@ -39,8 +39,9 @@ from lobes.evaluation.verification import (
     equal_error_rate,
     verification_metrics,
 )
-from lobes.runs.experiment import ROOT, RunOptions, commit
+from lobes.runs.command_line import RunOptions
 from lobes.settings.table import COUNT, PATH, POSITIVE, option
+from lobes.system.checkout import ROOT, commit
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
 from lobes.system.machine import memory, peak_memory, processor, usable_cores
@@ -705,7 +706,7 @@ STARTUP = """
 import sys, time
 times = [time.perf_counter()]
 from lobes.training.brain import SpeechSpeakerBrain
-from lobes.runs.experiment import parse_arguments
+from lobes.runs.command_line import parse_arguments
 times.append(time.perf_counter())
 hparams, run_opts, _ = parse_arguments(sys.argv[1:])
 times.append(time.perf_counter())

@@ -22,7 +22,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.streams import Batch, TrainStream
 from lobes.model.encoder import Frames
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.runs.command_line import parse_arguments
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"

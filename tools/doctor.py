@@ -38,7 +38,7 @@ try:
     from lobes.preparation.parts import children
     from lobes.preparation.published import TRIALS, Count, official_count
     from lobes.runs import cost
-    from lobes.runs.experiment import ROOT
+    from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
     from lobes.system.machine import memory, usable_cores
 except ImportError as error:

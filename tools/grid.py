@@ -28,9 +28,10 @@ from rich.text import Text
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.runs import cost, ledger
-from lobes.runs.experiment import ROOT
 from lobes.runs.grids import MANY, Job, latest, members, read_grid, same_but
-from lobes.settings.table import COUNT, PATH, POSITIVE, SEED, Whole
+from lobes.settings.kinds import Whole
+from lobes.settings.table import COUNT, PATH, POSITIVE, SEED
+from lobes.system.checkout import ROOT
 from lobes.system.lazy import lazy
 from lobes.system.machine import device_name
 from lobes.system.preemption import EXIT_CODE

@@ -10,8 +10,9 @@ import tempfile
 from lobes.data.audio import SAMPLE_RATE
 from lobes.model.source_check import check_source
 from lobes.preparation.published import TRIALS
-from lobes.runs.experiment import load_variant, parse_arguments, resolve
-from lobes.settings.table import parse
+from lobes.runs.command_line import parse_arguments, resolve
+from lobes.runs.variants import load_variant
+from lobes.settings.checks import parse
 from lobes.system.lazy import lazy
 
 meters = lazy("lobes.runs.meters")

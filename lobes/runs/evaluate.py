@@ -12,7 +12,7 @@ from pathlib import Path
 from lobes.data.prepared import check_test_sets
 from lobes.errors import ArgumentParser, DivergedError, UserError, user_errors_exit
 from lobes.evaluation.ending import DIVERGED, Ending
-from lobes.runs.experiment import RESTORE, parse_arguments, shell_command
+from lobes.runs.command_line import RESTORE, parse_arguments, shell_command
 from lobes.settings.table import PATH
 from lobes.system.files import read_json, write_atomically
 from lobes.system.lazy import lazy

@@ -25,9 +25,9 @@ from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
 from lobes.evaluation.progress import ProgressLog
 from lobes.evaluation.verification import CHANCE
-from lobes.runs.experiment import ROOT, commit
 from lobes.settings import yamls
 from lobes.settings.table import counts
+from lobes.system.checkout import ROOT, commit
 from lobes.system.files import read_json, usable_rows, write_atomically
 from lobes.system.lazy import lazy
 from lobes.system.locks import take
@@ -75,7 +75,7 @@ def entry(hparams, run_opts=None):
     ---------
     hparams : dict
         The loaded YAML of a started experiment.
-    run_opts : lobes.runs.experiment.ExperimentOptions or None
+    run_opts : lobes.runs.command_line.ExperimentOptions or None
         Of a training; None for an evaluation of a run's folder.
 
     Yields

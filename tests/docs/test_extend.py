@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from lobes.model.encoder import Frames
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny

@@ -7,7 +7,10 @@ import pandas
 import soundfile
 import torch
 
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments, start_experiment
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"

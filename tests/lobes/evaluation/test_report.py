@@ -14,7 +14,8 @@ import pytest
 
 from lobes.evaluation import report
 from lobes.runs import evaluate as evaluation
-from lobes.runs.experiment import ROOT, shell_command
+from lobes.runs.command_line import shell_command
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 
 

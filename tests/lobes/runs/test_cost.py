@@ -16,7 +16,7 @@ from lobes.model.encoder import Wav2Vec2Encoder
 from lobes.model.pooling import MeanPooling
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
 from lobes.runs import cost
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")

@@ -9,8 +9,10 @@ import torch
 from lobes.errors import UserError
 from lobes.model.pooling import MeanPooling
 from lobes.model.tasks import SpeakerRecognition
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import load_variant, parse_arguments, start_experiment
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain
 from lobes.training.checkpoints import MANIFEST, load_initial_weights
 from tests.helpers import tiny

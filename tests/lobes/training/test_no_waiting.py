@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lobes.runs.experiment import load_variant
+from lobes.runs.variants import load_variant
 from tests.helpers import tiny
 from tests.recipes.test_reference_step import kind
 
