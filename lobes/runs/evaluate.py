@@ -16,6 +16,7 @@ from lobes.runs.command_line import RESTORE, parse_arguments, shell_command
 from lobes.settings.table import PATH
 from lobes.system.files import read_json, write_atomically
 from lobes.system.lazy import lazy
+from lobes.system.machine import device_name, peak_memory
 
 assessment = lazy("lobes.evaluation.assessment")
 brains = lazy("lobes.training.brain")
@@ -164,8 +165,8 @@ def _assessed(brain, hparams, folder, sets, test_sets):
             found["baseline_eer_raw"] = found["baselines"][name]["eer_raw"]
     return {
         **found,
-        "device": ledger.device_name(weights.device),
-        "memory": ledger.peak_memory(weights.device),
+        "device": device_name(weights.device),
+        "memory": peak_memory(weights.device),
     }
 
 

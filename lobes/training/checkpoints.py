@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, and found whole again."""
 
-import hashlib
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ from speechbrain.utils.distributed import (
 
 from lobes.errors import UserError
 from lobes.system.distributed import spread_random_state
+from lobes.system.files import file_hash
 from lobes.system.preemption import LOADER_DIED
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def checkpoint_problem(folder):
             found = (folder / name).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes, not {size}"
-            if _sha256(folder / name) != digest:
+            if file_hash(folder / name) != digest:
                 return f"the content of {name} has changed"
     except OSError as error:
         return f"{Path(error.filename or '').name}: {error.strerror}"
@@ -246,7 +246,7 @@ def _seal(folder):
     contents = {}
     for path in sorted(folder.iterdir()):
         _flush(path)
-        contents[path.name] = [path.stat().st_size, _sha256(path)]
+        contents[path.name] = [path.stat().st_size, file_hash(path)]
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     _flush(manifest)
@@ -260,11 +260,6 @@ def _flush(path):
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path):
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _plain(name, value):
