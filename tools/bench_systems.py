@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.streams import Batch, TrainStream
+from lobes.data.streams import TrainStream
+from lobes.data.utterances import Batch
 from lobes.model.encoder import Frames
 from lobes.runs.command_line import parse_arguments
 from lobes.system.checkout import ROOT

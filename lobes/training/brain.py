@@ -18,9 +18,10 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.opening import check_leaks, open_sets
+from lobes.data.evaluation_sets import EvaluationStream, open_sets
+from lobes.data.leaks import check_leaks
 from lobes.data.prepared import record_test_sets
-from lobes.data.streams import EvaluationStream, TrainStream, end_loading
+from lobes.data.streams import TrainStream
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
@@ -34,7 +35,8 @@ from lobes.system.distributed import (
     rank_and_world_size,
     spread_random_state,
 )
-from lobes.training.checkpoints import RandomState, load_initial_weights
+from lobes.training.checkpoints import RandomState
+from lobes.training.initial_weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,12 @@ class SpeechSpeakerBrain(sb.Brain):
 
     # Training ---------------------------------------------------------------
 
-    def train_stream(self):
+    def train(self):
+        """Train from the last checkpoint, if any, to the end; see ``fit``."""
+        train_stream, valid_stream = self.prepare_training(), self.prepare_validation()
+        self.fit(self.hparams.epoch_counter, train_stream, valid_stream)
+
+    def prepare_training(self):
         """The opened training stream, shown to the tasks, as a recoverable."""
         streams = self.hparams.train_streams
         opened = {}
@@ -145,6 +152,7 @@ class SpeechSpeakerBrain(sb.Brain):
             batches_per_step=self.grad_accumulation_factor,
             valid_sets=self.hparams.valid_sets,
             allow_changes=self.allow_changes,
+            output_folder=self.hparams.output_folder,
         )
         if self.optimizer_step_limit is not None:
             stream.limit = self.optimizer_step_limit * self.grad_accumulation_factor
@@ -153,7 +161,7 @@ class SpeechSpeakerBrain(sb.Brain):
         self._train_stream = stream
         return stream
 
-    def valid_stream(self):
+    def prepare_validation(self):
         """The opened validation sets of all tasks, one after another."""
         return self._evaluation_stream(self.hparams.valid_sets.items(), "validating")
 
@@ -199,7 +207,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 ) from error
             finally:
                 # Not left to the interpreter's end, which would wait for them.
-                end_loading(train_set, valid_set)
+                for stream in (train_set, valid_set):
+                    if stream is not None:
+                        stream.close()
             if preemption.requested():
                 # It came with the last checkpoint: all that is left is the test.
                 raise preemption.Preempted
@@ -651,7 +661,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 try:
                     self.evaluate(stream, progressbar=False)
                 finally:
-                    end_loading(stream)
+                    stream.close()
                 found = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(found)
         return results

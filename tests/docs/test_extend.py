@@ -151,7 +151,7 @@ def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
     )
     brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     assert not any(brain.modules.weighting.log_variances.values())
-    brain.train_stream()
+    brain.prepare_training()
     brain.on_fit_start()
     found = brain.modules.weighting.state_dict()
     assert brain.optimizer_step == 6

@@ -166,8 +166,7 @@ def brain(corpus, output, yaml=MTL, encoder=None, options=(), **changes):
 
 def fit(system):
     """Train as train.py does; returns the rows of the progress log."""
-    epochs = system.hparams.epoch_counter
-    system.fit(epochs, system.train_stream(), system.valid_stream())
+    system.train()
     return system.progress.rows()
 
 

@@ -178,7 +178,7 @@ def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
         n_speakers=tiny.SPEAKERS + 1,
     )
     batches = [
-        batch for _, batch in zip(range(40), system.train_stream(), strict=False)
+        batch for _, batch in zip(range(40), system.prepare_training(), strict=False)
     ]
     seen = set()
     for batch in batches:

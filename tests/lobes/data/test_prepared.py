@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.data.prepared import TEST_SETS, check_test_sets, record_test_sets
-from lobes.data.streams import EvaluationSet
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
 from lobes.runs.command_line import parse_arguments, resolve

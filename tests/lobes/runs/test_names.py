@@ -2,7 +2,7 @@
 
 import pytest
 
-from lobes.data.streams import EvaluationSet
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.errors import UserError
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition, Task
 from lobes.model.weighting import DynamicWeightAverage, StaticWeighting
