@@ -60,7 +60,7 @@ def _no_curves():
 
 @pytest.fixture(scope="session")
 def curves(_no_curves):
-    """``with curves():`` trainings draw their learning curves, for who looks at them."""
+    """``with curves():`` trainings draw them, for a test that looks at them."""
     from lobes.evaluation import plots
     from lobes.training import brain
 
