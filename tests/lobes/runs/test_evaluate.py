@@ -23,11 +23,12 @@ from tools.make_shards import make_shards
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_corpus, tmp_path_factory):
+def trained(tiny_corpus, tmp_path_factory, curves):
     """The folder of a finished tiny run."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     system = tiny.brain(tiny_corpus, folder, steps=4, valid_interval=2)
-    tiny.fit(system)
+    with curves():
+        tiny.fit(system)
     evaluation.evaluate(system, vars(system.hparams))
     return folder
 
