@@ -24,6 +24,7 @@ distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
 names = lazy("lobes.runs.names")
 opening = lazy("lobes.data.opening")
+plots = lazy("lobes.evaluation.plots")
 report = lazy("lobes.evaluation.report")
 streams = lazy("lobes.data.streams")
 
@@ -107,6 +108,8 @@ def evaluate(
         if own is not None:
             results["own"] = own
         if _first():
+            lists = {n: m for named in sets.values() for n, m in named.items()}
+            plots.plot_trials(folder, [n for n, m in lists.items() if "eer" in m])
             results.update(_assessed(brain, hparams, folder, sets, test_sets))
             results["assessment_seconds"] = round(time.perf_counter() - tested, 1)
             text = json.dumps(results, indent=2) + "\n"
