@@ -14,6 +14,7 @@ import torch
 
 from lobes.errors import UserError
 from lobes.runs.evaluate import main as evaluate
+from lobes.system.files import file_hash
 from lobes.training import checkpoints
 from tests.helpers import attempts, tiny
 
@@ -179,7 +180,7 @@ def test_a_malicious_pickle_is_never_run(form, name, run, tiny_corpus, tmp_path)
         path.write_bytes(pickle.dumps(Evil(str(target)), 2))
     manifest = newest / "MANIFEST.json"
     contents = json.loads(manifest.read_text())
-    contents[path.name] = [path.stat().st_size, checkpoints._sha256(path)]
+    contents[path.name] = [path.stat().st_size, file_hash(path)]
     manifest.write_text(json.dumps(contents))
     with pytest.raises(UserError, match=re.escape(str(newest))) as caught:
         resumed(tiny_corpus, run)
