@@ -1,4 +1,4 @@
-"""When training ends: the number of steps, a stalled metric, or divergence."""
+"""What the validations decide: which checkpoint is best, and when training ends."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from lobes.errors import UserError
+from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import DIVERGED, PATIENCE
 
 
@@ -140,3 +140,20 @@ class Epochs(EpochCounter):
         if self.stopping.reason is not None:
             raise StopIteration
         return super().__next__()
+
+
+def selection_score(metrics: dict[str, float], selection: dict[str, float]) -> float:
+    """Weighted sum of the selecting metrics; an absent task contributes 0.
+
+    Paper section 4.2: WER / 4 + EER. Raises ``DivergedError`` when a metric is not
+    finite: such a checkpoint must never be the best one.
+    """
+    score = 0.0
+    for name, weight in selection.items():
+        value = metrics.get(name, 0.0)
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the validation {name} is {value}; the run has diverged: lower --lr"
+            )
+        score += weight * value
+    return score

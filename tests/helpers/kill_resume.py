@@ -53,7 +53,7 @@ SETTINGS = {
 OPTIONS = ["--device=cpu", "--noprogressbar", "--ckpt_interval_steps=2"]
 
 #: Everything that a training imports when its YAML names it.
-MODULES = [module.name for module in pkgutil.iter_modules(lobes.__path__, "lobes.")]
+MODULES = [module.name for module in pkgutil.walk_packages(lobes.__path__, "lobes.")]
 
 #: What each kind of event is called, in the order in which kill points are dealt out.
 KINDS = (
@@ -195,7 +195,7 @@ def _row(system, batches):
         "crops": {task: _hash(b.wavs, b.lengths) for task, b in batches.items()},
         "positions": {task: batch.position for task, batch in batches.items()},
         "values": values,
-        "skipped": system.skipped_steps,
+        "skipped": system.guard.skipped_steps,
     }
 
 

@@ -193,7 +193,7 @@ def test_a_non_finite_loss_skips_the_whole_step(make, task, tmp_path):
     step(system, broken)
     assert trained(system, weights) == set()
     assert json.dumps(str(system.optimizer.state_dict())) == state
-    assert system.skipped_steps == 1 and system.optimizer_step == 2
+    assert system.guard.skipped_steps == 1 and system.optimizer_step == 2
     log = (tmp_path / "run" / "log.txt").read_text()
     assert batch[task].ids[0] in log and "Step 1 skipped" in log
     with pytest.raises(UserError, match="2 steps had gradients"):
@@ -223,7 +223,7 @@ def test_a_skipped_step_leaves_no_trace_in_the_buffers(make, variant, where):
     else:
         hook = system.modules["speaker"].weight.register_hook(lambda g: g * math.inf)
     step(system, batch)
-    assert system.skipped_steps == 1
+    assert system.guard.skipped_steps == 1
     assert all(torch.equal(buffers[name], before[name]) for name in before)
     if where == "samples":
         wavs.copy_(whole)
@@ -511,9 +511,9 @@ def test_a_broken_batch_counts_under_a_loss_scale_too(make):
     step(system, batch)
     handle.remove()
     assert trained(system, weights) == set()
-    assert (system.skipped_steps, system.scaler.get_scale()) == (0, 2.0**9)
+    assert (system.guard.skipped_steps, system.scaler.get_scale()) == (0, 2.0**9)
     batch["speech"].wavs[0, 10] = math.nan
     step(system, batch)
-    assert trained(system, weights) == set() and system.skipped_steps == 1
+    assert trained(system, weights) == set() and system.guard.skipped_steps == 1
     with pytest.raises(UserError, match="not finite"):
         step(system, batch)
