@@ -32,21 +32,23 @@ try:
     from packaging.version import Version
 
     from lobes.data.audio import encode_audio, import_pyav
-    from lobes.data.opening import check_leaks, open_sets
+    from lobes.data.leaks import check_leaks
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
-    from lobes.preparation.parts import children
+    from lobes.preparation.folders import children
     from lobes.preparation.published import TRIALS, Count, official_count
-    from lobes.runs.experiment import ROOT
+    from lobes.runs import cost
+    from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
-    from lobes.system.parallel import worker_count
-    from tools import cost
+    from lobes.system.machine import memory, usable_cores
 except ImportError as error:
     # Nothing else can be found out then.
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
 
 encoder = lazy("lobes.model.encoder")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 labels = lazy("lobes.data.labels")
+tasks = lazy("lobes.model.tasks")
 torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
@@ -59,7 +61,7 @@ _MAIN = ("speechbrain", "transformers")
 _ROOTS = ("dev/wav", "dev/aac", "wav", "aac", "test/wav", ".")
 
 #: Share of what large matrix products reach that a whole training step reaches. In low
-#: precision as in tools/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
+#: precision as in lobes/runs/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
 #: training; in float32, where products take most of the time, as measured on a CPU.
 EFFICIENCY = {"bf16": 172 / 790, "fp16": 172 / 790, "fp32": 0.8}
 
@@ -234,7 +236,7 @@ def devices():
             yield Finding("OK", "device", f"{found}, no bf16", "use --precision=fp16")
     if not torch.cuda.device_count():
         yield no_device()
-    cores = worker_count(None)
+    cores = usable_cores()
     yield Finding(
         "OK" if cores >= 4 else "WARN",
         "cores",
@@ -272,11 +274,6 @@ def no_device():
         "CPU only",
         "the demo and the tests run; for corpora of full size use a machine with a GPU",
     )
-
-
-def memory():
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def audio():
@@ -380,8 +377,10 @@ def corpora(hparams):
         yield from voxceleb(voices)
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
-        if isinstance(label, labels.Categories) and "n_speakers" in hparams:
-            yield from classes(label.csvs, hparams["n_speakers"])
+        for task in hparams["tasks"].values():
+            speakers = isinstance(task, tasks.SpeakerRecognition)
+            if speakers and isinstance(label, labels.Categories):
+                yield from classes(label.csvs, len(task.weight))
 
 
 def librispeech(settings):
@@ -531,7 +530,7 @@ def opened(hparams):
     remedy = "all of it is told again, and the rest, when train.py opens its sets"
     with _warnings() as said:
         try:
-            open_sets(train, valid, test)
+            evaluation_sets.open_sets(train, valid, test)
             check_leaks(train, valid, test, hparams["allow_leaks"])
         except UserError as error:
             yield Finding("FAIL", "files", str(error), remedy)
@@ -574,7 +573,7 @@ def classes(csvs, n_speakers):
             "FAIL",
             "n_speakers",
             f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}",
-            f"--n_speakers={found}",
+            f"--speaker.n_speakers={found}",
         )
 
 
@@ -620,7 +619,7 @@ def training(hparams, estimate, output_folder):
         if needed[factor] <= total:
             yield Finding("OK", "memory", there)
             continue
-        remedy = "use a larger GPU, or --gradient_checkpointing=True"
+        remedy = "use a larger GPU, or --encoder.gradient_checkpointing=True"
         if fits:
             batch = hparams["max_batch_samples"] * factor // fits[0]
             remedy = f"--max_batch_samples={batch} --grad_accumulation_factor={fits[0]}"

@@ -3,8 +3,8 @@
     python tools/export_encoder.py RESULTS_FOLDER OUT [--checkpoint best|last|FOLDER]
                                                       [--ctc]
 
-Any recipe takes the folder (config.json, model.safetensors) as `--source=OUT`, and
-transformers' Wav2Vec2Model.from_pretrained loads it. With `--ctc` it also holds the
+Any recipe takes the folder (config.json, model.safetensors) as `--encoder.source=OUT`,
+and transformers' Wav2Vec2Model.from_pretrained loads it. With `--ctc` it also holds the
 speech head and a processor: Wav2Vec2ForCTC and transformers' pipelines load it. Its
 README.md says how to use the model, and what padding does to it in transformers.
 """
@@ -73,7 +73,8 @@ def main(argv=None):
     write_atomically(out / "README.md", card)
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
-        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with --source={out}"
+        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with "
+        f"--encoder.source={out}"
     )
     if _pads_badly(model):
         print(

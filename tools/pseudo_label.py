@@ -28,7 +28,7 @@ from lobes.system.parallel import worker_count
 from lobes.system.terminal import progress_bar, say
 
 data = lazy("torch.utils.data")
-streams = lazy("lobes.data.streams")
+utterance_reader = lazy("lobes.data.utterances")
 torch = lazy("torch")
 transformers = lazy("transformers")
 
@@ -94,7 +94,7 @@ class Waveforms:
     """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
 
     def __init__(self, csvs):
-        self._utterances = streams.Utterances(csvs, labels={})
+        self._utterances = utterance_reader.Utterances(csvs, labels={})
         self.ids, self.lengths = self._utterances.ids, self._utterances.lengths
 
     def __len__(self):

@@ -11,11 +11,15 @@ from lobes.errors import UserError
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
 
+distributed = lazy("lobes.system.distributed")
 pandas = lazy("pandas")
 
 
 # Problems of one list that a message spells out; the rest are counted.
 _SHOWN_PROBLEMS = 10
+
+# Lines of a list that a warning names.
+_SHOWN_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -255,13 +259,6 @@ def _number(text):
         return math.nan
 
 
-def _named(names):
-    """Subject of a sentence: the first utterance, and how many more."""
-    if len(names) == 1:
-        return f"utterance {names[0]} has"
-    return f"utterance {names[0]} and {len(names) - 1} more have"
-
-
 def checked_scores(scores, labels):
     """Scores as float64 and labels as bool, refused where no metric is defined."""
     scores = np.asarray(scores, dtype=np.float64)
@@ -286,3 +283,56 @@ def checked_scores(scores, labels):
             f"{positives} and {len(flags) - positives}; use another trial list"
         )
     return scores, flags
+
+
+def scorable_trials(trials, csv, table):
+    """The trials by ID, if they can be scored on the utterances of a table.
+
+    Arguments
+    ---------
+    trials : lobes.data.trials.Trials
+        By ID, or by the ends of their files' paths.
+    csv : str or Path
+        Where the table was read.
+    table : pandas.DataFrame
+        All rows of ``lobes.data.utterance_tables.read_table``.
+
+    Counted in a warning are trials of two utterances that are the same audio, whose
+    score is always the highest, and labels that contradict the column ``spk_id``.
+    Raises ``UserError`` as ``lobes.data.trials.check_trials`` does, and
+    where all same-speaker trials are of the same audio.
+    """
+    trials = check_trials(trials, table["ID"], csv, table["wav"])
+    rows = pandas.Index(table["ID"])
+    enrol, test = rows.get_indexer(trials.enrol), rows.get_indexer(trials.test)
+    same = enrol == test
+    columns = [c for c in ("wav", "start", "stop", "offset") if c in table]
+    equal = [table[c].to_numpy()[enrol] == table[c].to_numpy()[test] for c in columns]
+    same |= np.logical_and.reduce(equal)
+    if same[trials.labels].all():
+        raise UserError(
+            f"{trials.path}: each of its {int(trials.labels.sum()):,} same-speaker "
+            "trials is of an utterance and itself, which no system can fail; take two "
+            "utterances of a speaker"
+        )
+    if same.any():
+        distributed.warn_once(
+            f"{trials.path}: {_counted(same)} are of an utterance and itself, which no "
+            "system can fail"
+        )
+    if "spk_id" in table:
+        speakers = pandas.factorize(table["spk_id"])[0]
+        odd = (speakers[enrol] == speakers[test]) != trials.labels
+        if odd.any():
+            distributed.warn_once(
+                f"{trials.path}: the labels of {_counted(odd)} contradict the column "
+                f"spk_id of {csv}"
+            )
+    return trials
+
+
+def _counted(marked):
+    """How many trials are marked, and the lines of the first."""
+    lines = [str(row + 1) for row in np.flatnonzero(marked)]
+    shown = ", ".join(lines[:_SHOWN_LINES])
+    return f"{len(lines):,} of {len(marked):,} trials (line {shown})"

@@ -36,9 +36,11 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import nn
 from torch.nn import functional
 
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.data.labels import Categories
-from lobes.data.streams import Batch, EvaluationSet, TaskStream
+from lobes.data.streams import TaskStream
 from lobes.data.trials import write_scores
+from lobes.data.utterances import Batch
 from lobes.data.vocabulary import Vocabulary, ctc_frames, edit_distances
 from lobes.errors import UserError
 from lobes.evaluation.verification import (
@@ -392,7 +394,7 @@ class SpeakerRecognition(Task):
             verb = "has" if len(stream.csvs) == 1 else "have"
             raise UserError(
                 f"n_speakers is {len(self.weight)} but {stream.csv} {verb} {count} "
-                f"speakers; set --n_speakers={count}"
+                f"speakers; set --speaker.n_speakers={count}"
             )
 
     def update(self, output, batch: Batch) -> None:

@@ -16,9 +16,11 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.opening import check_leaks, open_sets
+from lobes.data.evaluation_sets import EvaluationStream, open_sets
+from lobes.data.leaks import check_leaks
 from lobes.data.prepared import record_test_sets
-from lobes.data.streams import Batch, EvaluationStream, TrainStream, end_loading
+from lobes.data.streams import TrainStream
+from lobes.data.utterances import Batch
 from lobes.errors import UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
@@ -162,6 +164,7 @@ class SpeechSpeakerBrain(sb.Brain):
             batches_per_step=parts,
             valid_sets=hparams.valid_sets,
             allow_changes=self.allow_changes,
+            output_folder=self.hparams.output_folder,
         )
         if self.optimizer_step_limit is not None:
             self._train_stream.limit = self.optimizer_step_limit * parts
@@ -202,7 +205,9 @@ class SpeechSpeakerBrain(sb.Brain):
                 raise
             finally:
                 # The interpreter would wait for the loading processes at its end.
-                end_loading(train_set, valid_set)
+                for stream in (train_set, valid_set):
+                    if stream is not None:
+                        stream.close()
             if preemption.requested():
                 # The last checkpoint is saved: only the test is left.
                 raise preemption.Preempted
@@ -570,7 +575,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 try:
                     self.evaluate(stream, progressbar=False)
                 finally:
-                    end_loading(stream)
+                    stream.close()
                 metrics = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(metrics)
         return results

@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from lobes.model.encoder import Frames
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -294,7 +295,7 @@ def test_a_corpus(user, tmp_path):
     keep += ("max_batch_samples", "crop_seconds", "num_workers", "threads", "device")
     keep += ("output_folder", "max_valid_loss", "noprogressbar", "skip_prep")
     small = [a for a in small[1:] if a[2:].split("=")[0] in keep]
-    mtl.main([str(yaml), *small, "--n_speakers=3"])
+    mtl.main([str(yaml), *small, "--speaker.n_speakers=3"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["sets"]["speech"]["test"]["utterances"] == 6
     assert results["sets"]["speaker"]["test_trials"]["trials"] == 15

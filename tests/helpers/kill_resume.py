@@ -264,7 +264,9 @@ def attempt(folder, corpus, workers, kill_at):
 
 def left_alone(folder, corpus, workers):
     """The reference run, in a program of its own with other hash values of strings."""
-    program = "import sys; from tests import kill_resume as k; k.run(*sys.argv[1:])"
+    program = (
+        "import sys; from tests.helpers.kill_resume import run; run(*sys.argv[1:])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, folder, corpus, str(workers)],
         cwd=Path(__file__).resolve().parents[2],

@@ -9,7 +9,7 @@ import speechbrain as sb
 import torch
 
 from lobes.errors import UserError
-from lobes.runs.experiment import parse_arguments
+from lobes.runs.command_line import parse_arguments
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb

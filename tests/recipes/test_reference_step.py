@@ -14,8 +14,9 @@ import speechbrain as sb
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.data.streams import Batch
-from lobes.runs.experiment import load_variant, parse_arguments
+from lobes.data.utterances import Batch
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain
 from tests.helpers import tiny
 

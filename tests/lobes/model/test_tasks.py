@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lobes.data.labels import Categories, Letters
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.data.vocabulary import ctc_frames
 from lobes.errors import UserError
 from lobes.evaluation.plots import plot_trials

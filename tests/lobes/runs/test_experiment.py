@@ -14,8 +14,11 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.run_opts import RunOptions
 
 from lobes.errors import UserError
-from lobes.runs import experiment as recipe
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments, start_experiment
+from lobes.runs import command_line as recipe
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
@@ -400,7 +403,7 @@ def test_a_variant_of_the_paper_on_the_demo(monkeypatch):
     assert both["pooling"].tag.value == "!new:lobes.model.pooling.ClassTokenPooling"
     monkeypatch.setattr(recipe, "_load", lambda path, settings: None)
     argv = [str(hparams / "pool_first_cls.yaml"), f"--base={hparams / 'demo.yaml'}"]
-    _, _, settings = parse_arguments([*argv, "--shared_layers=2"])
+    _, _, settings = parse_arguments([*argv, "--encoder.shared_layers=2"])
     name = f"pool_first_cls,base=demo,shared_layers=2/{both['seed']}"
     assert f"output_folder: {ROOT}/results/LibriSpeech_VoxCeleb/MTL/{name}" in settings
 
@@ -747,7 +750,7 @@ def test_a_foreign_checkout_on_pythonpath_is_refused(base, tmp_path):
     (tmp_path / "other" / "recipes").mkdir(parents=True)
     (tmp_path / "other" / "recipes" / "__init__.py").write_text("")
     code = "import sys; sys.path.insert(1, sys.argv.pop(1));"
-    code += "import lobes.runs.experiment as r;"
+    code += "import lobes.runs.command_line as r;"
     code += "from lobes.errors import user_errors_exit as e; e(r.parse_arguments)()"
     paths = [str(tmp_path / "other"), str(ROOT)]
     result = subprocess.run(
@@ -771,7 +774,8 @@ def mtl(tmp_path_factory):
     """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
     output = tmp_path_factory.mktemp("mtl") / "out"
     argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--source=null", f"--encoder_config={SMALL}", f"--output_folder={output}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
+    argv += [f"--output_folder={output}"]
     return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
@@ -894,7 +898,7 @@ def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, caps
         base = MTL.with_name("pool_ctc_blank.yaml")
         yaml.write_text(f"base: {base}\ntasks: {{speaker: !ref <speaker>}}\n")
     argv = [str(yaml), *(f"--{name}_folder=x" for name in FOLDERS), "--device=cpu"]
-    argv += ["--source=null", f"--encoder_config={SMALL}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
     argv += [f"--output_folder={tmp_path / 'out'}", f"--{option}"]
     with pytest.raises(SystemExit) as caught:
         train.main(argv)

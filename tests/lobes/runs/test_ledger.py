@@ -15,7 +15,8 @@ from lobes.errors import DivergedError, UserError
 from lobes.evaluation.progress import ProgressLog
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
-from lobes.runs.experiment import ExperimentOptions, load_variant, resolve
+from lobes.runs.command_line import ExperimentOptions, resolve
+from lobes.runs.variants import load_variant
 from lobes.system import locks
 from lobes.training import brain
 from lobes.training.stopping import EarlyStopping
@@ -150,7 +151,7 @@ def test_an_early_stop_is_known_after_the_evaluation(
     monkeypatch.setattr(brain, "selection_score", lambda *_: float(next(scores)))
     changes = {"steps": 6, "valid_interval": 1, "freeze_steps": 6, "lr": 1e-12}
     arguments = tiny.arguments(tiny_corpus, tmp_path, **changes)
-    arguments += ["--initial_lr=1e-12", "--patience_steps=2"]
+    arguments += ["--schedule.initial_lr=1e-12", "--stopping.patience_steps=2"]
     mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
     (row,) = ledger.read(tmp_path / "ledger.jsonl")
     assert row["state"] == "early-stopped" and row["steps"] == 3

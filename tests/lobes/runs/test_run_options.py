@@ -9,7 +9,7 @@ from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
 from lobes.errors import UserError
-from lobes.runs import experiment as recipe
+from lobes.runs import command_line as recipe
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.errors import UserError
 from lobes.system.distributed import (
     average_gradients,

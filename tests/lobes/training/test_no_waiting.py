@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lobes.runs.experiment import load_variant
+from lobes.runs.variants import load_variant
 from tests.helpers import tiny
 from tests.recipes.test_reference_step import kind
 
@@ -169,8 +169,8 @@ def test_no_step_of_several_processes_waits(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
     # Before the first step, each process looks at a part of the files.
-    true_stops = "lobes.data.streams.true_stops"
-    monkeypatch.setattr(true_stops, lambda _, table, __: table["stop"])
+    checked_stops = "lobes.data.utterances.checked_stops"
+    monkeypatch.setattr(checked_stops, lambda _, table, __: table["stop"])
     monkeypatch.setattr("lobes.system.distributed._host_group", host_group)
     monkeypatch.setattr("lobes.system.distributed.SMALL", 1000)
     steps(system, device)
