@@ -67,10 +67,8 @@ def main(argv=None):
         "validation": {name: v for name, v in meta.items() if name in selecting},
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    text = json.dumps(provenance, indent=2) + "\n"
-    write_atomically(out / "provenance.json", text)
-    card = _card(model, options.ctc, provenance["step"])
-    write_atomically(out / "README.md", card)
+    write_atomically(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+    write_atomically(out / "README.md", _card(model, options.ctc, meta.get("step")))
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
         f"{out}: step {provenance['step']}, {size:.1f} MB; use it with "

@@ -25,9 +25,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_TIMEOUT = 5
 
 _POINTER = b"version https://git-lfs"
-_REMEDY = (
-    "name a whole folder written by save_pretrained with --encoder.source=FOLDER"
-)
+_REMEDY = "name a whole folder written by save_pretrained with --encoder.source=FOLDER"
 _AGAIN = "download it again, whole"
 
 # Weights under the names that older versions of torch gave them.

@@ -242,14 +242,9 @@ class SpeechRecognition(Task):
         for row, identity in enumerate(batch.ids):
             symbols = best[row, : int(output[1][row])]
             hypothesis = self.vocabulary.decode(symbols.tolist())
-            blank = int((symbols == self.vocabulary.blank_index).sum())
-            self.collected[identity] = (
-                references[row],
-                hypothesis,
-                float(losses[row]),
-                blank,
-                len(symbols),
-            )
+            blanks = int((symbols == self.vocabulary.blank_index).sum())
+            loss, frames = float(losses[row]), len(symbols)
+            self.collected[identity] = references[row], hypothesis, loss, blanks, frames
 
     def results(
         self, name: str, evaluation_set: EvaluationSet, folder: str | None = None
@@ -261,30 +256,25 @@ class SpeechRecognition(Task):
         ``wer_<name>.txt`` (the summary and every alignment) and
         ``transcripts_<name>.csv`` (ID, reference, hypothesis).
         """
-        rows = sorted(gather(self.collected).items())
-        if not rows:
+        collected = sorted(gather(self.collected).items())
+        if not collected:
             raise UserError(f"{evaluation_set.csv}: no utterance was decoded")
+        ids, rows = zip(*collected, strict=True)
+        references, hypotheses, losses, blanks, frames = zip(*rows, strict=True)
+        said, heard = ([t.split() for t in texts] for texts in (references, hypotheses))
         stats = ErrorRateStats()
-        stats.append(
-            [identity for identity, _ in rows],
-            [row[1].split() for _, row in rows],
-            [row[0].split() for _, row in rows],
-        )
+        stats.append(ids, heard, said)
         summary = stats.summarize()
         if folder is not None:
             text = io.StringIO()
             stats.write_stats(text)
             write_atomically(Path(folder) / f"wer_{name}.txt", text.getvalue())
-            texts = pandas.DataFrame([(i, row[0], row[1]) for i, row in rows])
-            texts.columns = ["ID", "reference", "hypothesis"]
-            path = Path(folder) / f"transcripts_{name}.csv"
-            write_atomically(path, texts.to_csv(index=False, lineterminator="\n"))
-        references, hypotheses = (
-            [" ".join(row[side].split()) for _, row in rows] for side in (0, 1)
-        )
-        letters = sum(map(len, references))
-        errors = int(edit_distances(references, hypotheses).sum())
-        frames = sum(row[4] for _, row in rows)
+            columns = {"ID": ids, "reference": references, "hypothesis": hypotheses}
+            texts = pandas.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+            write_atomically(Path(folder) / f"transcripts_{name}.csv", texts)
+        said, heard = ([" ".join(w) for w in words] for words in (said, heard))
+        letters = sum(map(len, said))
+        errors = int(edit_distances(said, heard).sum())
         metrics = {
             "wer": float(summary["WER"]),
             "cer": 100 * errors / max(letters, 1),
@@ -294,9 +284,9 @@ class SpeechRecognition(Task):
             "words": summary["num_scored_tokens"],
             "letters": letters,
             "utterances": len(rows),
-            "blank_frames": 100 * sum(row[3] for _, row in rows) / max(frames, 1),
-            "frames": frames,
-            "speech_loss": float(np.mean([row[2] for _, row in rows])),
+            "blank_frames": 100 * sum(blanks) / max(sum(frames), 1),
+            "frames": sum(frames),
+            "speech_loss": float(np.mean(losses)),
         }
         return {name: metrics}
 

@@ -65,8 +65,9 @@ class SpeechSpeakerBrain(sb.Brain):
         The loaded YAML. Used here: ``encoder``, ``tasks``, ``weighting``,
         ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
         ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
-        ``valid_sets``, ``selection``, ``train_logger``, ``log_interval``,
-        ``tensorboard``, ``output_folder``, ``init_from``, ``checkpoints_to_keep``.
+        ``valid_sets``, ``test_sets``, ``allow_leaks``, ``selection``,
+        ``train_logger``, ``log_interval``, ``tensorboard``, ``output_folder``,
+        ``init_from``, ``checkpoints_to_keep``.
     run_opts : dict
         SpeechBrain's run options, and ``allow_changes`` (``lobes.runs.experiment``).
     checkpointer : lobes.training.checkpoints.Checkpointer or None
@@ -88,9 +89,8 @@ class SpeechSpeakerBrain(sb.Brain):
         clash = set(modules) & set(self.tasks)
         if clash:
             raise UserError(f"tasks: {', '.join(clash)} cannot be a task's name")
-        if getattr(run_opts, "ckpt_interval_steps", 0) or hparams.get(
-            "ckpt_interval_steps"
-        ):
+        by_steps = "ckpt_interval_steps"
+        if getattr(run_opts, by_steps, 0) or hparams.get(by_steps):
             # SpeechBrain allows only one of the two.
             hparams["ckpt_interval_minutes"] = 0
         try:
@@ -306,21 +306,17 @@ class SpeechSpeakerBrain(sb.Brain):
             losses = global_losses(losses, counts)
             if stage == sb.Stage.TRAIN and self.grad_accumulation_factor > 1:
                 for task, loss in losses.items():
-                    losses[task] = self._accumulated(loss, batches[task])
+                    # A step's gradient is the mean over its utterances, not over its
+                    # batches: weight the gradient of the loss, but not its value.
+                    share = batches[task].share * self.grad_accumulation_factor
+                    weighted = loss * share
+                    losses[task] = weighted + (loss - weighted).detach()
             total, weights = self.modules.weighting(losses, self.optimizer_step)
         self.step_values = {
             **{f"{task}_loss": loss.detach() for task, loss in losses.items()},
             **{f"{task}_weight": w.detach() for task, w in weights.items()},
         }
         return total
-
-    def _accumulated(self, loss, batch):
-        """The loss of one of a step's batches; its gradient is weighted by its size.
-
-        A step's gradient is the mean over its utterances, not over its batches.
-        """
-        weighted = loss * (batch.share * self.grad_accumulation_factor)
-        return weighted + (loss - weighted).detach()
 
     def fit_batch(self, batches: Batches) -> torch.Tensor:
         """Forward every task, backward once, step once; returns the loss.
@@ -357,8 +353,7 @@ class SpeechSpeakerBrain(sb.Brain):
             self._step_ids[task] = self._step_ids.get(task, []) + batch.ids
 
     def _enough_memory(self, batches):
-        folder = self.hparams.output_folder
-        return enough_memory(self.optimizer_step, batches, folder)
+        return enough_memory(self.optimizer_step, batches, self.hparams.output_folder)
 
     def _stop_after(self, number):
         """After a signal (0: there was none) save the state, and end the process."""
@@ -508,9 +503,8 @@ class SpeechSpeakerBrain(sb.Brain):
         metrics["score"] = selection_score(metrics, selection)
         reason = self.hparams.stopping.update(self.optimizer_step, metrics)
         # The counts behind the metrics stand in progress.jsonl only.
-        told = (*selection, "cer")
-        names = [n for n in metrics if n in told or "_loss" in n]
-        shown = {name: metrics[name] for name in [*names, "score"]}
+        told = (*selection, "cer", "score")
+        shown = {n: v for n, v in metrics.items() if n in told or "_loss" in n}
         self._show({n: metrics[n] for n in selection if n in metrics})
         if if_main_process():
             self.progress.add("valid", self.optimizer_step, metrics)
@@ -522,8 +516,7 @@ class SpeechSpeakerBrain(sb.Brain):
             train_stats=self.train_metrics,
             valid_stats=shown,
         )
-        saved = [name for name in (*told, "score") if name in metrics]
-        self._save_checkpoint({name: metrics[name] for name in saved})
+        self._save_checkpoint({n: metrics[n] for n in told if n in metrics})
         if reason is not None:
             logger.warning("Stopping at step %d: %s", self.optimizer_step, reason)
 
@@ -548,15 +541,12 @@ class SpeechSpeakerBrain(sb.Brain):
         (``lobes.data.prepared``). Raises ``UserError`` for all that is wrong with any
         set, and for leaks between them.
         """
-        sets = (
-            self.hparams.train_streams,
-            self.hparams.valid_sets,
-            self.hparams.test_sets,
-        )
+        hparams = self.hparams
+        sets = hparams.train_streams, hparams.valid_sets, hparams.test_sets
         open_sets(*sets, self.rank, self.world_size)
-        check_leaks(*sets, allowed=self.hparams.allow_leaks)
+        check_leaks(*sets, allowed=hparams.allow_leaks)
         if if_main_process():
-            record_test_sets(self.hparams.output_folder, self.hparams.test_sets)
+            record_test_sets(hparams.output_folder, hparams.test_sets)
 
     def test(self, test_sets: dict, folder: str) -> dict[str, dict[str, dict]]:
         """Evaluate the current weights on ``{task: {name: EvaluationSet}}``.

@@ -58,14 +58,8 @@ class NonFiniteGuard:
     ) -> None:
         """Take one step of the optimizer, unless ``norm`` is not finite.
 
-        Arguments
-        ---------
-        optimizer, scaler
-            The gradients have been unscaled.
-        norm : torch.Tensor
-            Norm of all gradients (scalar).
-        losses, step, ids : dict, int, dict
-            The step's losses by name, its number, and its utterances by task.
+        ``norm`` is that of all gradients, which are unscaled. The log may need the
+        losses by name, the number of the ``step``, and its utterances by task.
         """
         skipped = ~torch.isfinite(norm)
         for buffer, before in zip(self.buffers, self._buffers_before, strict=True):

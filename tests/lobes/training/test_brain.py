@@ -11,7 +11,6 @@ import torch
 from lobes.errors import UserError
 from lobes.evaluation.ending import Ending
 from lobes.model.weighting import StaticWeighting
-from lobes.training.brain import selection_score
 from tests.helpers import tiny
 
 GOLDEN = "tests/golden/mtl_losses.json"
@@ -296,17 +295,6 @@ def test_best_and_last_checkpoint_are_kept(make):
     assert best.meta["score"] == min(row["score"] for row in rows)
     assert last.meta["step"] == 9
     assert len(system.checkpointer.list_checkpoints()) <= 2
-
-
-@pytest.mark.fault(
-    "F18", "NaN as a validation metric", "an error, never the best checkpoint"
-)
-def test_the_selection_score_takes_finite_values_only():
-    selection = {"wer": 0.25, "eer": 1.0}
-    assert selection_score({"wer": 10.0, "eer": 4.0}, selection) == 6.5
-    assert selection_score({"eer": 4.0}, selection) == 4.0
-    with pytest.raises(UserError, match="wer is nan"):
-        selection_score({"wer": math.nan, "eer": 4.0}, selection)
 
 
 @pytest.mark.parametrize(

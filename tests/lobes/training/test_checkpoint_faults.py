@@ -14,6 +14,7 @@ import torch
 
 from lobes.errors import UserError
 from lobes.runs.evaluate import main as evaluate
+from lobes.runs.experiment import parse_arguments
 from lobes.system.files import file_hash
 from lobes.training import checkpoints
 from tests.helpers import attempts, tiny
@@ -204,6 +205,19 @@ def test_a_full_disk(size, tiny_corpus, tmp_path):
     status, said = attempts.attempt(tmp_path / "said", attempts.training, argv)
     assert status == 0, said
     assert "Resuming after optimizer step 3" in said
+
+
+def test_nothing_is_made_before_the_first_checkpoint(tiny_corpus, tmp_path):
+    """A refused command leaves no empty folder; a new run has no checkpoint."""
+    run = tmp_path / "run"
+    checkpointer = parse_arguments(tiny.arguments(tiny_corpus, run))[0]["checkpointer"]
+    assert not run.exists()
+    assert checkpointer.list_checkpoints() == []
+    assert checkpointer.recover_if_possible() is None
+    assert not run.exists()
+    checkpointer.add_recoverable("state", torch.nn.Linear(1, 1))
+    checkpointer.save_checkpoint()
+    assert len(found(run)) == 1
 
 
 def only_error(output, *attempt):
