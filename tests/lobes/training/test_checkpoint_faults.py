@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lobes.errors import UserError
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import parse_arguments
 from lobes.system.files import file_hash
 from lobes.training import checkpoints
 from tests.helpers import attempts, tiny
