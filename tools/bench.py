@@ -426,7 +426,7 @@ def count_flops(brain, batches):
     encoder.freeze(False)
     with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
-            given = dict(batches)
+            given = brain.on_device(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
             loss = brain.compute_objectives(outputs, given, sb.Stage.TRAIN)
         loss.backward()

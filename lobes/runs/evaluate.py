@@ -25,6 +25,7 @@ distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
 evaluation_sets = lazy("lobes.data.evaluation_sets")
 names = lazy("lobes.runs.names")
+plots = lazy("lobes.evaluation.plots")
 leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
 utterances = lazy("lobes.data.utterances")
@@ -110,6 +111,8 @@ def evaluate(
         if own is not None:
             results["own"] = own
         if _first():
+            lists = {n: m for named in sets.values() for n, m in named.items()}
+            plots.plot_trials(folder, [n for n, m in lists.items() if "eer" in m])
             results.update(_assessed(brain, hparams, folder, sets, test_sets))
             results["assessment_seconds"] = round(time.perf_counter() - tested, 1)
             text = json.dumps(results, indent=2) + "\n"
