@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lobes.data.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE, ByteRange
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
 
@@ -128,7 +128,7 @@ def as_paths(csv: CSVPaths) -> list[str | os.PathLike]:
     return list(csv)
 
 
-def windows_of(table: "pandas.DataFrame") -> list[tuple[int, int] | None]:
+def windows_of(table: "pandas.DataFrame") -> list[ByteRange | None]:
     """Each row's offset and size in bytes within its file; None where it has its own.
 
     The table is one of ``read_table`` or ``concatenate``.
