@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import shutil
 import socket
 import statistics
@@ -40,10 +39,12 @@ from lobes.evaluation.verification import (
     equal_error_rate,
     verification_metrics,
 )
-from lobes.runs.experiment import ROOT, RunOptions
+from lobes.runs.command_line import RunOptions
 from lobes.settings.table import COUNT, PATH, POSITIVE, option
+from lobes.system.checkout import ROOT, commit
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
+from lobes.system.machine import memory, peak_memory, processor, usable_cores
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -283,29 +284,17 @@ def machine(options):
     described = {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": processor(),
+        "cores": usable_cores(),
         "threads": options.threads,
+        "memory": f"{memory() // 1024} kB",
     }
-    for name, file, pattern in (
-        ("processor", "/proc/cpuinfo", r"model name\s*: (.+)"),
-        ("memory", "/proc/meminfo", r"MemTotal:\s*(.+)"),
-    ):
-        with contextlib.suppress(OSError):
-            match = re.search(pattern, Path(file).read_text(encoding="utf-8"))
-            if match:
-                described[name] = match[1]
     if torch.device(options.device).type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(options.device)
         described["cuda"] = torch.version.cuda
     names = ("torch", "transformers", "speechbrain", "numpy")
     described |= {name: importlib.metadata.version(name) for name in names}
-    if shutil.which("git"):
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        described["commit"] = result.stdout.strip()
-    described["peak_tflops"] = matmul_peak(options)
-    return described
+    return {**described, "commit": commit(), "peak_tflops": matmul_peak(options)}
 
 
 def matmul_peak(options):
@@ -482,16 +471,9 @@ def memory_points(setup, name, amounts):
             torch.cuda.reset_peak_memory_stats(setup.device)
         seconds = clock(setup.device, systems.step, system, batches)
         audio = systems.audio_seconds(batches)
-        rows.append({"audio": audio, "peak": peak(setup.device), "seconds": seconds})
+        *_, peak = peak_memory(torch.device(setup.device)).values()
+        rows.append({"audio": audio, "peak": peak, "seconds": seconds})
     return rows
-
-
-def peak(device):
-    """Most bytes that the process held; its own, not what it was started from."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def slopes_between(rows):
@@ -725,7 +707,7 @@ STARTUP = """
 import sys, time
 times = [time.perf_counter()]
 from lobes.training.brain import SpeechSpeakerBrain
-from lobes.runs.experiment import parse_arguments
+from lobes.runs.command_line import parse_arguments
 times.append(time.perf_counter())
 hparams, run_opts, _ = parse_arguments(sys.argv[1:])
 times.append(time.perf_counter())

@@ -23,7 +23,8 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.data.streams import TrainStream
 from lobes.data.utterances import Batch
 from lobes.model.encoder import Frames
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.runs.command_line import parse_arguments
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"

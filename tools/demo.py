@@ -14,12 +14,14 @@ from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.evaluation.report import publish
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.preparation.demo_corpus import make_demo_corpus
+from lobes.preparation.demo_plan import SMALL
+from lobes.runs.command_line import parse_arguments
 from lobes.settings.table import PATH
+from lobes.system.checkout import ROOT
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
 from recipes.LibriSpeech_VoxCeleb.MTL import train
-from tools.demo_corpus import SMALL, make_demo_corpus
 
 #: Marks a folder that a demo may remove: every training has the other files.
 MARKER = ".demo"

@@ -35,12 +35,12 @@ try:
     from lobes.data.leaks import check_leaks
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
-    from lobes.preparation.parts import children
+    from lobes.preparation.folders import children
     from lobes.preparation.published import TRIALS, Count, official_count
-    from lobes.runs.experiment import ROOT
+    from lobes.runs import cost
+    from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
-    from lobes.system.parallel import worker_count
-    from tools import cost
+    from lobes.system.machine import memory, usable_cores
 except ImportError as error:
     # Nothing else can be found out then.
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
@@ -60,7 +60,7 @@ _MAIN = ("speechbrain", "transformers")
 _ROOTS = ("dev/wav", "dev/aac", "wav", "aac", "test/wav", ".")
 
 #: Share of what large matrix products reach that a whole training step reaches. In low
-#: precision as in tools/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
+#: precision as in lobes/runs/cost.py: an H200 does 790 TFLOP/s of products, and 172 in
 #: training; in float32, where products take most of the time, as measured on a CPU.
 EFFICIENCY = {"bf16": 172 / 790, "fp16": 172 / 790, "fp32": 0.8}
 
@@ -235,7 +235,7 @@ def devices():
             yield Finding("OK", "device", f"{found}, no bf16", "use --precision=fp16")
     if not torch.cuda.device_count():
         yield no_device()
-    cores = worker_count(None)
+    cores = usable_cores()
     yield Finding(
         "OK" if cores >= 4 else "WARN",
         "cores",
@@ -273,11 +273,6 @@ def no_device():
         "CPU only",
         "the demo and the tests run; for corpora of full size use a machine with a GPU",
     )
-
-
-def memory():
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def audio():

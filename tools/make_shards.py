@@ -34,7 +34,8 @@ import numpy as np
 from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.data.utterance_tables import read_header, read_table
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.preparation.parts import csv_text, writable_folder
+from lobes.preparation.folders import writable_folder
+from lobes.preparation.outputs import csv_text
 from lobes.settings.table import POSITIVE, option
 from lobes.system.files import file_hash, read_json, write_atomically
 from lobes.system.locks import one_writer

@@ -20,14 +20,13 @@ from pathlib import Path
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.evaluation.progress import ProgressLog
 from lobes.evaluation.significance import MEANING, compare_eer, compare_words
-from lobes.runs import ledger
-from lobes.runs.experiment import ROOT
+from lobes.runs import cost, ledger
 from lobes.runs.grids import Grid, latest, members, read_grid, same_but
 from lobes.settings import yamls
 from lobes.settings.table import PATH, counts
+from lobes.system.checkout import ROOT
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
-from tools import cost
 
 nn = lazy("torch.nn")
 pandas = lazy("pandas")

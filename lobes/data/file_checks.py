@@ -21,7 +21,7 @@ from lobes.data.audio import (
     usable_frames,
 )
 from lobes.data.markers import vouched_since
-from lobes.data.scan_cache import Journal
+from lobes.data.scan_cache import ScanCache
 from lobes.data.utterance_tables import file_names, read_header, windows_of
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
@@ -213,7 +213,7 @@ def _lengths_of_files(csv, paths, windows):
     """Samples of each file, and the first reasons for ``_UNUSABLE``; both by place."""
     import_pyav_for(paths)
     csv = Path(csv)
-    memory = Journal(csv.with_suffix(".headers"), csv.resolve().parent)
+    memory = ScanCache(csv.with_suffix(".headers"), csv.resolve().parent)
     known, frames, *_ = memory.find(paths, statistics=False, windows=windows)
     places = np.flatnonzero(~known)
     aac = any(paths[i].lower().endswith(AAC_SUFFIXES) for i in places)

@@ -29,7 +29,7 @@ _RECORD = np.dtype(
 _SALT = np.uint64(0x5CA1AB1E5CA1AB1E)
 
 
-class Journal:
+class ScanCache:
     """Lengths, means and standard deviations of files that did not change since.
 
     48 bytes for each file, appended as files are decoded, so that a killed

@@ -301,13 +301,6 @@ def _number(text):
         return math.nan
 
 
-def _named(names):
-    """Subject of a sentence: the first utterance, and how many more."""
-    if len(names) == 1:
-        return f"utterance {names[0]} has"
-    return f"utterance {names[0]} and {len(names) - 1} more have"
-
-
 def checked_scores(
     scores: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

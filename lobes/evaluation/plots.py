@@ -21,11 +21,9 @@ from matplotlib.ticker import (
 from scipy.special import ndtri
 
 from lobes.errors import UserError
-from lobes.evaluation.verification import (
-    CHANCE,
-    detection_errors,
-    equal_error_rate,
-)
+from lobes.evaluation.metrics import CHANCE
+from lobes.evaluation.progress import best_step
+from lobes.evaluation.verification import detection_errors, equal_error_rate
 from lobes.system.files import write_atomically
 
 #: Okabe and Ito's palette (2008): distinct with every common colour blindness.
@@ -387,7 +385,7 @@ def curves_figure(training, validation):
     all_axes = figure.subplots(
         len(panels), sharex=True, squeeze=False, height_ratios=heights
     )[:, 0]
-    best = _best_step(validation)
+    best = best_step(validation)
     for axes, draw in zip(all_axes, panels, strict=True):
         draw(axes)
         if best is not None:
@@ -605,13 +603,6 @@ def _task_colour(task, tasks):
         return _TASK_COLOURS[task]
     others = [name for name in tasks if name not in _TASK_COLOURS]
     return COLOURS[(2 + others.index(task)) % len(COLOURS)]
-
-
-def _best_step(validation):
-    """Step of the lowest selection score, None where there is none."""
-    if "score" not in validation or not len(validation):
-        return None
-    return float(validation.loc[validation["score"].idxmin(), "step"])
 
 
 def dress(axes, grid="both"):

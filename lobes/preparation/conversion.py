@@ -31,12 +31,8 @@ from lobes.data.audio import (
     read_audio,
 )
 from lobes.errors import UserError
-from lobes.preparation.parts import (
-    csv_text,
-    existing_folder,
-    shown,
-    writable_folder,
-)
+from lobes.preparation.folders import existing_folder, shown, writable_folder
+from lobes.preparation.outputs import csv_text
 from lobes.system.files import write_atomically
 from lobes.system.locks import one_writer
 from lobes.system.parallel import map_in_processes, worker_count

@@ -24,12 +24,13 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
     counts : dict
         What a ``prepare_...`` function returns.
     parts : dict
-        By part how many utterances it left out, which ``<part>.skipped.csv`` lists.
+        By part its CSVs (sequence of str); ``<part>.skipped.csv`` lists what is not in
+        them. Those that were not written do not count.
     official : dict
-        Names of published splits (tuple of str) by the CSVs (tuple of str) that hold
-        them. Trial lists are known by their names.
+        Names of published splits (sequence of str) by the CSVs (tuple of str) that
+        hold them. Trial lists are known by their names.
     left_out : dict
-        By part ``{kind: number}`` of what lies there and is no utterance.
+        By part the ``LeftOut``: what lies there and is no utterance.
     """
     report = {
         "corpus": corpus,
@@ -39,10 +40,12 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
         },
         "skipped": {
             part: _reasons(Path(save_folder) / f"{part}.skipped.csv")
-            for part, skipped in parts.items()
-            if skipped
+            for part, names in parts.items()
+            if any(counts[name]["skipped"] for name in names if name in counts)
         },
-        "left_out": {part: kinds for part, kinds in left_out.items() if kinds},
+        "left_out": {
+            part: kinds for part, rest in left_out.items() if (kinds := rest.counts())
+        },
         "official": _compared(counts, official),
     }
     path = Path(save_folder) / FILE_NAME

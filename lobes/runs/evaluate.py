@@ -12,10 +12,11 @@ from pathlib import Path
 from lobes.data.prepared import check_test_sets
 from lobes.errors import ArgumentParser, DivergedError, UserError, user_errors_exit
 from lobes.evaluation.ending import DIVERGED, Ending
-from lobes.runs.experiment import RESTORE, parse_arguments, shell_command
+from lobes.runs.command_line import RESTORE, parse_arguments, shell_command
 from lobes.settings.table import PATH
 from lobes.system.files import read_json, write_atomically
 from lobes.system.lazy import lazy
+from lobes.system.machine import device_name, peak_memory
 
 assessment = lazy("lobes.evaluation.assessment")
 brains = lazy("lobes.training.brain")
@@ -27,6 +28,7 @@ names = lazy("lobes.runs.names")
 leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
 utterances = lazy("lobes.data.utterances")
+summary = lazy("lobes.evaluation.summary")
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def conclude(results, hparams):
     """
     if not results or not _first():
         return
-    report.print_summary(hparams["output_folder"])
+    summary.print_summary(hparams["output_folder"])
     ending = Ending(**results["training"])
     if ending.kind == DIVERGED:
         raise DivergedError(
@@ -163,8 +165,8 @@ def _assessed(brain, hparams, folder, sets, test_sets):
             found["baseline_eer_raw"] = found["baselines"][name]["eer_raw"]
     return {
         **found,
-        "device": ledger.device_name(weights.device),
-        "memory": ledger.peak_memory(weights.device),
+        "device": device_name(weights.device),
+        "memory": peak_memory(weights.device),
     }
 
 
@@ -206,8 +208,8 @@ def load_run(what, arguments=()):
         changes = {"output_folder": str(what), "init_from": None}
         config = what / "encoder_config.json"
         if config.is_file():
-            changes["source"] = None
-            changes["encoder_config"] = read_json(config, RESTORE)
+            changes["encoder.source"] = None
+            changes["encoder.config"] = read_json(config, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
@@ -233,7 +235,7 @@ def load_checkpoint(checkpointer, which):
         wanted = Path(which).resolve()
         listed = checkpointer.list_checkpoints()
         found = next((c for c in listed if c.path.resolve() == wanted), None)
-        problem = found and checkpoints.damage(found.path)
+        problem = found and checkpoints.checkpoint_problem(found.path)
         if problem:
             raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:
@@ -328,7 +330,7 @@ def main(argv=None):
             )
         )
     if results and _first():
-        report.print_summary(folder)
+        summary.print_summary(folder)
 
 
 def own_folder(run, own):

@@ -32,8 +32,10 @@ from ruamel.yaml.comments import TaggedScalar
 
 from lobes.errors import UserError
 from lobes.runs import ledger
-from lobes.runs.experiment import ROOT, load_variant, resolve
+from lobes.runs.command_line import resolve
+from lobes.runs.variants import load_variant
 from lobes.settings import yamls
+from lobes.system.checkout import ROOT
 from lobes.system.locks import take
 from lobes.system.preemption import EXIT_CODE
 

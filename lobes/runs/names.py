@@ -7,7 +7,7 @@ and the best checkpoint is an arbitrary one.
 from lobes.errors import UserError
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
 from lobes.model.weighting import DynamicWeightAverage, StaticWeighting
-from lobes.settings.table import similar
+from lobes.settings.kinds import similar
 
 #: What a training and an evaluation read of a recipe's YAML.
 _KEYS = (

@@ -8,15 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from lobes.errors import UserError
+from lobes.system.machine import usable_cores
 
 
 def worker_count(num_workers):
     """Processes to use; all cores that this process may run on for None."""
     if num_workers is None:
-        # Absent on macOS; on clusters it is what the job was given.
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return usable_cores()
     if num_workers < 1:
         raise UserError(
             f"num_workers={num_workers}: at least 1 process is needed; leave it out "

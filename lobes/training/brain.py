@@ -35,7 +35,8 @@ from lobes.system.distributed import (
     rank_and_world_size,
     spread_random_state,
 )
-from lobes.training.checkpoints import RandomState, load_initial_weights
+from lobes.training.checkpoints import RandomState
+from lobes.training.initial_weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ class SpeechSpeakerBrain(sb.Brain):
 
     # Training ---------------------------------------------------------------
 
-    def train_stream(self):
+    def train(self):
+        """Train from the last checkpoint, if any, to the end; see ``fit``."""
+        train_stream, valid_stream = self.prepare_training(), self.prepare_validation()
+        self.fit(self.hparams.epoch_counter, train_stream, valid_stream)
+
+    def prepare_training(self):
         """The opened training stream, shown to the tasks, as a recoverable."""
         streams = self.hparams.train_streams
         opened = {}
@@ -155,7 +161,7 @@ class SpeechSpeakerBrain(sb.Brain):
         self._train_stream = stream
         return stream
 
-    def valid_stream(self):
+    def prepare_validation(self):
         """The opened validation sets of all tasks, one after another."""
         return self._evaluation_stream(self.hparams.valid_sets.items(), "validating")
 

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, and found whole again."""
 
-import hashlib
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ from speechbrain.utils.distributed import (
 
 from lobes.errors import UserError
 from lobes.system.distributed import spread_random_state
+from lobes.system.files import file_hash
 from lobes.system.preemption import LOADER_DIED
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Checkpointer(stock.Checkpointer):
         ddp_barrier()  # the first process may still be deleting
         ranked = self.find_checkpoints(*args, **kwargs)
         for checkpoint in ranked:
-            problem = damage(checkpoint.path)
+            problem = checkpoint_problem(checkpoint.path)
             if problem is None:
                 return checkpoint
             logger.warning("%s is damaged: %s", checkpoint.path, problem)
@@ -136,7 +136,8 @@ class Checkpointer(stock.Checkpointer):
         """
         if if_main_process():
             self._remove_leftovers()
-            problems = {path: damage(path) for path in self._list_checkpoint_dirs()}
+            folders = self._list_checkpoint_dirs()
+            problems = {path: checkpoint_problem(path) for path in folders}
             if None in problems.values():
                 for path in filter(problems.get, problems):
                     aside = path.with_name(f"damaged-{path.name}")
@@ -220,7 +221,7 @@ class Checkpointer(stock.Checkpointer):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def damage(folder):
+def checkpoint_problem(folder):
     """What is wrong with a checkpoint's files, compared with its manifest.
 
     None when every file has the size and the SHA-256 that were written.
@@ -231,7 +232,7 @@ def damage(folder):
             found = (folder / name).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes, not {size}"
-            if _sha256(folder / name) != digest:
+            if file_hash(folder / name) != digest:
                 return f"the content of {name} has changed"
     except OSError as error:
         return f"{Path(error.filename or '').name}: {error.strerror}"
@@ -245,7 +246,7 @@ def _seal(folder):
     contents = {}
     for path in sorted(folder.iterdir()):
         _flush(path)
-        contents[path.name] = [path.stat().st_size, _sha256(path)]
+        contents[path.name] = [path.stat().st_size, file_hash(path)]
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     _flush(manifest)
@@ -259,11 +260,6 @@ def _flush(path):
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path):
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _plain(name, value):
@@ -316,101 +312,3 @@ class RandomState:
         elif torch.cuda.is_available():
             logger.warning("%s has no random state of a GPU: dropout differs", path)
         spread_random_state()
-
-
-def load_initial_weights(folder, modules):
-    """Start from the best checkpoint of another run: weights only.
-
-    Optimizer, schedule, weighting and streams stay fresh. A branch that the other
-    run did not have starts as its shared layers. A head's tensor of another size (a
-    classifier of other speakers) stays random, and is named in the log.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Results folder of the other run.
-    modules : torch.nn.ModuleDict
-        ``encoder`` and the tasks.
-
-    Raises
-    ------
-    UserError
-        There is no checkpoint, or it does not fill the encoder.
-    """
-    saves = Path(folder) / "save"
-    found = None
-    if saves.is_dir():
-        found = Checkpointer(saves).find_checkpoint(min_key="score")
-    if found is None:
-        raise UserError(
-            f"init_from: {saves} holds no checkpoint; name the results folder of a "
-            "training that has validated once"
-        )
-    fresh = []
-    for name, module in modules.items():
-        if name == "weighting":
-            continue
-        path = found.path / f"{name}.ckpt"
-        if name == "encoder" and not path.is_file():
-            raise UserError(
-                f"init_from: {found.path} holds no weights of an encoder "
-                f"({path.name}); name the results folder of a whole training"
-            )
-        if not path.is_file():
-            fresh.append(name)
-            continue
-        stored = _tensors(path)
-        if name == "encoder":
-            stored = _with_branch(stored, module)
-        state = module.state_dict()
-        fits = {
-            key: tensor
-            for key, tensor in stored.items()
-            if key in state and state[key].shape == tensor.shape
-        }
-        missing = sorted(set(state) - set(fits))
-        odd = sorted({*missing, *(set(stored) - set(state))})
-        if odd and name == "encoder":
-            # Also what is left over: the layers of other branches are other layers.
-            raise UserError(
-                f"init_from: {path} does not fit the encoder ({odd[0]} and "
-                f"{len(odd) - 1} more); give the same shared_layers and class_token"
-            )
-        fresh += [f"{name}.{key}" for key in missing]
-        module.load_state_dict(fits, strict=False)
-    logger.info(
-        "Starting from the weights of %s; random at the start: %s",
-        found.path,
-        ", ".join(fresh) or "nothing",
-    )
-
-
-def _tensors(path):
-    """The tensors of a checkpoint's file by name; nothing else is loaded."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"init_from: {path} holds no tensors, or more than that, and was not "
-            "loaded; name the results folder of a training that you trust"
-        ) from error
-    if not isinstance(stored, dict):
-        raise UserError(f"init_from: {path} holds no weights by name; name another run")
-    return {n: t for n, t in stored.items() if isinstance(t, torch.Tensor)}
-
-
-def _with_branch(stored, encoder):
-    """An encoder's stored tensors, the speaker's own layers copied where absent."""
-    stored = dict(stored)
-    if any(key.startswith("speaker_layers.") for key in stored):
-        return stored
-    places = {
-        f"model.encoder.layers.{encoder.shared_layers + i}.": f"speaker_layers.{i}."
-        for i in range(len(encoder.speaker_layers))
-    }
-    if encoder.speaker_norm is not None:
-        places["model.encoder.layer_norm."] = "speaker_norm."
-    for source, target in places.items():
-        for key in [key for key in stored if key.startswith(source)]:
-            stored[target + key.removeprefix(source)] = stored[key]
-    return stored

@@ -2,7 +2,7 @@
 
 import re
 
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 

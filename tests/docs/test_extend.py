@@ -14,8 +14,9 @@ import soundfile
 import torch
 
 from lobes.model.encoder import Frames
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import ROOT, parse_arguments
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -150,7 +151,7 @@ def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
     )
     brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     assert not any(brain.modules.weighting.log_variances.values())
-    brain.train_stream()
+    brain.prepare_training()
     brain.on_fit_start()
     found = brain.modules.weighting.state_dict()
     assert brain.optimizer_step == 6

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from lobes.runs.experiment import ROOT, load_variant
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
 

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from lobes.runs.experiment import REFUSED_RUN_OPTIONS, ROOT, load_variant
+from lobes.runs.command_line import REFUSED_RUN_OPTIONS
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 
 PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 

@@ -26,10 +26,12 @@ from pathlib import Path
 import torch
 
 from lobes.errors import UserError
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.names import check_keys, check_names
+from lobes.runs.variants import load_variant
+from lobes.settings import kinds, yamls
 from lobes.settings import table as settings
-from lobes.settings import yamls
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 
 #: The three recipes' own YAMLs, and what each train.py prepares.
@@ -169,9 +171,9 @@ def allowed(row, text, channel):
             return False
         if text == "null":
             return row.null
-        if isinstance(kind, settings.Choice):
+        if isinstance(kind, kinds.Choice):
             return text in kind.words
-        if isinstance(kind, settings.Text):
+        if isinstance(kind, kinds.Text):
             return _plain_text(text) and not (row.null and text in OLD_WORDS)
         if text == "~":
             return False
@@ -192,14 +194,14 @@ def _plain_text(text):
 
 
 def _fits(kind, value):
-    if isinstance(kind, settings.Flag):
+    if isinstance(kind, kinds.Flag):
         return value is True or value is False
-    if isinstance(kind, settings.Number):
+    if isinstance(kind, kinds.Number):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         if isinstance(value, float) and (math.isnan(value) or math.isinf(value)):
             return False
-        if isinstance(kind, settings.Whole) and value != int(value):
+        if isinstance(kind, kinds.Whole) and value != int(value):
             return False
         inside = [
             kind.low is None or kind.low <= value,
@@ -208,16 +210,16 @@ def _fits(kind, value):
             kind.below is None or value < kind.below,
         ]
         return all(inside)
-    if isinstance(kind, settings.Choice):
+    if isinstance(kind, kinds.Choice):
         return value in kind.words
-    if isinstance(kind, settings.Text):
+    if isinstance(kind, kinds.Text):
         return isinstance(value, str) and _plain_text(value) and bool(value.strip())
-    if isinstance(kind, settings.ListOf):
+    if isinstance(kind, kinds.ListOf):
         if kind.alone and not isinstance(value, list):
             return _fits(kind.kind, value)
         fits = isinstance(value, list) and len(value) >= kind.least
         return fits and all(_fits(kind.kind, one) for one in value)
-    if isinstance(kind, settings.MappingOf):
+    if isinstance(kind, kinds.MappingOf):
         fits = isinstance(value, dict) and len(value) >= kind.least
         some = not kind.some or any(value.values()) if fits else False
         return fits and some and all(_fits(kind.kind, one) for one in value.values())
@@ -228,16 +230,16 @@ def texts(row, chance):
     """Values for one key: its ends, just beyond them, and any of ``WORDS``."""
     kind = row.kind
     found = [chance.choice(WORDS) for _ in range(4)]
-    if isinstance(kind, settings.Number):
+    if isinstance(kind, kinds.Number):
         for low in (kind.low, kind.above):
             if low is not None:
                 found += [str(low), str(low - 1)]
         for high in (kind.high, kind.below):
             if high is not None:
                 found += [str(high * 10 + 1), str(high)]
-    if isinstance(kind, settings.Choice):
+    if isinstance(kind, kinds.Choice):
         found += [*kind.words, kind.words[0].upper(), kind.words[0] + "x"]
-    if isinstance(kind, settings.Flag):
+    if isinstance(kind, kinds.Flag):
         found += ["True", "no"]
     return found
 
@@ -251,7 +253,7 @@ def draw(count, seed):
         for yaml in YAMLS
         for key in load_variant(yaml)[0]
         if settings.find(key)
-        and not isinstance(settings.find(key).kind, settings.Object)
+        and not isinstance(settings.find(key).kind, kinds.Object)
     ]
     while len(cases) < count:
         yaml, key = chance.choice(keys)
@@ -351,7 +353,7 @@ def verdict(outcome, expected):
 def attempts(trial, count, seed):
     """Yield ``(group, title, expected, arguments, corpora)`` of all inputs."""
     for yaml, channel, key, text, expected in draw(count, seed):
-        shown = settings.shown(text)
+        shown = kinds.shown(text)
         yield (
             channel,
             f"{yaml.stem}: {key}: {shown}",
@@ -369,7 +371,7 @@ def attempts(trial, count, seed):
         words.pop(text.partition(":")[0], None)
         base = "" if text.startswith("base:") else f"base: {tiny.MTL}\n"
         argv = [str(trial.file(f"{base}{text}\n")), *words.values()]
-        yield "variants", settings.shown(text), expected, argv, YAMLS[tiny.MTL]
+        yield "variants", kinds.shown(text), expected, argv, YAMLS[tiny.MTL]
     for name, content in FILES.items():
         yield "files", name, False, [str(trial.file(content))], None
     for yaml in YAMLS:
@@ -401,7 +403,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Try hostile settings.")
     parser.add_argument("--count", type=settings.COUNT, default=400)
     parser.add_argument("--seed", type=settings.SEED, default=0)
-    parser.add_argument("--processes", type=settings.Whole(0, 1000), default=6)
+    parser.add_argument("--processes", type=kinds.Whole(0, 1000), default=6)
     options = parser.parse_args(argv)
     table = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,10 @@ import pandas
 import soundfile
 import torch
 
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments, start_experiment
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
@@ -163,8 +166,7 @@ def brain(corpus, output, yaml=MTL, encoder=None, options=(), **changes):
 
 def fit(system):
     """Train as train.py does; returns the rows of the progress log."""
-    epochs = system.hparams.epoch_counter
-    system.fit(epochs, system.train_stream(), system.valid_stream())
+    system.train()
     return system.progress.rows()
 
 

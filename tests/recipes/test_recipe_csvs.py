@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 
 #: speechbrain/speechbrain, tests/recipes/README.md and LibriSpeech.csv.
 COLUMNS = [

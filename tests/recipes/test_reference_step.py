@@ -15,7 +15,8 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lobes.data.utterances import Batch
-from lobes.runs.experiment import load_variant, parse_arguments
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain
 from tests.helpers import tiny
 

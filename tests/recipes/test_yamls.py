@@ -7,7 +7,9 @@ import pytest
 import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
 
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -68,7 +70,7 @@ READ_BY_CODE = re.compile(
 def test_every_key_is_used(path):
     """By a reference in the YAML, by our code, or as a SpeechBrain run option."""
     text = path.read_text()
-    sources = [*ROOT.glob("lobes/*.py"), *path.parent.parent.glob("*.py")]
+    sources = [*ROOT.glob("lobes/**/*.py"), *path.parent.parent.glob("*.py")]
     used = {
         name
         for source in sources
@@ -176,7 +178,7 @@ def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
         n_speakers=tiny.SPEAKERS + 1,
     )
     batches = [
-        batch for _, batch in zip(range(40), system.train_stream(), strict=False)
+        batch for _, batch in zip(range(40), system.prepare_training(), strict=False)
     ]
     seen = set()
     for batch in batches:

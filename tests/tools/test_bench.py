@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 from tools import bench, bench_systems

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.preparation.published import Count, Trials
+from lobes.preparation.published import Count, ListCount
 from tests.helpers import tiny
 from tools import doctor
 
@@ -231,7 +231,7 @@ def test_voxceleb(tmp_path, monkeypatch):
         "skip_prep": False,
     }
     monkeypatch.setattr(doctor, "official_count", lambda *_: Count(2, 5))
-    monkeypatch.setattr(doctor, "TRIALS", {"veri_test2.txt": Trials(1, 2)})
+    monkeypatch.setattr(doctor, "TRIALS", {"veri_test2.txt": ListCount(1, 2)})
     (two / "dev" / "aac" / "id1").mkdir(parents=True)
     (two / "dev" / "wav" / "id1").mkdir(parents=True)
     (one / "wav").mkdir(parents=True)

@@ -277,7 +277,7 @@ def test_a_dry_run_reckons_with_what_this_machine_did(
         lambda path, words: {"run_flops": 5e14 if "--steps=600" in words else 1e15},
     )
     monkeypatch.setattr(grid.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(ledger, "device_name", lambda device: f"this {device.type}")
+    monkeypatch.setattr(grid, "device_name", lambda device: f"this {device.type}")
     line = {"kind": "training", "state": "finished", "seed": 1, "settings": "x"}
     line |= {"recipe": "LibriSpeech_VoxCeleb/MTL", "variant": "demo", "steps": 600}
     line |= {"changes": {"steps": 600}, "seconds": 500.0, "time": "2026-01-01"}

@@ -12,8 +12,8 @@ from PIL import Image
 
 from lobes.errors import UserError
 from lobes.runs import ledger
-from lobes.runs.experiment import ROOT
 from lobes.runs.grids import members, read_grid
+from lobes.system.checkout import ROOT
 from tools import tables
 
 MTL = "LibriSpeech_VoxCeleb/MTL"

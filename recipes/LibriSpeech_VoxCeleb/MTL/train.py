@@ -8,7 +8,8 @@ of speech and speaker recognition" (Vaessen and van Leeuwen).
 """
 
 from lobes.errors import user_errors_exit
-from lobes.runs.experiment import parse_arguments, start_experiment
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import check_voxceleb, prepare_voxceleb
 
@@ -36,7 +37,7 @@ def main(argv=None):
 
         brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
         brain.open_sets()
-        brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+        brain.train()
         results.update(evaluate(brain, hparams))
     conclude(results, hparams)
 

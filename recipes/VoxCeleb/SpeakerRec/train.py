@@ -6,7 +6,8 @@ The single-task baseline of the multi-task recipe, with the same Brain.
 """
 
 from lobes.errors import user_errors_exit
-from lobes.runs.experiment import parse_arguments, start_experiment
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
 #: Keys of the corpora that are prepared here.
@@ -30,7 +31,7 @@ def main(argv=None):
 
         brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
         brain.open_sets()
-        brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+        brain.train()
         results.update(evaluate(brain, hparams))
     conclude(results, hparams)
 

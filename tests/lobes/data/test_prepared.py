@@ -14,7 +14,7 @@ from lobes.data.evaluation_sets import EvaluationSet
 from lobes.data.prepared import TEST_SETS, check_test_sets, record_test_sets
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.runs.experiment import parse_arguments, resolve
+from lobes.runs.command_line import parse_arguments, resolve
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 from tests.helpers import tiny

@@ -14,7 +14,6 @@ from lobes.evaluation.verification import (
     cosine_scores,
     detection_errors,
     equal_error_rate,
-    min_dcf,
     verification_metrics,
 )
 
@@ -120,7 +119,7 @@ def test_wrong_shapes_are_a_defect():
     with pytest.raises(ValueError, match="0 or 1"):
         equal_error_rate([0.1, 0.2], [0, 2])
     with pytest.raises(ValueError, match="p_target"):
-        min_dcf([0.1, 0.2], [0, 1], 1.0)
+        detection_errors([0.1, 0.2], [0, 1]).min_dcf(1.0)
 
 
 @pytest.mark.parametrize("decimals", [None, 1, 0])
@@ -139,8 +138,9 @@ def test_eer_is_that_of_the_interpolated_roc(seed, decimals):
 def test_min_dcf_is_the_lowest_over_all_thresholds(p_target, decimals):
     for seed in range(4):
         scores, labels = random_scores(seed, shift=seed / 2, decimals=decimals)
+        errors = detection_errors(scores, labels)
         for c_miss, c_fa in ((1, 1), (10, 1), (1, 3.5)):
-            cost, threshold = min_dcf(scores, labels, p_target, c_miss, c_fa)
+            cost, threshold = errors.min_dcf(p_target, c_miss, c_fa)
             reference = reference_min_dcf(scores, labels, p_target, c_miss, c_fa)
             assert cost == pytest.approx(reference, abs=1e-12)
             assert np.isfinite(threshold)
@@ -165,8 +165,9 @@ def test_min_dcf_is_the_lowest_over_all_thresholds(p_target, decimals):
     ids=["perfect", "inverse", "constant", "by hand", "tie"],
 )
 def test_examples_by_hand(scores, labels, eer, cost):
-    assert equal_error_rate(scores, labels)[0] == pytest.approx(eer, abs=1e-12)
-    assert min_dcf(scores, labels, 0.01)[0] == pytest.approx(cost, abs=1e-12)
+    errors = detection_errors(scores, labels)
+    assert errors.equal_error_rate()[0] == pytest.approx(eer, abs=1e-12)
+    assert errors.min_dcf(0.01)[0] == pytest.approx(cost, abs=1e-12)
 
 
 def test_detection_errors_by_hand():
@@ -175,6 +176,7 @@ def test_detection_errors_by_hand():
     assert 0.9 < errors.thresholds[3] < 0.9 + 1e-12
     assert errors.false_rejection.tolist() == [0, 0, 0.5, 1]
     assert errors.false_acceptance.tolist() == [1, 0.5, 0, 0]
+    assert (errors.positives, errors.negatives) == (2, 2)
 
 
 @pytest.mark.fault("F18", "scores that are not finite", "an error, no EER or minDCF")
@@ -203,11 +205,12 @@ def test_metrics_are_plain_numbers_that_agree_with_the_single_functions():
     scores, labels = random_scores(3)
     metrics = verification_metrics(scores.astype(np.float32), labels.astype(int))
     eer, threshold = equal_error_rate(scores.astype(np.float32), labels)
+    errors = detection_errors(scores, labels)
     assert metrics == {
         "eer": eer,
         "threshold": threshold,
-        "min_dcf_0.01": min_dcf(scores, labels, 0.01)[0],
-        "min_dcf_0.05": min_dcf(scores, labels, 0.05)[0],
+        "min_dcf_0.01": errors.min_dcf(0.01)[0],
+        "min_dcf_0.05": errors.min_dcf(0.05)[0],
         "trials": 400,
         "positives": int(labels.sum()),
     }

@@ -6,7 +6,9 @@ On the meta device: wav2vec2-base as it is, without its weights.
 import pytest
 import torch
 
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 
 CNN = 4_200_448

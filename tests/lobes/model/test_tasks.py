@@ -186,13 +186,13 @@ def test_a_resumed_run_keeps_the_bias_that_it_had_learnt(prior, tiny_corpus, tmp
     first = brain()
     bias = first.tasks["speech"].linear.bias
     random = bias.detach().clone()
-    first.train_stream()
+    first.prepare_training()
     start = bias.detach().clone()
     assert (start - random).abs().max() > 0.5
     tiny.fit(first)
     assert (bias - start).abs().max() > 0.05
     second = brain()
-    second.train_stream()
+    second.prepare_training()
     assert torch.equal(second.tasks["speech"].linear.bias, start)
     second.on_fit_start()
     assert torch.equal(second.tasks["speech"].linear.bias, bias)

@@ -10,7 +10,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
-from lobes.evaluation import report
+from lobes.evaluation import summary
 from lobes.evaluation.ending import DIVERGED
 from lobes.evaluation.verification import verification_metrics
 from lobes.runs import evaluate as evaluation
@@ -274,7 +274,7 @@ def test_the_ledger_has_its_line_before_anything_is_printed(
     def fail(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(report, "print_summary", fail)
+    monkeypatch.setattr(summary, "print_summary", fail)
     monkeypatch.setattr(ledger, "CHANCE", {})
     arguments = tiny.arguments(tiny_corpus, tmp_path, steps=2, valid_interval=2)
     with pytest.raises(BaseException):  # noqa: B017, whatever an end of a pipe gives

@@ -14,8 +14,11 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.run_opts import RunOptions
 
 from lobes.errors import UserError
-from lobes.runs import experiment as recipe
-from lobes.runs.experiment import ROOT, load_variant, parse_arguments, start_experiment
+from lobes.runs import command_line as recipe
+from lobes.runs.command_line import parse_arguments
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
+from lobes.system.checkout import ROOT
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams" / "mtl.yaml"
@@ -747,7 +750,7 @@ def test_a_foreign_checkout_on_pythonpath_is_refused(base, tmp_path):
     (tmp_path / "other" / "recipes").mkdir(parents=True)
     (tmp_path / "other" / "recipes" / "__init__.py").write_text("")
     code = "import sys; sys.path.insert(1, sys.argv.pop(1));"
-    code += "import lobes.runs.experiment as r;"
+    code += "import lobes.runs.command_line as r;"
     code += "from lobes.errors import user_errors_exit as e; e(r.parse_arguments)()"
     paths = [str(tmp_path / "other"), str(ROOT)]
     result = subprocess.run(

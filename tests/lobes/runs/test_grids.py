@@ -12,8 +12,8 @@ import ruamel.yaml
 
 from lobes.errors import UserError
 from lobes.runs import ledger
-from lobes.runs.experiment import ROOT
 from lobes.runs.grids import Member, members, read_grid, same_but
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 
 FOLDERS = [f"--{n}_folder=x" for n in ("librispeech", "voxceleb1", "voxceleb2")]

@@ -15,7 +15,8 @@ from lobes.errors import DivergedError, UserError
 from lobes.evaluation.progress import ProgressLog
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
-from lobes.runs.experiment import ExperimentOptions, load_variant, resolve
+from lobes.runs.command_line import ExperimentOptions, resolve
+from lobes.runs.variants import load_variant
 from lobes.system import locks
 from lobes.training import brain
 from lobes.training.stopping import EarlyStopping

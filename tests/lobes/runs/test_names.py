@@ -6,7 +6,7 @@ from lobes.data.evaluation_sets import EvaluationSet
 from lobes.errors import UserError
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition, Task
 from lobes.model.weighting import DynamicWeightAverage, StaticWeighting
-from lobes.runs.experiment import parse_arguments
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.names import check_keys, check_names, check_sets
 from lobes.training.stopping import EarlyStopping
 from recipes.LibriSpeech.ASR import train as asr

@@ -9,7 +9,7 @@ from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
 from lobes.errors import UserError
-from lobes.runs import experiment as recipe
+from lobes.runs import command_line as recipe
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
 
@@ -130,7 +130,7 @@ def test_max_grad_norm_clips(make):
     for norm in (1e-3, 2e-3):
         system = make(f"--max_grad_norm={norm}", freeze_steps=0, initial_lr=1e-3)
         system.opt_class = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
-        batch = next(iter(system.train_stream()))
+        batch = next(iter(system.prepare_training()))
         system.on_fit_start()
         before = torch.nn.utils.parameters_to_vector(system.parameters).clone()
         system.step = 1

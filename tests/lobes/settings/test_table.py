@@ -10,10 +10,12 @@ from speechbrain.utils.run_opts import RunOptions
 
 from lobes.errors import UserError
 from lobes.runs import ledger
-from lobes.runs.experiment import REFUSED_RUN_OPTIONS, ROOT, load_variant
+from lobes.runs.command_line import REFUSED_RUN_OPTIONS
+from lobes.runs.variants import load_variant
+from lobes.settings import checks, kinds, yamls
 from lobes.settings import table as settings
-from lobes.settings import yamls
 from lobes.settings.changes import changed_settings
+from lobes.system.checkout import ROOT
 from tests.helpers import hostile, tiny
 
 YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
@@ -31,7 +33,7 @@ def rows(tree, path=()):
         row = settings.find(names)
         # What a name stands for is the user's: tasks, sets, entries of mappings.
         yield names, row
-        inner = row is None or isinstance(row.kind, settings.Object)
+        inner = row is None or isinstance(row.kind, kinds.Object)
         if inner and isinstance(node, dict):
             yield from rows(node, names)
 
@@ -69,7 +71,7 @@ def test_no_row_is_of_a_key_that_is_nowhere():
         known.update(names[-1] for names, _ in rows(load_variant(path)[0]))
     for name in FRAGMENTS:
         known |= set(yamls.read(ROOT / "hparams" / f"{name}.yaml"))
-    sources = " ".join(p.read_text("utf-8") for p in ROOT.glob("lobes/*.py"))
+    sources = " ".join(p.read_text("utf-8") for p in ROOT.glob("lobes/**/*.py"))
     for key in settings.SETTINGS:
         last = key.split(".")[-1]
         given = re.search(rf"\b{last}\b", sources) or last in (
@@ -82,7 +84,7 @@ def test_no_row_is_of_a_key_that_is_nowhere():
 def told(text, file="x.yaml"):
     """The message about a YAML text, or None."""
     try:
-        settings.check_file(yamls.load(text, file), file)
+        checks.check_file(yamls.load(text, file), file)
     except UserError as error:
         assert "\n" not in str(error)
         return str(error)
@@ -116,7 +118,7 @@ def test_a_switch_in_words_of_yaml_1_1_is_refused(key, word):
 def test_another_word_for_null_is_refused(word):
     assert "write null for none" in told(f"init_from: {word}\n")
     with pytest.raises(UserError, match="write --class_token=null for none"):
-        settings.parse("class_token", word)
+        checks.parse("class_token", word)
     assert told("init_from: ./None\npatience_steps: null\n") is None
 
 
@@ -164,7 +166,7 @@ def test_a_user_s_own_values_are_left_alone():
 def test_values_are_brought_into_their_kind(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     tree = yamls.load("steps: 1.0e5\noutput_folder: ~/x\ncsv: ~/y\nlr: 1\n")
-    settings.check_file(tree, "x.yaml")
+    checks.check_file(tree, "x.yaml")
     assert dict(tree) == {
         "steps": 100_000,
         "output_folder": "/home/me/x",
@@ -198,7 +200,7 @@ def test_values_are_brought_into_their_kind(monkeypatch):
 )
 def test_text_of_the_command_line_stays_as_it_is(key, text, value, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    found = settings.parse(key, text)
+    found = checks.parse(key, text)
     assert found == value and type(found) is type(value)
 
 
@@ -211,7 +213,7 @@ def test_text_of_the_command_line_stays_as_it_is(key, text, value, monkeypatch):
 )
 def test_an_empty_value_is_refused(key):
     with pytest.raises(UserError) as caught:
-        settings.parse(key, "")
+        checks.parse(key, "")
     null = settings.SETTINGS[key].null
     assert "it is empty" in str(caught.value)
     assert (f"or --{key}=null for none" in str(caught.value)) == null
@@ -220,35 +222,35 @@ def test_an_empty_value_is_refused(key):
 @pytest.mark.parametrize("text", ["\ud800", "a\nb", "a\x1b[31m", " ", "(a)"])
 def test_text_that_cannot_be_stored_is_refused(text):
     with pytest.raises(UserError):
-        settings.parse("librispeech_valid_split", text)
+        checks.parse("librispeech_valid_split", text)
 
 
 def test_what_settings_must_be_to_each_other(tmp_path):
     def said(text):
         with pytest.raises(UserError) as caught:
-            settings.check_together(yamls.load(text), "x.yaml")
+            checks.check_together(yamls.load(text), "x.yaml")
         return str(caught.value)
 
     assert "warmup 0.7 and hold 0.4" in said("warmup: 0.7\nhold: 0.4\n")
     nested = "hold: 0.4\nschedule: !new:x.Y\n    warmup: 0.7\n    hold: !ref <hold>\n"
     assert "warmup 0.7 and hold 0.4" in said(nested)
-    settings.check_together(yamls.load("warmup: 0.7\nhold: 0.3\n"), "x.yaml")
+    checks.check_together(yamls.load("warmup: 0.7\nhold: 0.3\n"), "x.yaml")
     masks = "mask_feature_prob: 0.1\nmask_feature_length: 64\n"
     small = "source: null\nencoder_config: {hidden_size: 32}\n"
     assert "the encoder has 32 channels" in said(masks + small)
     (tmp_path / "config.json").write_text('{"hidden_size": 48}')
     assert "has 48 channels" in said(f"{masks}source: {tmp_path}\n")
-    settings.check_together(yamls.load(f"{masks}source: a/hub\n"), "x.yaml")
-    settings.check_together(yamls.load(f"{masks}source: null\n"), "x.yaml")
+    checks.check_together(yamls.load(f"{masks}source: a/hub\n"), "x.yaml")
+    checks.check_together(yamls.load(f"{masks}source: null\n"), "x.yaml")
 
 
 def test_a_reference_to_a_wrong_value_of_a_user_s_key():
     tree = yamls.load(
         "mine: -1\nlr: 1\nopt_class: !name:torch.optim.X\n    lr: !ref <mine>"
     )
-    settings.check_file(tree, "x.yaml")
+    checks.check_file(tree, "x.yaml")
     with pytest.raises(UserError, match="x.yaml: <mine> as opt_class.lr must be a num"):
-        settings.check_references(tree, "x.yaml")
+        checks.check_references(tree, "x.yaml")
 
 
 # What a key counts for --------------------------------------------------------------
@@ -422,7 +424,7 @@ def test_the_real_commands_refuse_in_one_line(tmp_path):
 
 def test_the_oracle_sees_a_wrong_row():
     """It takes the ranges from the table, and the rest from nowhere near it."""
-    row = settings.Setting(settings.Number(0, below=1), null=True)
+    row = settings.Setting(kinds.Number(0, below=1), null=True)
     for text, good in {
         "0": True, "0.5": True, "1": False, "-1": False, ".nan": False, "True": False,
         "null": True, "None": False, "abc": False, "[1]": False,

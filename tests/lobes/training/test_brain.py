@@ -26,7 +26,7 @@ def make(tiny_corpus, tmp_path):
 
 
 def one_batch(system):
-    return next(iter(system.train_stream()))
+    return next(iter(system.prepare_training()))
 
 
 def prepared(system):
@@ -450,7 +450,7 @@ def test_a_shared_batch_is_encoded_once(make):
 
 def test_wrong_number_of_speakers_is_named(make):
     with pytest.raises(UserError, match="--n_speakers=5"):
-        make(n_speakers=7).train_stream()
+        make(n_speakers=7).prepare_training()
 
 
 def test_bf16_trains_with_float32_losses(make):

@@ -198,7 +198,7 @@ def test_a_full_disk(size, tiny_corpus, tmp_path):
     assert f"{run / 'save'}: a checkpoint could not be written (" in error
     assert "free space there" in error
     (left,) = found(run)
-    assert checkpoints.damage(left) is None
+    assert checkpoints.checkpoint_problem(left) is None
     assert os.listdir(run / "save") == [left.name]
     status, said = attempts.attempt(tmp_path / "said", attempts.training, argv)
     assert status == 0, said

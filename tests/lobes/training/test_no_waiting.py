@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lobes.runs.experiment import load_variant
+from lobes.runs.variants import load_variant
 from tests.helpers import tiny
 from tests.recipes.test_reference_step import kind
 
@@ -115,7 +115,7 @@ def on_the_device(system, monkeypatch):
 
 def steps(system, device):
     """Three steps, in the first of which the encoder is frozen."""
-    batches = iter(system.train_stream())
+    batches = iter(system.prepare_training())
     system.on_fit_start()
     system.modules.train()
     system.device_type = "cuda"

@@ -9,10 +9,13 @@ import torch
 from lobes.errors import UserError
 from lobes.model.pooling import MeanPooling
 from lobes.model.tasks import SpeakerRecognition
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
-from lobes.runs.experiment import load_variant, parse_arguments, start_experiment
+from lobes.runs.experiment import start_experiment
+from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain
-from lobes.training.checkpoints import MANIFEST, load_initial_weights
+from lobes.training.checkpoints import MANIFEST
+from lobes.training.initial_weights import load_initial_weights
 from tests.helpers import tiny
 
 HPARAMS = tiny.MTL.parent
@@ -78,7 +81,7 @@ def best(system):
 
 def started(system):
     """The weights before the first step, as ``fit`` has them."""
-    system.train_stream()
+    system.prepare_training()
     system.on_fit_start()
     return tiny.parameters(system)
 
@@ -211,7 +214,7 @@ def test_an_encoder_that_the_weights_do_not_fill_is_refused(make, old, then, now
     old(**then)
     system = make("new", start="old", **now)
     with pytest.raises(UserError, match="shared_layers and class_token") as caught:
-        system.train_stream()
+        system.prepare_training()
     assert "\n" not in str(caught.value)
 
 
@@ -253,7 +256,7 @@ def test_a_run_without_a_checkpoint(make):
     make("old")
     system = make("new", start="old")
     with pytest.raises(UserError, match="init_from: .*save holds no checkpoint"):
-        system.train_stream()
+        system.prepare_training()
 
 
 def test_the_new_run_is_evaluated_without_the_old_folder(make, old, tmp_path):
