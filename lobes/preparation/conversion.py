@@ -35,7 +35,7 @@ from lobes.preparation.folders import existing_folder, shown, writable_folder
 from lobes.preparation.outputs import csv_text
 from lobes.system.files import write_atomically
 from lobes.system.locks import one_writer
-from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.parallel import map_in_chunks, worker_count
 from lobes.system.terminal import progress_bar, say
 
 #: File in the output folder that lists what could not be converted, and why.
@@ -221,20 +221,13 @@ def _copy_lists(folder, out, lists):
 
 def _convert_all(folder, out, sources, targets, to, num_workers, delete):
     """``convert`` after its checks."""
-    starts = range(0, len(sources), _CHUNK)
-    chunks = (
-        list(zip(sources[i : i + _CHUNK], targets[i : i + _CHUNK], strict=True))
-        for i in starts
-    )
-    workers = min(worker_count(num_workers), len(starts))
+    pairs = list(zip(sources, targets, strict=True))
     function = functools.partial(_convert_chunk, to=to, delete=delete)
     counts = dict.fromkeys(("converted", "kept", "failed", "clipped"), 0)
     counts = {"files": len(sources), **counts}
     samples, failed, began = 0, [], time.monotonic()
     with progress_bar(f"converting to {to}", len(sources), "file") as progress:
-        for start, outcomes in zip(
-            starts, map_in_processes(function, chunks, workers), strict=True
-        ):
+        for start, outcomes in map_in_chunks(function, pairs, _CHUNK, num_workers):
             for index, outcome in enumerate(outcomes, start):
                 samples += outcome.samples
                 counts["clipped"] += outcome.clipped > 0
