@@ -111,7 +111,7 @@ def make_shards(
     to: Literal["flac"] | None = None,
     num_workers: int | None = None,
 ) -> Sharding:
-    """Put the utterances of prepared CSVs into shards; go on where a killed run stopped.
+    """Put the utterances of prepared CSVs into shards, or go on with that.
 
     Arguments
     ---------

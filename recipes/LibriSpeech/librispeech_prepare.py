@@ -27,6 +27,8 @@ from lobes.preparation.folders import (
     LeftOut,
     best_audio,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
     outside,
@@ -277,18 +279,11 @@ def _list_split(folder, left_out):
     chapters = []
     inputs = Inputs()
     prefix = os.path.join(folder, "")
-    speakers, files = listing(folder)
     stray = "file(s) that lie in no <speaker>/<chapter>"
-    for entry in files:
-        left_out.add(stray, entry.path)
-    for speaker in speakers:
-        folders, files = listing(speaker.path)
-        for entry in files:
-            left_out.add(stray, entry.path)
-        for chapter in folders:
-            deeper, entries = listing(chapter.path)
-            for entry in deeper:
-                left_out.add("folder(s) below <speaker>/<chapter>", entry.path)
+    for speaker in folders_in(folder, left_out, stray):
+        for chapter in folders_in(speaker.path, left_out, stray):
+            deeper = "folder(s) below <speaker>/<chapter>"
+            entries = files_in(chapter.path, left_out, deeper)
             transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
             audio = best_audio(others, _SUFFIXES, left_out)

@@ -29,6 +29,8 @@ from lobes.preparation.folders import (
     LeftOut,
     best_audio,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
     outside,
@@ -532,18 +534,13 @@ class Training:
         """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
         videos = {}
         for path in folders:
-            below, files = listing(path)
-            for entry in files:
-                self.left_out.add("file(s) that lie in no id*/<video>", entry.path)
-            for entry in below:
+            stray = "file(s) that lie in no id*/<video>"
+            for entry in folders_in(path, self.left_out, stray):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
             entries = []
             for path in videos[video]:
-                below, files = listing(path)
-                entries += files
-                for entry in below:
-                    self.left_out.add("folder(s) below id*/<video>", entry.path)
+                entries += files_in(path, self.left_out, "folder(s) below id*/<video>")
             audio = best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
                 self.left_out.add("video(s) without an utterance", videos[video][0])
