@@ -10,7 +10,6 @@ With automatic transcripts there are also CSVs with a column ``wrd``.
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
 """
 
-import json
 import os
 import re
 from array import array
@@ -43,11 +42,9 @@ from lobes.preparation.outputs import (
     read_prepared,
     rows_csv,
     trial_text,
-    with_paths,
 )
 from lobes.preparation.parts import Problem
 from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
-from lobes.preparation.report import write_report
 from lobes.preparation.splitting import (
     TrialRows,
     check_split_settings,
@@ -239,7 +236,7 @@ def prepare_voxceleb(
     # Both listings come first: a leak must not show up after hours of decoding.
     outputs, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
-        test = Test(test_folder, trial_lists, run.save_folder)
+        test = Trialled(test_folder, trial_lists, run.save_folder)
         outputs["test"] = ["test.csv", *test.trials]
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
@@ -252,21 +249,19 @@ def prepare_voxceleb(
             outputs["transcripts"] = _PARTS["transcripts"]
     if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
-    counts = {}
+    half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
+    official = {("train.csv", "valid.csv"): [half]} if train else {}
     with run.writing(outputs):
         if train:
             if _converted(train.utterances.paths, data_folder, convert, num_workers):
                 train = Training(data_folder, without)
-            counts |= _prepare_train(run, train, splitting, sexes)
+            _prepare_train(run, train, splitting, sexes)
         if transcripts is not None:
-            counts |= _prepare_transcribed(run, transcript_files(transcripts))
+            _prepare_transcribed(run, transcript_files(transcripts))
         if test:
-            counts |= _prepare_test(run, test)
-        half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
-        official = {("train.csv", "valid.csv"): [half]} if train else {}
+            _prepare_test(run, test)
         left_out = {"train": train.left_out} if train else {}
-        write_report(run.save_folder, CORPUS, counts, _PARTS, official, left_out)
-    return with_paths(run.save_folder, counts)
+        return run.report(_PARTS, official, left_out)
 
 
 def check_voxceleb(
@@ -390,7 +385,7 @@ def _read_sexes(path, speakers):
 
 
 def _prepare_train(run, train, splitting, sexes):
-    """Write train.csv, valid.csv and valid_trials.txt, or keep them; their counts."""
+    """Write train.csv, valid.csv and valid_trials.txt, or keep them."""
 
     def build(part):
         # Before decoding to fail early, and again if files had to be left out.
@@ -425,11 +420,11 @@ def _prepare_train(run, train, splitting, sexes):
         **({"without": sorted(train.without)} if train.without else {}),
         **splitting._asdict(),
     }
-    return run.part("train", options, train.inputs, build, run.skip_budget)
+    run.part("train", options, train.inputs, build, run.skip_budget)
 
 
 def _prepare_transcribed(run, transcripts):
-    """Write the rows that have a usable transcript, or keep them; their counts."""
+    """Write the rows that have a usable transcript, or keep them."""
     sources = {name: run.save_folder / f"{name}.csv" for name in ("train", "valid")}
 
     def build(_):
@@ -461,12 +456,11 @@ def _prepare_transcribed(run, transcripts):
         texts["transcripts.skipped.csv"] = csv_text(header, columns), None
         return texts, 0
 
-    inputs = json.dumps([file_hash(path) for path in (*transcripts, *sources.values())])
-    return run.part("transcripts", {}, inputs, build)
+    run.part("transcripts", {}, [*transcripts, *sources.values()], build)
 
 
 def _prepare_test(run, test):
-    """Write test.csv and the trial lists, or keep them; returns their counts."""
+    """Write test.csv and the trial lists, or keep them."""
 
     def build(part):
         ids = test.utterances.ids
@@ -491,7 +485,7 @@ def _prepare_test(run, test):
         "header_only": run.header_only,
         "lists": list(map(str, test.lists)),
     }
-    return run.part("test", options, test.inputs, build, run.skip_budget)
+    run.part("test", options, test.inputs, build, run.skip_budget)
 
 
 class Training:
@@ -735,7 +729,7 @@ def _report_oddities(name, trials, names):
         say(f"{name}: warning: {odd} label(s) contradict the speakers' folder names")
 
 
-class Test:
+class Trialled:
     """The test data: the utterances that trial lists name.
 
     Attributes
