@@ -12,7 +12,7 @@ With automatic transcripts there are also CSVs with a column ``wrd``.
 
 import os
 import re
-from array import array
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +50,7 @@ from lobes.preparation.splitting import (
     check_split_settings,
     draw_trials,
     held_out_rows,
+    ranks,
     report_few_held_out,
     report_shortage,
 )
@@ -630,53 +631,44 @@ def _read_lists(lists):
     1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav
     0 id10270/x6uYqmx31kE/00001.wav id10300/ize_eiCFEg0/00003.wav
     """
-    first, index, raw = {}, {}, {}
-    problems = []
+    first, listed, problems = {}, {path.name: [] for path in lists}, []
     for path in lists:
-        label, pairs = array("b"), array("l")
         for number, line in enumerate(_lines(path), 1):
-            fields = line.split()
-            if not fields:
+            label, *files = line.split() or [None]
+            if label is None:
                 continue
-            if problem := _trial_problem(fields):
+            if problem := _trial_problem(label, files):
                 problems.append(f"{path}, line {number}: {problem}")
                 continue
-            label.append(int(fields[0]))
-            for file in fields[1:]:
-                name = os.path.splitext(file)[0]
-                if name not in index:
-                    index[name] = len(index)
-                    first[name] = (file, path, number)
-                pairs.append(index[name])
-        raw[path.name] = (
-            np.array(label, dtype=np.int64),
-            np.array(pairs, dtype=np.int64).reshape(-1, 2),
-        )
+            # One object for each name: lists of VoxCeleb1 repeat it a hundred times.
+            names = [sys.intern(os.path.splitext(file)[0]) for file in files]
+            for name, file in zip(names, files, strict=True):
+                first.setdefault(name, (file, path, number))
+            listed[path.name].append((int(label), *names))
     if problems:
         raise UserError(
             f"{len(problems)} bad line(s) in the trial lists: {enumeration(problems)}; "
             f"correct them or download the list again"
         )
     names = sorted(first)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[[index[name] for name in names]] = np.arange(len(names))
+    rank = {name: row for row, name in enumerate(names)}
     trials = {}
-    for name, (label, pairs) in raw.items():
-        pairs = rank[pairs]
-        trials[name] = TrialRows(label, pairs[:, 0], pairs[:, 1])
-        _check_both_labels(name, trials[name])
-        _check_contradictions(name, trials[name], names)
-        _report_oddities(name, trials[name], names)
+    for path, rows in listed.items():
+        table = [(label, rank[enrol], rank[test]) for label, enrol, test in rows]
+        table = np.array(table, dtype=np.int64).reshape(-1, 3)
+        trials[path] = TrialRows(*table.T)
+        _check_both_labels(path, trials[path])
+        _check_trials(path, trials[path], names)
     return {name: first[name] for name in names}, trials
 
 
-def _trial_problem(fields):
+def _trial_problem(label, files):
     """What is wrong with one line's fields, or None."""
-    if len(fields) != 3:
-        return f"{len(fields)} columns instead of `label enrol test`"
-    if fields[0] not in ("0", "1"):
-        return f"the label is {fields[0]!r}, not 0 or 1"
-    for name in fields[1:]:
+    if len(files) != 2:
+        return f"{1 + len(files)} columns instead of `label enrol test`"
+    if label not in ("0", "1"):
+        return f"the label is {label!r}, not 0 or 1"
+    for name in files:
         parts = name.split("/")
         if len(parts) != 3 or ".." in parts or "" in parts:
             return f"{name!r} is not speaker/video/file"
@@ -692,13 +684,15 @@ def _check_both_labels(name, trials):
         )
 
 
-def _check_contradictions(name, trials, names):
-    """Refuse what ``read_trials`` would refuse in the list we write."""
-    pairs = _unordered(trials)
-    index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-    both = np.bincount(index, trials.label)
-    wrong = (both > 0)[index] & (both < np.bincount(index))[index]
-    wrong |= (trials.enrol == trials.test) & (trials.label == 0)
+def _check_trials(name, trials, names):
+    """Refuse trials that contradict each other; say what else is unusual."""
+    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    distinct, index = np.unique(pairs, axis=0, return_inverse=True)
+    index = index.reshape(-1)
+    positive = np.bincount(index, trials.label)
+    alone = trials.enrol == trials.test
+    wrong = (positive > 0)[index] & (positive < np.bincount(index))[index]
+    wrong |= alone & (trials.label == 0)
     if wrong.any():
         one, other = (names[i] for i in pairs[wrong.argmax()])
         raise UserError(
@@ -706,27 +700,17 @@ def _check_contradictions(name, trials, names):
             f"such as {one} with {other}: two labels for one pair, or label 0 for an "
             f"utterance and itself; correct the list, or download it again"
         )
-
-
-def _unordered(trials):
-    """Both utterances of every trial ``[trial, 2]``, the smaller index first."""
-    return np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
-
-
-def _report_oddities(name, trials, names):
-    """Say what is unusual in a list but no reason to refuse it."""
-    pairs = _unordered(trials)
-    duplicates = len(pairs) - len(np.unique(pairs, axis=0))
-    if duplicates:
-        say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
-    alone = int((trials.enrol == trials.test).sum())
-    if alone:
-        say(f"{name}: warning: {alone} trial(s) compare an utterance with itself")
-    speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
-    same = speaker[trials.enrol] == speaker[trials.test]
-    odd = int((same != (trials.label == 1)).sum())
-    if odd:
-        say(f"{name}: warning: {odd} label(s) contradict the speakers' folder names")
+    if repeated := len(pairs) - len(distinct):
+        say(f"{name}: {repeated} trial(s) repeat a pair; kept as published")
+    if alone.any():
+        say(f"{name}: warning: {alone.sum()} trial(s) compare an utterance with itself")
+    speaker = ranks([n.split("/")[0] for n in names])[1]
+    odd = (speaker[trials.enrol] == speaker[trials.test]) != (trials.label == 1)
+    if odd.any():
+        say(
+            f"{name}: warning: {odd.sum()} label(s) contradict the speakers' folder "
+            f"names"
+        )
 
 
 class Trialled:
