@@ -177,7 +177,7 @@ def arguments(setup):
         "librispeech_csv_folder": f"{setup.folder}/prepared/LibriSpeech",
         "voxceleb_csv_folder": f"{setup.folder}/prepared/VoxCeleb",
         "output_folder": f"{setup.folder}/run",
-        "source": setup.encoder,
+        "encoder.source": setup.encoder,
         "max_batch_samples": round(setup.seconds * SAMPLE_RATE),
         "crop_seconds": setup.crop,
         "num_workers": setup.workers,

@@ -48,6 +48,7 @@ except ImportError as error:
 encoder = lazy("lobes.model.encoder")
 evaluation_sets = lazy("lobes.data.evaluation_sets")
 labels = lazy("lobes.data.labels")
+tasks = lazy("lobes.model.tasks")
 torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
@@ -376,8 +377,10 @@ def corpora(hparams):
         yield from voxceleb(voices)
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
-        if isinstance(label, labels.Categories) and "n_speakers" in hparams:
-            yield from classes(label.csvs, hparams["n_speakers"])
+        for task in hparams["tasks"].values():
+            speakers = isinstance(task, tasks.SpeakerRecognition)
+            if speakers and isinstance(label, labels.Categories):
+                yield from classes(label.csvs, len(task.weight))
 
 
 def librispeech(settings):
@@ -570,7 +573,7 @@ def classes(csvs, n_speakers):
             "FAIL",
             "n_speakers",
             f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}",
-            f"--n_speakers={found}",
+            f"--speaker.n_speakers={found}",
         )
 
 
@@ -616,7 +619,7 @@ def training(hparams, estimate, output_folder):
         if needed[factor] <= total:
             yield Finding("OK", "memory", there)
             continue
-        remedy = "use a larger GPU, or --gradient_checkpointing=True"
+        remedy = "use a larger GPU, or --encoder.gradient_checkpointing=True"
         if fits:
             batch = hparams["max_batch_samples"] * factor // fits[0]
             remedy = f"--max_batch_samples={batch} --grad_accumulation_factor={fits[0]}"

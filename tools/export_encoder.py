@@ -3,7 +3,7 @@
     python tools/export_encoder.py RESULTS_FOLDER OUT [--checkpoint best|last|FOLDER]
                                                       [--ctc]
 
-The folder (config.json, model.safetensors) serves as `--source=OUT` of any recipe,
+The folder (config.json, model.safetensors) serves any recipe as `--encoder.source=OUT`,
 and loads with transformers' Wav2Vec2Model.from_pretrained. With `--ctc` it holds the
 speech head, too, and a processor: Wav2Vec2ForCTC and transformers' pipelines load it.
 A README.md beside it says how to use the model, and what padding does to it there.
@@ -83,7 +83,8 @@ def main(argv=None):
     write_atomically(out / "README.md", card)
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
-        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with --source={out}"
+        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with "
+        f"--encoder.source={out}"
     )
     if _pads_badly(model):
         print(

@@ -220,7 +220,8 @@ class LengthBuckets(TaskStream):
             f"more samples than a batch may hold ({budget}); the longest, "
             f"{self.utterances.place(longest)}, has {samples}{padding}; give "
             f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
-            f"out long ones with --max_utterance_seconds={int(fits * 100) / 100}"
+            "out long ones with --train_streams.speech.max_utterance_seconds="
+                f"{int(fits * 100) / 100}"
         )
 
     def _leave_out_long_ones(self):

@@ -512,7 +512,7 @@ def _load_pretrained(model_class, source, settings):
         raise UserError(
             f"source: no {model_class.config_class.model_type} model can be loaded "
             f"from the {where} {source!r} ({reason}); name a folder written by "
-            "save_pretrained with --source=FOLDER"
+            "save_pretrained with --encoder.source=FOLDER"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing == ["masked_spec_embed"]:

@@ -25,7 +25,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_TIMEOUT = 5
 
 _POINTER = b"version https://git-lfs"
-_REMEDY = "name a whole folder written by save_pretrained with --source=FOLDER"
+_REMEDY = (
+    "name a whole folder written by save_pretrained with --encoder.source=FOLDER"
+)
 _AGAIN = "download it again, whole"
 
 # Weights under the names that older versions of torch gave them.
@@ -245,7 +247,8 @@ def _ask_hub(name):
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"source: {name} is not in the local cache, and the hub cannot be reached "
-            f"({reason}); connect to it once, or name a folder with --source=FOLDER"
+            f"({reason}); connect to it once, or name a folder with "
+            "--encoder.source=FOLDER"
         ) from error
 
 

@@ -383,7 +383,7 @@ class SpeakerRecognition(Task):
         if found != len(self.weight):
             raise UserError(
                 f"n_speakers is {len(self.weight)} but {stream.csv} has {found} "
-                f"speakers; set --n_speakers={found}"
+                f"speakers; set --speaker.n_speakers={found}"
             )
         self.speakers = stream.labels[self.label]
 

@@ -17,7 +17,14 @@ from ruamel.yaml.comments import CommentedMap
 
 from lobes.data.prepared import name_csv_folders
 from lobes.errors import UserError
-from lobes.runs.variants import load_variant, place_of, put
+from lobes.runs.variants import (
+    keys_of,
+    load_variant,
+    place_of,
+    placeholders,
+    put,
+    value_of,
+)
 from lobes.settings import checks, table, yamls
 from lobes.settings.kinds import MappingOf, Object, similar, tag_of
 from lobes.settings.table import counts
@@ -194,7 +201,7 @@ def resolve(argv, changes=None, load=None):
     changed = {
         key: value
         for key, value in values.items()
-        if _value(path, tree, key) != value and counts(key, "named")
+        if value_of(tree, key) != value and counts(key, "named")
     }
     for key, value in {**values, **(changes or {})}.items():
         put(tree, key, value, f"--{key}", path)
@@ -327,12 +334,12 @@ def _print_help(first):
         return
     print(f"settings of {first}:")
     tree = load_variant(first)[0]
-    for key in _keys(tree):
-        node, row = _value(first, tree, key), table.find(key)
+    for key in keys_of(tree):
+        node, row = value_of(tree, key), table.find(key)
         plain = tag_of(node) in ("", "!PLACEHOLDER", "!tuple")
         scalar = not isinstance(node, CommentedMap)
         if plain and (scalar or row and not isinstance(row.kind, Object)):
-            value = "(to be given)" if _is_placeholder(node) else node
+            value = "(to be given)" if tag_of(node) == "!PLACEHOLDER" else node
             option = f"--{key}={'null' if value is None else value}"
             print(f"  {option}" if row is None else f"  {option:<40}  {row}")
 
@@ -404,19 +411,11 @@ def _check_keys(path, tree, overrides):
         if outer and outer[0] in tree:
             place, last = place_of(tree, key, f"--{key}", path)
         if last not in place and (place is tree or _row(key) is None):
-            everything = [*_keys(tree), *RunOptions().keys()]
+            everything = [*keys_of(tree), *RunOptions().keys()]
             raise UserError(
                 f"--{key} is neither a key of {path} nor a run option"
                 f"{_similar_key(key, everything)}"
             )
-
-
-def _keys(tree):
-    """Every key of the tree and, dotted, those within its mappings and objects."""
-    for key, node in tree.items():
-        yield key
-        if isinstance(node, CommentedMap):
-            yield from (f"{key}.{inner}" for inner in _keys(node))
 
 
 def _similar_key(key, keys):
@@ -434,15 +433,9 @@ def _row(key):
     return row
 
 
-def _value(path, tree, key):
-    """The node of a dotted key, or None."""
-    place, last = place_of(tree, key, f"--{key}", path)
-    return place.get(last)
-
-
 def _override(path, tree, key, text):
     """Value of ``--key=text``, of the same kind as the value it replaces."""
-    node = _value(path, tree, key)
+    node = value_of(tree, key)
     tag = tag_of(node)
     if tag.startswith(("!new:", "!name:", "!apply:")):
         raise UserError(
@@ -543,13 +536,9 @@ def _check_encoder_config(path, tree):
         )
 
 
-def _is_placeholder(node):
-    return tag_of(node) == "!PLACEHOLDER"
-
-
 def _check_placeholders(path, tree):
     """Every value that the user must give, in one message."""
-    missing = [key for key in _keys(tree) if _is_placeholder(_value(path, tree, key))]
+    missing = placeholders(tree)
     if tree.get("skip_prep") is True:
         # Only the preparation looks at corpora and their transcripts.
         unused = {k for k in missing if k.endswith(("_folder", ".transcripts"))}

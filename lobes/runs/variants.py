@@ -1,6 +1,7 @@
 """YAML files that stand on one another, merged into one tree for the chosen tasks."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
@@ -127,6 +128,28 @@ def place_of(tree: CommentedMap, key: str, where: str, file) -> tuple:
             )
         place = inner
     return place, last
+
+
+def keys_of(tree: CommentedMap) -> Iterator[str]:
+    """Every key and, dotted, every key within the mappings and objects."""
+    for key, node in tree.items():
+        yield str(key)
+        if isinstance(node, CommentedMap):
+            yield from (f"{key}.{inner}" for inner in keys_of(node))
+
+
+def value_of(tree: CommentedMap, key: str):
+    """The node of a dotted key, or None."""
+    node = tree
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, CommentedMap) else None
+    return node
+
+
+def placeholders(tree: CommentedMap) -> list[str]:
+    """The keys whose values the user must give."""
+    keys = keys_of(tree)
+    return [key for key in keys if tag_of(value_of(tree, key)) == "!PLACEHOLDER"]
 
 
 def put(tree: CommentedMap, key: str, value, where: str, file):

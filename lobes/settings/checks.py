@@ -22,7 +22,7 @@ from lobes.settings.kinds import (
     shown,
     tag_of,
 )
-from lobes.settings.table import FLAG, PATHS, SETTINGS, TEXT, Setting, find
+from lobes.settings.table import FLAG, PATHS, TEXT, Setting, find
 
 _NULL = {"null", "Null", "NULL"}
 
@@ -183,7 +183,7 @@ def _model_width(tree):
 
 def parse(key, text, row=None):
     """The value of ``--key=text``; raises ``UserError`` when it is none."""
-    row = row or SETTINGS[key]
+    row = row or find(key)
     if text == "":
         null = f", or --{key}=null for none" if row.null else ""
         raise UserError(

@@ -295,7 +295,7 @@ def test_a_corpus(user, tmp_path):
     keep += ("max_batch_samples", "crop_seconds", "num_workers", "threads", "device")
     keep += ("output_folder", "max_valid_loss", "noprogressbar", "skip_prep")
     small = [a for a in small[1:] if a[2:].split("=")[0] in keep]
-    mtl.main([str(yaml), *small, "--n_speakers=3"])
+    mtl.main([str(yaml), *small, "--speaker.n_speakers=3"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["sets"]["speech"]["test"]["utterances"] == 6
     assert results["sets"]["speaker"]["test_trials"]["trials"] == 15

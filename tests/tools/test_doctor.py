@@ -264,7 +264,7 @@ def test_the_classifier_has_its_speakers(tmp_path):
     write_csv(csv, 4, 9)
     assert next(doctor.classes([csv], 4)).status == "OK"
     finding = next(doctor.classes([csv], 5994))
-    assert (finding.status, finding.remedy) == ("FAIL", "--n_speakers=4")
+    assert (finding.status, finding.remedy) == ("FAIL", "--speaker.n_speakers=4")
 
 
 @pytest.mark.fault(

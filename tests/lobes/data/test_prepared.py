@@ -107,7 +107,7 @@ def test_two_runs_do_not_overwrite_each_other(tmp_path, capfd):
         write_speech(corpus, split, speakers)
     calls, places = [], []
     for splits in ("[train-a]", "[train-a, train-b]"):
-        options = [f"--librispeech_train_splits={splits}"]
+        options = [f"--librispeech.tr_splits={splits}"]
         options += ["--librispeech_valid_split=dev-c", "--librispeech_test_splits=[]"]
         options.append("--headline_sets={eer: veri_test2}")
         place = folders(tmp_path, *options)[0].replace(
@@ -224,9 +224,10 @@ def test_voxceleb1_alone_gives_training_and_test_speakers(tmp_path, capfd):
     hparams, _, _ = parse_arguments(
         [
             str(yaml), f"--librispeech_folder={tmp_path}",
-            f"--voxceleb1_folder={tmp_path / 'voxceleb1'}", "--source=null",
-            f"--encoder_config={tiny.ENCODER}".replace("'", ""), "--device=cpu",
-            f"--prepared_folder={tmp_path / 'prepared'}", "--valid_fraction=0.2",
+            f"--voxceleb1_folder={tmp_path / 'voxceleb1'}", "--encoder.source=null",
+            f"--encoder.config={tiny.ENCODER}".replace("'", ""), "--device=cpu",
+            f"--prepared_folder={tmp_path / 'prepared'}",
+            "--voxceleb.valid_fraction=0.2",
         ]
     )  # fmt: skip
     counts = prepare_voxceleb(**{**hparams["voxceleb"], "num_workers": 1})

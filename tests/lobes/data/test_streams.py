@@ -588,7 +588,7 @@ def test_two_streams_over_one_corpus_are_independent(corpus):
     "utterances longer than a batch",
     "`2 of 4 utterances have more samples than a batch may hold (12400); the longest, "
     "u3 (train.csv, line 5), has 20000; give --max_batch_samples=20000, or leave out "
-    "long ones with --max_utterance_seconds=0.77`",
+    "long ones with --train_streams.speech.max_utterance_seconds=0.77`",
 )
 def test_utterances_over_the_budget_and_what_would_do(tmp_path, caplog):
     path = write_csv(tmp_path / "train.csv", rows_of(tmp_path))
@@ -598,7 +598,7 @@ def test_utterances_over_the_budget_and_what_would_do(tmp_path, caplog):
     assert str(caught.value) == (
         f"{path}: 2 of 4 utterances have more samples than a batch may hold (12400); "
         f"the longest, u3 ({path}, line 5), has 20000; give --max_batch_samples=20000, "
-        "or leave out long ones with --max_utterance_seconds=0.77"
+        "or leave out long ones with --train_streams.speech.max_utterance_seconds=0.77"
     )
     stream = LengthBuckets(path, labels, 20000)
     stream.open()

@@ -403,7 +403,7 @@ def test_a_variant_of_the_paper_on_the_demo(monkeypatch):
     assert both["pooling"].tag.value == "!new:lobes.model.pooling.ClassTokenPooling"
     monkeypatch.setattr(recipe, "_load", lambda path, settings: None)
     argv = [str(hparams / "pool_first_cls.yaml"), f"--base={hparams / 'demo.yaml'}"]
-    _, _, settings = parse_arguments([*argv, "--shared_layers=2"])
+    _, _, settings = parse_arguments([*argv, "--encoder.shared_layers=2"])
     name = f"pool_first_cls,base=demo,shared_layers=2/{both['seed']}"
     assert f"output_folder: {ROOT}/results/LibriSpeech_VoxCeleb/MTL/{name}" in settings
 
@@ -774,7 +774,8 @@ def mtl(tmp_path_factory):
     """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
     output = tmp_path_factory.mktemp("mtl") / "out"
     argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--source=null", f"--encoder_config={SMALL}", f"--output_folder={output}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
+    argv += [f"--output_folder={output}"]
     return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
@@ -897,7 +898,7 @@ def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, caps
         base = MTL.with_name("pool_ctc_blank.yaml")
         yaml.write_text(f"base: {base}\ntasks: {{speaker: !ref <speaker>}}\n")
     argv = [str(yaml), *(f"--{name}_folder=x" for name in FOLDERS), "--device=cpu"]
-    argv += ["--source=null", f"--encoder_config={SMALL}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
     argv += [f"--output_folder={tmp_path / 'out'}", f"--{option}"]
     with pytest.raises(SystemExit) as caught:
         train.main(argv)

@@ -47,9 +47,9 @@ def test_brackets_and_single_values_are_no_axes():
     found = grid(tiny.MTL, "--librispeech_test_splits=[test-other, test-clean]")
     assert len(found) == 1
     assert (
-        len(grid(tiny.MTL, "--encoder_config={conv_dim: [1, 2], hidden_size: 3}")) == 1
+        len(grid(tiny.MTL, "--encoder.config={conv_dim: [1, 2], hidden_size: 3}")) == 1
     )
-    found = grid(tiny.MTL, "--librispeech_train_splits=[a, b],[c]")
+    found = grid(tiny.MTL, "--librispeech.tr_splits=[a, b],[c]")
     assert [m.values["librispeech_train_splits"] for m in found] == ["[a, b]", "[c]"]
 
 

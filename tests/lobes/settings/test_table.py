@@ -117,7 +117,7 @@ def test_a_switch_in_words_of_yaml_1_1_is_refused(key, word):
 @pytest.mark.fault("D1", "None in place of null", '"write null for none"')
 def test_another_word_for_null_is_refused(word):
     assert "write null for none" in told(f"init_from: {word}\n")
-    with pytest.raises(UserError, match="write --class_token=null for none"):
+    with pytest.raises(UserError, match="write --encoder.class_token=null for none"):
         checks.parse("class_token", word)
     assert told("init_from: ./None\npatience_steps: null\n") is None
 

@@ -449,7 +449,7 @@ def test_a_shared_batch_is_encoded_once(make):
 
 
 def test_wrong_number_of_speakers_is_named(make):
-    with pytest.raises(UserError, match="--n_speakers=5"):
+    with pytest.raises(UserError, match="--speaker.n_speakers=5"):
         make(n_speakers=7).prepare_training()
 
 

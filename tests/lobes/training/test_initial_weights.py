@@ -31,7 +31,7 @@ def make(tiny_corpus, tmp_path):
         argv = tiny.arguments(tiny_corpus, tmp_path / name, yaml, norm, **changes)
         if start is not None:
             # It gives the encoder.
-            given = ("--source=", "--encoder_config=")
+            given = ("--encoder.source=", "--encoder.config=")
             argv = [word for word in argv if not word.startswith(given)]
             argv.append(f"--init_from={tmp_path / start}")
         argv += [*options, "--device=cpu", "--noprogressbar"]
@@ -230,7 +230,7 @@ def test_the_tasks_that_both_have(make, old, tiny_corpus, tmp_path):
     assert same(started(system), shared)
 
 
-@pytest.mark.parametrize("option", ["--source=x", "--encoder_config={}"])
+@pytest.mark.parametrize("option", ["--encoder.source=x", "--encoder.config={}"])
 def test_another_source_is_refused(make, old, option):
     old()
     with pytest.raises(UserError, match="init_from gives the encoder; leave out"):
