@@ -46,7 +46,8 @@ def named_files(options: argparse.Namespace) -> Files:
         for name in ("speech_csv", "speaker_csv", "trials")
         if getattr(options, name)
     }
-    evaluation_sets.open_sets({}, {}, _sets(named))
+    if named:
+        evaluation_sets.open_sets({}, {}, _sets(named))
     return named
 
 

@@ -1,6 +1,5 @@
 """Bootstraps over speakers, against simulations and what is known of simple cases."""
 
-import json
 
 import numpy as np
 import pandas
@@ -8,7 +7,6 @@ import pytest
 
 from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
-from lobes.evaluation.results import speakers_of
 from lobes.evaluation.significance import (
     FEWEST,
     Sorted,
@@ -182,15 +180,6 @@ def test_weights_are_repetitions():
     weights = np.append(drawn, 1).astype(np.int32)
     assert found.eer(weights) == pytest.approx(expected)
     assert np.isnan(found.eer(np.zeros_like(weights)))
-
-
-def test_the_speakers_of_an_evaluation(tmp_path):
-    assert speakers_of(tmp_path, "veri_test2") == {}
-    data = {"voxceleb1": {"lists": ["veri_test2"]}, "test-other": {"lists": []}}
-    (tmp_path / "results.json").write_text(json.dumps({"data": data}))
-    (tmp_path / "utterances_voxceleb1.csv").write_text("ID,speaker\nNA,nan\nb,s2\n")
-    assert speakers_of(tmp_path, "veri_test2") == {"NA": "nan", "b": "s2"}
-    assert speakers_of(tmp_path, "test-other") == {}, "its file is not there"
 
 
 def test_other_sets_are_refused(tmp_path):
