@@ -48,6 +48,12 @@ class Trials:
         """IDs of all utterances in the list, each once, in order of appearance."""
         return list(dict.fromkeys([*self.enrol, *self.test]))
 
+    def sides(self) -> tuple[list[str], np.ndarray]:
+        """``utterances()``, and where in it each trial's sides are ``[2, trials]``."""
+        both = np.array([*self.enrol, *self.test], dtype=object)
+        places, names = pandas.factorize(both)
+        return names.tolist(), places.reshape(2, -1)
+
 
 def read_trials(path, allow_repeats=False):
     """Read a trial list, one ``label enrol_ID test_ID`` a line (label 1 or 0).

@@ -9,7 +9,7 @@ from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
 from lobes.evaluation.significance import (
     FEWEST,
-    Sorted,
+    SortedTrials,
     compare_eer,
     compare_words,
     eer_interval,
@@ -173,7 +173,7 @@ def test_weights_are_repetitions():
         for name, same in zip(trials.test, trials.labels, strict=True)
     ]
     values = np.round(values, 1)
-    found = Sorted(trials.labels, values, np.array(place), np.array(other))
+    found = SortedTrials(trials.labels, values, np.array(place), np.array(other))
     expected = equal_error_rate(
         np.repeat(values, repeated), np.repeat(trials.labels, repeated)
     )[0]
