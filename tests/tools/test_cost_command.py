@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lobes.runs.experiment import ROOT
+from lobes.system.checkout import ROOT
 from tests.helpers import tiny
 from tools import cost
 
