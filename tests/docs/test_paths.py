@@ -35,8 +35,8 @@ NOT_OURS = re.compile(
 
 def paths(text):
     """Every path of the project that a page names."""
-    for found in PATH.finditer(text):
-        path = found[1].rstrip(".,")
+    for match in PATH.finditer(text):
+        path = match[1].rstrip(".,")
         alone = path.rstrip("/") in FOLDERS and not path.endswith("/")
         if not alone and not NOT_OURS.search(path):
             yield path
