@@ -541,7 +541,7 @@ def _check_placeholders(path, tree):
     missing = placeholders(tree)
     if tree.get("skip_prep") is True:
         # Only the preparation looks at corpora and their transcripts.
-        unused = {k for k in missing if k.endswith(("_folder", ".transcripts"))}
+        unused = {k for k in missing if k.endswith(("_folder", "transcripts"))}
         for key in unused:
             put(tree, key, None, key, path)
         missing = [key for key in missing if key not in unused]

@@ -218,7 +218,7 @@ def kind_like(old) -> Setting | None:
     kinds |= {list: ListOf(Anything()), dict: MappingOf(Anything())}
     for kind, row in kinds.items():
         if isinstance(old, kind) and not tag_of(old):
-            return Setting(row, null=True)
+            return Setting(row, null=row is not FLAG)
     return None
 
 

@@ -298,8 +298,12 @@ _DOTTED = _dotted()
 
 
 def option(*path):
-    """The kind of a setting, as a ``type`` for a tool's option."""
-    return find(path).kind
+    """The kind of a setting, as a ``type`` for a tool's option.
+
+    An argument of one object alone is found by its last name, too.
+    """
+    row = find(path)
+    return (row or _DOTTED[path[-1]][0][-1]).kind
 
 
 def counts(path, column):

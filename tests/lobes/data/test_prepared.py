@@ -38,16 +38,17 @@ def test_runs_share_csvs_unless_the_options_of_a_corpus_differ(tmp_path):
     assert speaker.startswith("<prepared_folder>/VoxCeleb/")
     for same in ("--lr=1e-3", "--num_workers=1", "--seed=3", "--crop_seconds=3"):
         assert folders(tmp_path, same) == (speech, speaker)
-    for option in ("librispeech_train_splits=[train-clean-100]",
+    for option in ("librispeech.tr_splits=[train-clean-100]",
                    "librispeech_valid_split=dev-clean"):  # fmt: skip
         changed, kept = folders(tmp_path, f"--{option}")
         assert changed != speech and kept == speaker
     changed = {
         folders(tmp_path, f"--{option}")
         for option in (
-            "valid_fraction=0.1", "split_seed=1", "valid_trials=10",
-            "valid_same_sex=True", "valid_different_video=True",
-            "voxceleb_transcripts=a.jsonl", "voxceleb_convert=flac",
+            "voxceleb.valid_fraction=0.1", "voxceleb.seed=1",
+            "voxceleb.valid_positive_trials=10", "voxceleb.valid_same_sex=True",
+            "voxceleb.valid_different_video=True",
+            "voxceleb.transcripts=a.jsonl", "voxceleb.convert=flac",
             "voxceleb_trial_lists=[veri_test.txt]", "voxceleb2_folder=other",
         )
     }  # fmt: skip
