@@ -189,8 +189,9 @@ class Wav2Vec2Encoder(nn.Module):
             return self.model_class(self.config_class(**{**config, **settings}))
         if config:
             raise UserError(
-                "encoder.config describes a model with random weights, encoder.source one "
-                f"with trained weights ({source}); give one of them, the other empty"
+                "encoder.config describes a model with random weights, encoder.source "
+                f"one with trained weights ({source}); give one of them, the other "
+                "empty"
             )
         return _load_pretrained(self.model_class, source, settings)
 
