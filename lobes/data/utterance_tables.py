@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lobes.data.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE, ByteRange
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
 
@@ -28,7 +28,7 @@ _ROWS = 1 << 16
 
 
 def read_table(
-    path: str | os.PathLike, columns: Sequence[str] = ()
+    path: str | os.PathLike, columns: Sequence[str] = (), extent: bool = True
 ) -> "pandas.DataFrame":
     """Read one CSV of utterances.
 
@@ -43,6 +43,9 @@ def read_table(
         relative ``wav`` is relative to the CSV's folder.
     columns
         Further columns that must be there (``wrd``, ``spk_id``, ...).
+    extent
+        Whether the extent must be there. The table of a CSV without it has neither
+        ``start`` nor ``stop``.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def read_table(
     without rows or a column, for an ID that stands twice, for a row with too few or
     too many fields, and for a number that is none.
     """
-    table = _read(path, columns)
+    table = _read(path, columns, extent=extent)
     for column in ("ID", "wav"):
         refuse_empty(path, table[column])
     refuse_cell(
@@ -63,19 +66,23 @@ def read_table(
         table["ID"].duplicated(),
         lambda cell: f"{cell!r} stands twice; remove one row",
     )
-    if "start" not in table:
+    if "start" not in table and "duration" in table:
         table["start"] = 0.0
         table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
-    wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
-    if wrong.any():
-        raise UserError(
-            f"{path}, line {_first_line(wrong)}: the utterance has no samples "
-            "(columns duration, start, stop); correct or remove the row"
-        )
-    table["start"] = table["start"].astype(np.int64)
-    table["stop"] = table["stop"].astype(np.int64)
+    if "start" in table:
+        wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
+        if wrong.any():
+            raise UserError(
+                f"{path}, line {_first_line(wrong)}: the utterance has no samples "
+                "(columns duration, start, stop); correct or remove the row"
+            )
+        for column in ("start", "stop"):
+            remedy = "samples from 0; correct it or prepare the corpus again"
+            _make_whole(path, table, column, 0, remedy)
     if "offset" in table:
-        _check_windows(path, table)
+        for column, least in (("offset", 0), ("size", 1)):
+            remedy = f"bytes from {least}; make the shards again"
+            _make_whole(path, table, column, least, remedy)
     folder = Path(path).resolve().parent
     # Iterating over pandas' own text takes longer than reading it.
     wavs = table["wav"].to_numpy(dtype=object).tolist()
@@ -87,6 +94,14 @@ def read_header(path: str | os.PathLike) -> list[str]:
     """The names of the columns of a CSV that can be read."""
     with open(path, encoding="utf-8-sig", newline="") as stream:
         return next(csv.reader(stream))
+
+
+def read_columns(path: str | os.PathLike, names: Sequence[str]) -> "pandas.DataFrame":
+    """Those of some columns that a CSV has, without a check of their cells.
+
+    Raises ``UserError`` as ``read_table`` does for a file that cannot be parsed.
+    """
+    return _read(path, (), only=names)
 
 
 def read_values(path: str | os.PathLike, column: str) -> set[str]:
@@ -128,7 +143,7 @@ def as_paths(csv: CSVPaths) -> list[str | os.PathLike]:
     return list(csv)
 
 
-def windows_of(table: "pandas.DataFrame") -> list[tuple[int, int] | None]:
+def windows_of(table: "pandas.DataFrame") -> list[ByteRange | None]:
     """Each row's offset and size in bytes within its file; None where it has its own.
 
     The table is one of ``read_table`` or ``concatenate``.
@@ -186,7 +201,7 @@ def concatenate(
     return joined
 
 
-def _read(path, columns, only=None):
+def _read(path, columns, only=None, extent=True):
     """The cells as numbers (``NUMBERS``) or str, indexed by line.
 
     ``columns`` must be there. The cells of all columns are kept, or of ``only`` some.
@@ -208,7 +223,7 @@ def _read(path, columns, only=None):
                 raise UserError(
                     f"{path}, line 1: the column {repeated[0]} stands twice"
                 )
-            _check_columns(path, header, columns)
+            _check_columns(path, header, columns, extent)
             names = [name for name in header if only is None or name in only]
             lines, blocks = [], {name: [] for name in names}
             for numbers, rows in _blocks(path, reader, len(header)):
@@ -271,9 +286,12 @@ def _undecodable_line(path):
         return content.count(b"\n", 0, error.start) + 1
 
 
-def _check_columns(path, header, columns):
+def _check_columns(path, header, columns, extent):
     """Raise when a required column is absent."""
-    extent = ("start", "stop") if "start" in header else ("duration",)
+    if "start" in header:
+        extent = ("start", "stop")
+    else:
+        extent = ("duration",) if extent else ()
     window = ("offset", "size") if {"offset", "size"} & set(header) else ()
     required = ("ID", "wav", *extent, *window, *columns)
     missing = [column for column in required if column not in header]
@@ -284,14 +302,13 @@ def _check_columns(path, header, columns):
         )
 
 
-def _check_windows(path, table):
-    """Make offset and size int64; raise where they are no part of a file."""
-    for column, least in (("offset", 0), ("size", 1)):
-        cells = table[column]
-        wrong = (cells < least) | (cells != np.floor(cells))
-        problem = f"is not a whole number of bytes from {least}; make the shards again"
-        refuse_cell(path, cells, wrong, lambda cell, text=problem: f"{cell} {text}")
-        table[column] = cells.astype(np.int64)
+def _make_whole(path, table, column, least, remedy):
+    """Make a column int64; raise where a cell is below ``least`` or not whole."""
+    cells = table[column]
+    wrong = (cells < least) | (cells != np.floor(cells))
+    problem = f"is not a whole number of {remedy}"
+    refuse_cell(path, cells, wrong, lambda cell: f"{cell} {problem}")
+    table[column] = cells.astype(np.int64)
 
 
 def _numbers(path, cells):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lobes.data.audio import read_audio
+from lobes.data.audio import ByteRange, read_audio
 from lobes.data.file_checks import checked_stops
 from lobes.data.labels import Label
 from lobes.data.utterance_tables import CSVPaths, as_paths, concatenate, read_table
@@ -198,7 +198,7 @@ class Utterances(torch.utils.data.Dataset):
         """What messages call a row."""
         return f"{self.ids[row]} ({self.source(row)}, line {self.lines[row]})"
 
-    def window(self, row: int) -> tuple[int, int] | None:
+    def window(self, row: int) -> ByteRange | None:
         """Offset and size in bytes of a row's audio within its file, if it has any."""
         # -1 in a CSV of files that was read with one of shards.
         if self.windows is None or self.windows[row, 0] < 0:

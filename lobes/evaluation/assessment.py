@@ -190,9 +190,7 @@ def _mfccs(assessment, folder, evaluation_set, hparams, progress):
 
 def _piece(utterances, row):
     """Where the audio of an utterance lies."""
-    window = None
-    if utterances.windows is not None and utterances.windows[row, 0] >= 0:
-        window = tuple(map(int, utterances.windows[row]))
+    window = utterances.window(row)
     start = int(utterances.starts[row])
     stop = start + int(utterances.lengths[row])
     return Piece(utterances.ids[row], utterances.paths[row], start, stop, window)

@@ -139,7 +139,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
         (" \n\n", "the file is empty"),
         ("1 a b\n1 a c\n", r"all 2 trials are same-speaker \(1\)"),
         ("0 a b\n", r"all 1 trials are different-speaker \(0\)"),
-        (b"1 a b\n0 \xff\xfe c\n", "not a UTF-8 text file"),
+        (b"1 a b\n0 \xff\xfe c\n", "line 2: not UTF-8; give a trial list"),
         ("1,a,b\n0,a,c\n", "2 problems: line 1: 1 fields"),
     ],
 )
@@ -149,7 +149,7 @@ def test_unusable_lists_are_refused(tmp_path, content, message):
 
 
 def test_a_missing_list_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no such trial list"):
+    with pytest.raises(UserError, match="cannot be read .*; give a trial list"):
         read_trials(tmp_path / "none.txt")
     with pytest.raises(UserError, match="cannot be read"):
         read_trials(tmp_path)

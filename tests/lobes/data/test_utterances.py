@@ -2,8 +2,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pandas
 import pytest
 import torch
 
+from lobes.data import utterances
 from lobes.data.audio import audio_statistics, encode_audio
 from lobes.data.labels import Categories, Letters
 from lobes.data.streams import (
@@ -280,3 +283,46 @@ def test_names_that_look_like_nothing(tmp_path):
     batch = next(stream.batches())
     assert sorted(batch.ids) == sorted(batch.columns["spk_id"])
     assert sorted(batch.ids) == ["NA", "None", "nan", "null"]
+
+
+# Loading processes ----------------------------------------------------------
+
+
+@pytest.fixture
+def other_process():
+    """A process that has nothing to do with loading."""
+    process = multiprocessing.Process(target=time.sleep, args=(60,))
+    process.start()
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_closing_ends_the_loading_processes_alone(corpus, other_process):
+    streams = [make(corpus, "crops", num_workers=2) for _ in range(2)]
+    first, second = (stream.batches() for stream in streams)
+    next(first), next(second)
+    assert len(multiprocessing.active_children()) == 5
+    first.close()
+    assert len(multiprocessing.active_children()) == 3
+    next(second)
+    second.close()
+    assert multiprocessing.active_children() == [other_process]
+
+
+def test_a_loading_process_that_hangs_is_ended_alone(
+    corpus, other_process, monkeypatch
+):
+    monkeypatch.setattr(utterances, "read_audio", lambda *_: time.sleep(60))
+    batches = make(corpus, "crops", num_workers=1, timeout=0.5).batches()
+    with pytest.raises(UserError, match="loading failed .* while reading u-"):
+        next(batches)
+    assert multiprocessing.active_children() == [other_process]
+
+
+def test_the_interpreter_s_end_ends_loading_processes_alone(corpus, other_process):
+    batches = make(corpus, "crops", num_workers=1).batches()
+    next(batches)
+    utterances._kill_those_left()
+    assert multiprocessing.active_children() == [other_process]
+    batches.close()

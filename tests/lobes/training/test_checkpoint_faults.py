@@ -23,12 +23,6 @@ OPTIONS = ["--device=cpu", "--noprogressbar"]
 SETTINGS = {"steps": 6, "valid_interval": 3, "checkpoints_to_keep": 3}
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    """They take most of the time of so small a run."""
-    monkeypatch.setattr("lobes.training.brain.plot_curves", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def finished(tiny_corpus, tmp_path_factory):
     """The folder of a run with three checkpoints, and its last parameters."""

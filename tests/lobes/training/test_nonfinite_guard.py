@@ -9,12 +9,6 @@ from lobes.errors import UserError
 from tests.helpers import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    """They take most of the time of so small a run."""
-    monkeypatch.setattr("lobes.training.brain.plot_curves", lambda *_: None)
-
-
 @pytest.fixture
 def make(tiny_corpus, tmp_path):
     def make(**settings):
