@@ -68,19 +68,10 @@ def checked_stops(
     that can be written. A preparation decoded the files of the CSVs that it vouches
     for; of them only those are read that changed since.
 
-    Arguments
-    ---------
-    csv
-        Where the rows were read.
-    table
-        Rows of ``lobes.data.utterance_tables.read_table``.
-    lines
-        Their lines in the CSV ``[row]``.
-
-    Returns
-    -------
-    int64 ``[row]`` in samples. They differ from the column ``stop`` where that is up
-    to ``ROUNDING`` samples behind the end of the file; such rows are counted.
+    The rows are those of ``lobes.data.utterance_tables.read_table``; ``lines`` are
+    their lines in ``csv``. What comes back is int64 ``[row]`` in samples. It differs
+    from the column ``stop`` where that is up to ``ROUNDING`` samples behind the end of
+    the file; such rows are counted.
 
     Raises one ``UserError`` with the number of rows that cannot be used and the first
     of them: absent, unreadable or too short files, extents that are not in their
@@ -170,7 +161,8 @@ def _lengths(csv, table):
     Each process reads its share of the files.
     """
     rank, world_size = distributed.rank_and_world_size()
-    frames, reasons = _lengths_of_share(csv, table.iloc[rank::world_size])
+    places = table[[name for name in ("wav", "offset", "size") if name in table]]
+    frames, reasons = _lengths_of_share(csv, places.iloc[rank::world_size])
     shares = distributed.gather({rank: (frames, reasons)})
     frames, reasons = np.empty(len(table), dtype=np.int64), {}
     for other, (some, texts) in shares.items():
