@@ -36,7 +36,7 @@ try:
     from lobes.data.utterance_tables import read_columns
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
-    from lobes.preparation.folders import children
+    from lobes.preparation.folders import listing
     from lobes.preparation.published import TRIALS, Count, official_count
     from lobes.runs import cost
     from lobes.system.checkout import ROOT
@@ -478,7 +478,7 @@ def listed(topic, settings, root, option, places, official):
             at = Path(root) / some[0]
             remedy = f"unpack it there, or correct --{option}"
             return Finding("FAIL", topic, f"{at} is no folder", remedy)
-        names = (e.name for path in there for e in children(path, folders=True))
+        names = (e.name for path in there for e in listing(path)[0])
         found += len({n for n in names if n.startswith("id") or n.isdecimal()})
     wanted = "" if official is None else f" of {official.speakers:,}"
     text = f"{found:,}{wanted} speakers in {root}, not prepared yet"

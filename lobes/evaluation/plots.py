@@ -7,6 +7,7 @@ training process keeps its back end, style and open figures.
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -20,6 +21,7 @@ from matplotlib.ticker import (
 )
 from scipy.special import ndtri
 
+from lobes.data.trials import read_scores
 from lobes.errors import UserError
 from lobes.evaluation.metrics import CHANCE
 from lobes.evaluation.progress import best_step
@@ -65,6 +67,22 @@ def plot_det(path, curves):
 def plot_score_histogram(path, scores, labels, threshold, title):
     """Write ``score_histogram_figure(...)`` as PNG to ``path``."""
     save(score_histogram_figure(scores, labels, threshold, title), path)
+
+
+def plot_trials(folder, names):
+    """Draw the scores in a folder: ``histogram_<list>.png``, and ``det.png`` of all.
+
+    ``names`` are those of the trial lists, with a ``scores_<list>.txt`` each.
+    """
+    curves = {}
+    for name in names:
+        trials, scores = read_scores(Path(folder) / f"scores_{name}.txt")
+        curves[name] = scores, trials.labels
+        threshold = equal_error_rate(*curves[name])[1]
+        path = Path(folder) / f"histogram_{name}.png"
+        plot_score_histogram(path, *curves[name], threshold, name)
+    if curves:
+        plot_det(Path(folder) / "det.png", curves)
 
 
 def plot_curves(path, training, validation):

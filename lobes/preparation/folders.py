@@ -1,8 +1,10 @@
-"""The folders of a corpus: checked, listed, and what in them is no utterance."""
+"""The folders of a corpus: they are checked and listed; the rest is counted."""
 
 import hashlib
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lobes.errors import UserError
@@ -12,23 +14,23 @@ from lobes.system.terminal import say
 class Inputs:
     """A running hash of the input files: relative path, size and time of change.
 
-    Files count in the order in which they are added, so add them sorted.
+    The order of the files counts, so add them sorted.
     """
 
     def __init__(self):
         self._hash = hashlib.sha256()
 
-    def add(self, name, path):
+    def add(self, name: str, path: str | Path) -> None:
         """Add the file at ``path`` under a name that does not depend on the root."""
         try:
             status = os.stat(path)
             line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
         except OSError:
-            # A dangling link: decoding will say so, with the utterance's ID.
+            # Decoding will tell of a dangling link, with the utterance's ID.
             line = f"{name}\0missing\n"
         self._hash.update(line.encode("utf-8", "surrogateescape"))
 
-    def digest(self):
+    def digest(self) -> str:
         """The hash as text."""
         return self._hash.hexdigest()
 
@@ -42,31 +44,31 @@ class LeftOut:
         Of the corpus: examples are told relative to it.
     """
 
-    def __init__(self, root):
+    def __init__(self, root: str | Path):
         self._prefix = os.path.join(root, "")
-        self._kinds = {}
+        self._counts = Counter()
+        self._examples = {}
 
-    def add(self, kind, path, count=1):
+    def add(self, kind: str, path: str, count: int = 1) -> None:
         """Count something; the first ``path`` of a kind becomes its example."""
-        found = self._kinds.setdefault(kind, [0, path])
-        found[0] += count
+        self._counts[kind] += count
+        self._examples.setdefault(kind, path)
 
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         """``{kind: number}``, the most first."""
-        kinds = sorted(self._kinds, key=lambda kind: (-self._kinds[kind][0], kind))
-        return {kind: self._kinds[kind][0] for kind in kinds}
+        return dict(sorted(self._counts.items(), key=lambda one: (-one[1], one[0])))
 
-    def say(self, part):
+    def say(self, part: str) -> None:
         """Tell all kinds in one line, where there are any."""
         told = []
         for kind, count in self.counts().items():
-            example = shown(self._kinds[kind][1].removeprefix(self._prefix))
+            example = shown(self._examples[kind].removeprefix(self._prefix))
             told.append(f"{count:,} {kind} ({example}{', ...' if count > 1 else ''})")
         if told:
             say(f"{part}: left out: {'; '.join(told)}")
 
 
-def shown(text):
+def shown(text: str) -> str:
     """``text`` on one line of UTF-8: other bytes and control characters escaped."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if text.isprintable():
@@ -76,7 +78,7 @@ def shown(text):
     )
 
 
-def name_problem(utterance, path):
+def name_problem(utterance: str, path: str) -> str | None:
     """Why an utterance of that ID and file cannot stand in our files, or None.
 
     A CSV is UTF-8, and the fields of a trial list are separated by blanks.
@@ -87,19 +89,14 @@ def name_problem(utterance, path):
         return "its path is not UTF-8; rename the file or folder"
     if utterance.isprintable() and " " not in utterance:
         return None
-    held = sorted({c for c in utterance if c.isspace() or not c.isprintable()})
+    letters = sorted({c for c in utterance if c.isspace() or not c.isprintable()})
     return (
-        f"its name holds {' '.join(map(ascii, held))}, which no trial list can hold; "
-        f"rename the file or folder without"
+        f"its name holds {' '.join(map(ascii, letters))}, which no trial list can "
+        f"hold; rename the file or folder without"
     )
 
 
-def children(folder, folders=False):
-    """Files (or ``folders``) directly in ``folder``, as ``listing`` gives them."""
-    return listing(folder)[0 if folders else 1]
-
-
-def listing(folder):
+def listing(folder: str | Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
     """``(folders, files)`` directly in ``folder``: each sorted by name, none hidden.
 
     They are ``os.DirEntry`` objects; links count as what they point to.
@@ -115,12 +112,32 @@ def listing(folder):
             f"{folder}: the folder cannot be listed ({error.strerror}); check its path "
             f"and permissions"
         ) from error
-    for found in (folders, files):
-        found.sort(key=lambda entry: entry.name)
-    return folders, files
+
+    def by_name(entry):
+        return entry.name
+
+    return sorted(folders, key=by_name), sorted(files, key=by_name)
 
 
-def best_audio(entries, suffixes, left_out):
+def folders_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEntry]:
+    """The folders directly in ``folder``; files there are counted as ``stray``."""
+    folders, files = listing(folder)
+    for entry in files:
+        left_out.add(stray, entry.path)
+    return folders
+
+
+def files_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEntry]:
+    """The files directly in ``folder``; folders there are counted as ``stray``."""
+    folders, files = listing(folder)
+    for entry in folders:
+        left_out.add(stray, entry.path)
+    return files
+
+
+def best_audio(
+    entries: Iterable[os.DirEntry], suffixes: Sequence[str], left_out: LeftOut
+) -> dict[str, os.DirEntry]:
     """One file per stem: ``{stem: entry}``, where ``suffixes`` come best first.
 
     Files with other suffixes are added to ``left_out``; the stems come sorted.
@@ -139,7 +156,7 @@ def best_audio(entries, suffixes, left_out):
     return {stem: best[stem][1] for stem in sorted(best)}
 
 
-def existing_folder(folder, argument):
+def existing_folder(folder: str | Path, argument: str) -> Path:
     """``folder`` as an absolute path; a ``UserError`` if it is not there."""
     path = Path(os.path.abspath(folder))
     if not path.is_dir():
@@ -155,7 +172,9 @@ def existing_folder(folder, argument):
     return path
 
 
-def outside(folder, sources, argument="save_folder"):
+def outside(
+    folder: str | Path, sources: Iterable[Path], argument: str = "save_folder"
+) -> None:
     """Raise ``UserError`` if ``folder`` is or lies in one of ``sources``, a corpus's.
 
     Arguments
@@ -176,7 +195,7 @@ def outside(folder, sources, argument="save_folder"):
             )
 
 
-def writable_folder(folder, argument="save_folder"):
+def writable_folder(folder: str | Path, argument: str = "save_folder") -> Path:
     """``folder`` as an absolute path, made and tried; ``UserError`` if it fails."""
     path = Path(os.path.abspath(folder))
     try:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -85,14 +84,6 @@ def rows_csv(
     frames = np.array([round(float(row["duration"]) * SAMPLE_RATE) for row in rows])
     counts = csv_counts(name, speakers, frames, skipped)
     return csv_text(header, [[row[name] for row in rows] for name in header]), counts
-
-
-def with_paths(save_folder: str | Path, counts: Mapping[str, dict]) -> dict[str, dict]:
-    """``counts`` by file name, each with the file's ``path`` added."""
-    return {
-        name: {"path": os.path.join(save_folder, name), **count}
-        for name, count in counts.items()
-    }
 
 
 def trial_text(

@@ -1,16 +1,16 @@
-"""What the preparation of every corpus shares: from audio files to CSVs.
+"""The parts of a preparation: outputs that are built, and trusted, as a whole.
 
-A corpus is prepared in parts (one LibriSpeech split, the training half of
-VoxCeleb, ...). Each part owns a few output files and a marker,
-``<part>.prepared.json``, which is written last. It holds the options, a hash
-of the input listing and the hash of every output; a part whose marker does
-not fit in any of the three is built again, so that a stale, half-written or
-edited file is never trusted.
+A part is one LibriSpeech split, the training half of VoxCeleb, and so on. It owns a few
+output files and a marker, ``<part>.prepared.json``, which is written last. The marker
+holds the options, a hash of the input listing and the hash of every output. A part is
+built again where its marker does not fit in any of the three, so that a stale,
+half-written or edited file is never trusted.
 """
 
 import contextlib
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,14 @@ class Part:
         ``Inputs.digest()`` of the files that the outputs are made from.
     """
 
-    def __init__(self, save_folder, name, corpus, options, inputs):
+    def __init__(
+        self,
+        save_folder: str | Path,
+        name: str,
+        corpus: str,
+        options: dict,
+        inputs: str,
+    ):
         self.folder = Path(save_folder)
         self.name = name
         self.marker = marker_path(save_folder, name)
@@ -61,7 +68,7 @@ class Part:
             "inputs": inputs,
         }
 
-    def reusable(self, skip_budget):
+    def reusable(self, skip_budget: int) -> dict | None:
         """Counts of the outputs that lie there, or None if they must be built.
 
         Says on standard error which of the two it is, and why.
@@ -78,12 +85,12 @@ class Part:
         say(f"{self.name}: {reason}; preparing it again")
         return None
 
-    def skip(self, problems, skip_budget):
+    def skip(self, problems: Sequence[Problem], skip_budget: int) -> None:
         """Accept ``problems`` as left out, if there are not too many.
 
-        Writes all of them to ``<name>.skipped.csv`` (``ID,path,reason``) and
-        says how many there are; without any, a list of an earlier run goes.
-        Raises ``UserError`` beyond ``skip_budget``.
+        All of them are written to ``<name>.skipped.csv`` (``ID,path,reason``) and
+        counted on standard error. Without any, the list of an earlier run goes. Raises
+        ``UserError`` beyond ``skip_budget``.
         """
         path = self.folder / f"{self.name}.skipped.csv"
         if not problems:
@@ -102,7 +109,9 @@ class Part:
             )
         say(f"{self.name}: left out {len(problems)} bad utterance(s), listed in {path}")
 
-    def write(self, files, counts, skipped=0):
+    def write(
+        self, files: Mapping[str, str], counts: Mapping, skipped: int = 0
+    ) -> None:
         """Write all outputs, then the marker that vouches for them.
 
         Arguments
@@ -114,7 +123,7 @@ class Part:
         skipped : int
             Utterances left out, listed in ``<name>.skipped.csv``.
         """
-        # It vouches for nothing yet, but says whose files these are.
+        # This marker vouches for nothing yet; it says whose files these are.
         unfinished = {"corpus": self._key["corpus"], "unfinished": list(files)}
         write_atomically(self.marker, json.dumps(unfinished) + "\n")
         for name, content in files.items():
@@ -147,17 +156,21 @@ class Part:
 
 
 @contextlib.contextmanager
-def one_preparation(save_folder, journal_folder):
+def one_preparation(
+    save_folder: str | Path, journal_folder: str | Path
+) -> Iterator[None]:
     """Be the only process that prepares into either folder; wait for others."""
     with contextlib.ExitStack() as stack:
-        # In this order for all processes: none waits for one that waits for it.
+        # All processes take this order, so that no two wait for each other.
         for folder in dict.fromkeys((Path(save_folder), Path(journal_folder))):
             lock = folder / ".prepare.lock"
             stack.enter_context(one_writer(lock, wait=True))
         yield
 
 
-def check_owner(save_folder, name, corpus, outputs):
+def check_owner(
+    save_folder: Path, name: str, corpus: str, outputs: Iterable[str]
+) -> None:
     """Raise ``UserError`` where a part's files would overwrite what is not its own.
 
     Arguments

@@ -5,7 +5,9 @@ done here.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +16,13 @@ import numpy as np
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
-from lobes.preparation.folders import writable_folder
+from lobes.preparation.folders import LeftOut, writable_folder
 from lobes.preparation.outputs import CsvCounts, csv_counts, csv_text
 from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
+from lobes.preparation.report import write_report
 from lobes.preparation.scan import scan_audio
 from lobes.preparation.splitting import check_budget
+from lobes.system.files import file_hash
 from lobes.system.parallel import worker_count
 
 
@@ -91,44 +95,49 @@ class Preparation:
         self.skip_budget = skip_budget
         self.header_only = header_only
         self.num_workers = num_workers
+        self.counts = {}
 
     def make_folders(self) -> None:
         """Make both folders; ``UserError`` where nothing can be written."""
         self.save_folder = writable_folder(self.save_folder)
         self.journal_folder = writable_folder(self.journal_folder, "journal_folder")
 
-    @contextlib.contextmanager
-    def writing(self, outputs: Mapping[str, Sequence[str]]) -> Iterator[None]:
-        """Be the only process that writes ``outputs``, file names by part.
+    def writing(
+        self, outputs: Mapping[str, Iterable[str]]
+    ) -> contextlib.AbstractContextManager:
+        """The ``with`` in which no other process writes; ``outputs`` by part.
 
         Raises ``UserError`` where one of them is not this corpus's.
         """
         for name, files in outputs.items():
             check_owner(self.save_folder, name, self.corpus, files)
         # Two trainings that start together share one folder.
-        with one_preparation(self.save_folder, self.journal_folder):
-            yield
+        return one_preparation(self.save_folder, self.journal_folder)
 
     def part(
         self,
         name: str,
         options: dict,
-        inputs: str,
+        inputs: str | Sequence[Path],
         build: Callable[[Part], tuple[dict[str, tuple[str, dict | None]], int]],
         skip_budget: int = 0,
-    ) -> dict[str, dict]:
-        """The counts of a part that is kept, or else built and written.
+    ) -> None:
+        """Keep a part, or build and write it; its counts join ``counts``.
 
         Arguments
         ---------
-        name, options, inputs
+        name, options : str, dict
             As for ``Part``.
+        inputs : str or list of Path
+            A hash of the audio, or the files that the part is made from.
         build : callable
-            Returns text and counts of every output by its name (no counts: it is no
-            output that is told), and how many utterances were left out.
+            Returns text and counts of every output by its name (None: the output is
+            not told), and how many utterances were left out.
         skip_budget : int
             How many utterances a part that is kept may have left out.
         """
+        if not isinstance(inputs, str):
+            inputs = json.dumps([file_hash(path) for path in inputs])
         part = Part(self.save_folder, name, self.corpus, options, inputs)
         counts, csv = part.reusable(skip_budget), f"{name}.csv"
         if counts is None:
@@ -138,7 +147,7 @@ class Preparation:
             # What stands in the marker of a part that is a single CSV.
             alone = counts[csv] if list(counts) == [csv] else counts
             part.write(files, alone, skipped)
-        return {csv: counts} if "utterances" in counts else counts
+        self.counts |= {csv: counts} if "utterances" in counts else counts
 
     def decode(
         self,
@@ -185,6 +194,20 @@ class Preparation:
                 f"{part.folder / f'{part.name}.skipped.csv'}"
             )
         return table.rows(good), len(problems) + len(bad)
+
+    def report(
+        self,
+        parts: Mapping[str, Sequence[str]],
+        official: Mapping[tuple[str, ...], Sequence[str]],
+        left_out: Mapping[str, LeftOut],
+    ) -> dict[str, dict]:
+        """Write the report (see ``write_report``); the counts with each file's path."""
+        folder = self.save_folder
+        write_report(folder, self.corpus, self.counts, parts, official, left_out)
+        return {
+            name: {"path": os.path.join(folder, name), **count}
+            for name, count in self.counts.items()
+        }
 
 
 def utterances_csv(

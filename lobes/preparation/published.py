@@ -48,7 +48,7 @@ TRIALS = {
 }
 
 
-def official_count(*splits):
+def official_count(*splits: str) -> Count | None:
     """``Count`` of several splits together, or None where one is unknown.
 
     No two published splits share a speaker.

@@ -1,17 +1,18 @@
 """Decoding every audio file once, in parallel: its length, mean and deviation."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lobes.data.audio import (
-    AudioStatistics,
     audio_statistics,
     import_pyav_for,
     usable_frames,
 )
+from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
-from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.parallel import map_in_chunks
 from lobes.system.terminal import progress_bar, say
 
 # Audio files handed to a worker at once: large enough to hide the cost of
@@ -30,12 +31,16 @@ class Scan(NamedTuple):
     frames: np.ndarray
     mean: np.ndarray
     std: np.ndarray
-    reasons: dict
+    reasons: dict[int, str]
 
 
 def scan_audio(
-    paths, num_workers=None, title="decoding", journal=None, header_only=False
-):
+    paths: Sequence[str],
+    num_workers: int | None = None,
+    title: str = "decoding",
+    cache: ScanCache | None = None,
+    header_only: bool = False,
+) -> Scan:
     """Decode every file once, in parallel, for its length, mean and std.
 
     Arguments
@@ -44,9 +49,8 @@ def scan_audio(
     num_workers : int
         Processes; None for all cores, 1 to stay in this process.
     title : str
-        Label of the progress bar (on standard error; in a log it gains a line
-        every half minute).
-    journal : lobes.data.scan_cache.ScanCache
+        Label of the progress bar on standard error.
+    cache : ScanCache
         Files that it knows are not decoded, and those that are become known to it.
         Bad files never do. None: every file is decoded.
     header_only : bool
@@ -61,50 +65,43 @@ def scan_audio(
     Raises ``UserError`` when PyAV is needed and absent, or a worker died.
     """
     import_pyav_for(paths)
-    scan = Scan(
-        np.zeros(len(paths), dtype=np.int64), *np.zeros((2, len(paths))), reasons={}
-    )
-    left = np.arange(len(paths))
-    if journal is not None:
-        known, *columns = journal.find(paths, statistics=not header_only)
+    known, columns = np.zeros(len(paths), dtype=bool), np.zeros((2, len(paths)))
+    scan = Scan(np.zeros(len(paths), dtype=np.int64), *columns, reasons={})
+    if cache is not None:
+        known, *columns = cache.find(paths, statistics=not header_only)
         scan = Scan(*columns, reasons={})
-        left = np.flatnonzero(~known)
         if known.any():
             say(
                 f"{title}: {int(known.sum()):,} of {len(paths):,} files were decoded "
-                f"before ({journal.path.name}) and did not change since"
+                f"before ({cache.path.name}) and did not change since"
             )
-    starts = range(0, len(left), _CHUNK)
-    chunks = ([paths[i] for i in left[start : start + _CHUNK]] for start in starts)
-    workers = min(worker_count(num_workers), len(starts))
+    unknown = np.flatnonzero(~known)
+    left = [paths[i] for i in unknown]
     function = _read_headers if header_only else _scan_chunk
     with progress_bar(title, len(paths), initial=len(paths) - len(left)) as progress:
-        for start, results in zip(
-            starts, map_in_processes(function, chunks, workers), strict=True
-        ):
+        for start, results in map_in_chunks(function, left, _CHUNK, num_workers):
             good = []
-            for index, result in zip(
-                left[start : start + _CHUNK].tolist(), results, strict=True
-            ):
+            for place, result in enumerate(results, start):
+                index = int(unknown[place])
                 if isinstance(result, str):
                     scan.reasons[index] = result
                 else:
                     scan.frames[index], scan.mean[index], scan.std[index] = result
                     good.append(index)
-            if journal is not None and good:
-                journal.add(good, *(column[good] for column in scan[:3]))
+            if cache is not None and good:
+                cache.add(good, *(column[good] for column in scan[:3]))
             progress.update(len(results))
     return scan
 
 
 def _scan_chunk(paths):
-    """``(frames, mean, std)`` of each file, or the reason why there is none."""
+    """``(frames, mean, std)`` of each file, or the reason why it has none."""
     return [_tried(audio_statistics, path) for path in paths]
 
 
 def _read_headers(paths):
     """Like ``_scan_chunk``, with NaN for mean and standard deviation."""
-    return [_tried(_header, path) for path in paths]
+    return [_tried(lambda p: (usable_frames(p), np.nan, np.nan), p) for p in paths]
 
 
 def _tried(function, path):
@@ -113,8 +110,3 @@ def _tried(function, path):
         return tuple(function(path))
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
-
-
-def _header(path):
-    """``AudioStatistics`` without any statistics."""
-    return AudioStatistics(usable_frames(path), np.nan, np.nan)

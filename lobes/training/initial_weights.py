@@ -12,12 +12,12 @@ from lobes.training.checkpoints import Checkpointer
 logger = logging.getLogger(__name__)
 
 
-def load_initial_weights(folder, modules):
-    """Start from the best checkpoint of another run: weights only.
+def load_initial_weights(folder: str | Path, modules: torch.nn.ModuleDict) -> None:
+    """Start from the weights of another run's best checkpoint.
 
     Optimizer, schedule, weighting and streams stay fresh. A branch that the other
     run did not have starts as its shared layers. A head's tensor of another size (a
-    classifier of other speakers) stays random, and is named in the log.
+    classifier of other speakers) stays random, and the log names it.
 
     Arguments
     ---------
@@ -32,10 +32,8 @@ def load_initial_weights(folder, modules):
         There is no checkpoint, or it does not fill the encoder.
     """
     saves = Path(folder) / "save"
-    found = None
-    if saves.is_dir():
-        found = Checkpointer(saves).find_checkpoint(min_key="score")
-    if found is None:
+    best = Checkpointer(saves).find_checkpoint(min_key="score")
+    if best is None:
         raise UserError(
             f"init_from: {saves} holds no checkpoint; name the results folder of a "
             "training that has validated once"
@@ -44,10 +42,10 @@ def load_initial_weights(folder, modules):
     for name, module in modules.items():
         if name == "weighting":
             continue
-        path = found.path / f"{name}.ckpt"
+        path = best.path / f"{name}.ckpt"
         if name == "encoder" and not path.is_file():
             raise UserError(
-                f"init_from: {found.path} holds no weights of an encoder "
+                f"init_from: {best.path} holds no weights of an encoder "
                 f"({path.name}); name the results folder of a whole training"
             )
         if not path.is_file():
@@ -65,7 +63,7 @@ def load_initial_weights(folder, modules):
         missing = sorted(set(state) - set(fits))
         odd = sorted({*missing, *(set(stored) - set(state))})
         if odd and name == "encoder":
-            # Also what is left over: the layers of other branches are other layers.
+            # A tensor that is left over belongs to another branch's layers.
             raise UserError(
                 f"init_from: {path} does not fit the encoder ({odd[0]} and "
                 f"{len(odd) - 1} more); give the same shared_layers and class_token"
@@ -74,7 +72,7 @@ def load_initial_weights(folder, modules):
         module.load_state_dict(fits, strict=False)
     logger.info(
         "Starting from the weights of %s; random at the start: %s",
-        found.path,
+        best.path,
         ", ".join(fresh) or "nothing",
     )
 
@@ -94,7 +92,7 @@ def _tensors(path):
 
 
 def _with_branch(stored, encoder):
-    """An encoder's stored tensors, the speaker's own layers copied where absent."""
+    """An encoder's stored tensors; the speaker's own layers are copied where absent."""
     stored = dict(stored)
     if any(key.startswith("speaker_layers.") for key in stored):
         return stored

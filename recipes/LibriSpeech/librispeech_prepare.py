@@ -10,7 +10,6 @@ speaker recognition there may also be a validation split and trial lists, lines
         --speaker_valid_fraction 0.05 --trials test-other
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ from lobes.preparation.folders import (
     LeftOut,
     best_audio,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
     outside,
@@ -38,11 +39,9 @@ from lobes.preparation.outputs import (
     read_prepared,
     rows_csv,
     trial_text,
-    with_paths,
 )
 from lobes.preparation.parts import Problem
 from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
-from lobes.preparation.report import write_report
 from lobes.preparation.splitting import (
     check_split_settings,
     draw_trials,
@@ -51,7 +50,7 @@ from lobes.preparation.splitting import (
     report_shortage,
 )
 from lobes.settings.signatures import Command
-from lobes.system.files import file_hash, read_text
+from lobes.system.files import read_text
 from lobes.system.terminal import say
 
 HEADER = ("ID", "duration", "wav", "spk_id", "wrd", "mean", "std")
@@ -198,25 +197,23 @@ def prepare_librispeech(
     speakers_file = None
     if trial_splits or speaker_valid_fraction is not None:
         speakers_file = _find_speakers_file(data_folder)
-    counts, left_out = {}, {}
+    left_out = {split: LeftOut(folder) for split, folder in folders.items()}
+    official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
+    if tr_splits and merge_name:
+        official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
     with run.writing(outputs):
         for split, folder in folders.items():
-            left_out[split] = LeftOut(folder)
-            counts |= _prepare_split(run, split, folder, left_out[split])
-        if merge_name and merge_name not in counts and tr_splits:
-            counts |= _merge(run, merge_name, tr_splits, counts)
+            _prepare_split(run, split, folder, left_out[split])
+        if merge_name and merge_name not in run.counts and tr_splits:
+            _merge(run, merge_name, tr_splits)
         if speaker_valid_fraction is not None:
-            counts |= _prepare_speakers(
-                run, tr_splits, speakers_file, speaker_valid_fraction, drawing, counts
+            _prepare_speakers(
+                run, tr_splits, speakers_file, speaker_valid_fraction, drawing
             )
         for split in trial_splits:
-            counts |= _prepare_trials(run, split, speakers_file, drawing)
-        official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
-        if tr_splits and merge_name:
-            official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
+            _prepare_trials(run, split, speakers_file, drawing)
         csvs = {split: [f"{split}.csv"] for split in splits}
-        write_report(run.save_folder, CORPUS, counts, csvs, official, left_out)
-    return with_paths(run.save_folder, counts)
+        return run.report(csvs, official, left_out)
 
 
 def _check_leak(folders, tr_splits, other_splits):
@@ -236,7 +233,7 @@ def _check_leak(folders, tr_splits, other_splits):
 
 
 def _prepare_split(run, split, folder, left_out):
-    """Write one split's CSV, or keep it; returns its counts."""
+    """Write one split's CSV, or keep it."""
     chapters, inputs = _list_split(folder, left_out)
     left_out.say(split)
 
@@ -253,7 +250,7 @@ def _prepare_split(run, split, folder, left_out):
         return {csv: utterances_csv(csv, HEADER, usable, skipped)}, skipped
 
     options = {"folder": os.fspath(folder), "header_only": run.header_only}
-    return run.part(split, options, inputs, build, run.skip_budget)
+    run.part(split, options, inputs, build, run.skip_budget)
 
 
 def _too_long(utterances):
@@ -277,18 +274,11 @@ def _list_split(folder, left_out):
     chapters = []
     inputs = Inputs()
     prefix = os.path.join(folder, "")
-    speakers, files = listing(folder)
     stray = "file(s) that lie in no <speaker>/<chapter>"
-    for entry in files:
-        left_out.add(stray, entry.path)
-    for speaker in speakers:
-        folders, files = listing(speaker.path)
-        for entry in files:
-            left_out.add(stray, entry.path)
-        for chapter in folders:
-            deeper, entries = listing(chapter.path)
-            for entry in deeper:
-                left_out.add("folder(s) below <speaker>/<chapter>", entry.path)
+    for speaker in folders_in(folder, left_out, stray):
+        for chapter in folders_in(speaker.path, left_out, stray):
+            deeper = "folder(s) below <speaker>/<chapter>"
+            entries = files_in(chapter.path, left_out, deeper)
             transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
             audio = best_audio(others, _SUFFIXES, left_out)
@@ -365,10 +355,10 @@ def _read_transcript(path):
             yield number, utterance, " ".join(words).upper()
 
 
-def _merge(run, merge_name, tr_splits, counts):
-    """Write all training splits as one CSV, or keep it; returns its counts."""
+def _merge(run, merge_name, tr_splits):
+    """Write all training splits as one CSV, or keep it."""
     sources = [run.save_folder / f"{split}.csv" for split in tr_splits]
-    parts = [counts[path.name] for path in sources]
+    parts = [run.counts[path.name] for path in sources]
 
     def build(_):
         header, rows = _merged_rows(sources)
@@ -381,13 +371,7 @@ def _merge(run, merge_name, tr_splits, counts):
         columns = [[row[column] for row in rows] for column in header]
         return {merge_name: (csv_text(header, columns), merged)}, 0
 
-    inputs = _hashes(sources)
-    return run.part(Path(merge_name).stem, {"splits": tr_splits}, inputs, build)
-
-
-def _hashes(paths):
-    """What stands for the files that a part is made from."""
-    return json.dumps([file_hash(path) for path in paths])
+    run.part(Path(merge_name).stem, {"splits": tr_splits}, sources, build)
 
 
 def _merged_rows(sources):
@@ -406,8 +390,8 @@ def _merged_rows(sources):
     return header, [merged[utterance] for utterance in sorted(merged)]
 
 
-def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing, counts):
-    """Hold out chapters of every training split, or keep them; returns the counts."""
+def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing):
+    """Hold out chapters of every training split, or keep them."""
     sources = [run.save_folder / f"{split}.csv" for split in tr_splits]
 
     def build(_):
@@ -419,7 +403,7 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing, counts):
         header, rows = _merged_rows(sources)
         train = [row for row in rows if row["ID"] not in held_out]
         valid = [row for row in rows if row["ID"] in held_out]
-        skipped = sum(counts[path.name]["skipped"] for path in sources)
+        skipped = sum(run.counts[path.name]["skipped"] for path in sources)
         texts = {
             csv: rows_csv(csv, header, chosen, left_out)
             for csv, chosen, left_out in (
@@ -437,8 +421,7 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing, counts):
 
     options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER}
     options |= {"fraction": fraction, **drawing._asdict()}
-    inputs = _hashes([*sources, speakers_file])
-    return run.part(_SPEAKER_PARTS[0], options, inputs, build)
+    run.part(_SPEAKER_PARTS[0], options, [*sources, speakers_file], build)
 
 
 def _held_out_ids(path, fraction, seed):
@@ -459,7 +442,7 @@ def _held_out_ids(path, fraction, seed):
 
 
 def _prepare_trials(run, split, speakers_file, drawing):
-    """Write one split's trial list, or keep it; returns its counts."""
+    """Write one split's trial list, or keep it."""
     source = run.save_folder / f"{split}.csv"
     name = f"{split}_trials.txt"
 
@@ -468,8 +451,8 @@ def _prepare_trials(run, split, speakers_file, drawing):
         remedy = f"take {split} out of trial_splits"
         return {name: _draw(name, rows, speakers_file, remedy, drawing)}, 0
 
-    inputs = _hashes([source, speakers_file])
-    return run.part(f"{split}_trials", drawing._asdict(), inputs, build)
+    options = drawing._asdict()
+    run.part(f"{split}_trials", options, [source, speakers_file], build)
 
 
 def _draw(name, rows, speakers_file, remedy, drawing):
@@ -554,26 +537,23 @@ def _homes(data_folder):
 
 def _find_speakers_file(data_folder):
     """``SPEAKERS.TXT``, directly in ``data_folder`` or one level below."""
-    name = "SPEAKERS.TXT"
-    candidates = [home / name for home in _homes(data_folder)]
-    for path in candidates:
-        if path.is_file():
-            return path
+    first, second = (home / "SPEAKERS.TXT" for home in _homes(data_folder))
+    if first.is_file() or second.is_file():
+        return first if first.is_file() else second
     raise UserError(
-        f"neither {candidates[0]} nor {candidates[1]} exists, and trials need the sex "
-        f"of every speaker; put LibriSpeech's {name} there (it is in every archive)"
+        f"neither {first} nor {second} exists, and trials need the sex of every "
+        f"speaker; put LibriSpeech's {first.name} there (it is in every archive)"
     )
 
 
 def _find_split(data_folder, split):
     """Folder of a split, directly in ``data_folder`` or one level below."""
-    candidates = [home / split for home in _homes(data_folder)]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
+    first, second = (home / split for home in _homes(data_folder))
+    if first.is_dir() or second.is_dir():
+        return first if first.is_dir() else second
     raise UserError(
-        f"the split {split} was not found: neither {candidates[0]} nor {candidates[1]} "
-        f"is a folder; unpack {split}.tar.gz there or correct the name"
+        f"the split {split} was not found: neither {first} nor {second} is a folder; "
+        f"unpack {split}.tar.gz there or correct the name"
     )
 
 

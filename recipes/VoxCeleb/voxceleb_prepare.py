@@ -10,10 +10,9 @@ With automatic transcripts there are also CSVs with a column ``wrd``.
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
 """
 
-import json
 import os
 import re
-from array import array
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ from lobes.preparation.folders import (
     LeftOut,
     best_audio,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
     outside,
@@ -41,16 +42,15 @@ from lobes.preparation.outputs import (
     read_prepared,
     rows_csv,
     trial_text,
-    with_paths,
 )
 from lobes.preparation.parts import Problem
 from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
-from lobes.preparation.report import write_report
 from lobes.preparation.splitting import (
     TrialRows,
     check_split_settings,
     draw_trials,
     held_out_rows,
+    ranks,
     report_few_held_out,
     report_shortage,
 )
@@ -237,7 +237,7 @@ def prepare_voxceleb(
     # Both listings come first: a leak must not show up after hours of decoding.
     outputs, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
-        test = Test(test_folder, trial_lists, run.save_folder)
+        test = Trialled(test_folder, trial_lists, run.save_folder)
         outputs["test"] = ["test.csv", *test.trials]
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
@@ -250,21 +250,19 @@ def prepare_voxceleb(
             outputs["transcripts"] = _PARTS["transcripts"]
     if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
-    counts = {}
+    half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
+    official = {("train.csv", "valid.csv"): [half]} if train else {}
     with run.writing(outputs):
         if train:
             if _converted(train.utterances.paths, data_folder, convert, num_workers):
                 train = Training(data_folder, without)
-            counts |= _prepare_train(run, train, splitting, sexes)
+            _prepare_train(run, train, splitting, sexes)
         if transcripts is not None:
-            counts |= _prepare_transcribed(run, transcript_files(transcripts))
+            _prepare_transcribed(run, transcript_files(transcripts))
         if test:
-            counts |= _prepare_test(run, test)
-        half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
-        official = {("train.csv", "valid.csv"): [half]} if train else {}
+            _prepare_test(run, test)
         left_out = {"train": train.left_out} if train else {}
-        write_report(run.save_folder, CORPUS, counts, _PARTS, official, left_out)
-    return with_paths(run.save_folder, counts)
+        return run.report(_PARTS, official, left_out)
 
 
 def check_voxceleb(
@@ -388,7 +386,7 @@ def _read_sexes(path, speakers):
 
 
 def _prepare_train(run, train, splitting, sexes):
-    """Write train.csv, valid.csv and valid_trials.txt, or keep them; their counts."""
+    """Write train.csv, valid.csv and valid_trials.txt, or keep them."""
 
     def build(part):
         # Before decoding to fail early, and again if files had to be left out.
@@ -423,11 +421,11 @@ def _prepare_train(run, train, splitting, sexes):
         **({"without": sorted(train.without)} if train.without else {}),
         **splitting._asdict(),
     }
-    return run.part("train", options, train.inputs, build, run.skip_budget)
+    run.part("train", options, train.inputs, build, run.skip_budget)
 
 
 def _prepare_transcribed(run, transcripts):
-    """Write the rows that have a usable transcript, or keep them; their counts."""
+    """Write the rows that have a usable transcript, or keep them."""
     sources = {name: run.save_folder / f"{name}.csv" for name in ("train", "valid")}
 
     def build(_):
@@ -459,12 +457,11 @@ def _prepare_transcribed(run, transcripts):
         texts["transcripts.skipped.csv"] = csv_text(header, columns), None
         return texts, 0
 
-    inputs = json.dumps([file_hash(path) for path in (*transcripts, *sources.values())])
-    return run.part("transcripts", {}, inputs, build)
+    run.part("transcripts", {}, [*transcripts, *sources.values()], build)
 
 
 def _prepare_test(run, test):
-    """Write test.csv and the trial lists, or keep them; returns their counts."""
+    """Write test.csv and the trial lists, or keep them."""
 
     def build(part):
         ids = test.utterances.ids
@@ -489,7 +486,7 @@ def _prepare_test(run, test):
         "header_only": run.header_only,
         "lists": list(map(str, test.lists)),
     }
-    return run.part("test", options, test.inputs, build, run.skip_budget)
+    run.part("test", options, test.inputs, build, run.skip_budget)
 
 
 class Training:
@@ -532,18 +529,13 @@ class Training:
         """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
         videos = {}
         for path in folders:
-            below, files = listing(path)
-            for entry in files:
-                self.left_out.add("file(s) that lie in no id*/<video>", entry.path)
-            for entry in below:
+            stray = "file(s) that lie in no id*/<video>"
+            for entry in folders_in(path, self.left_out, stray):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
             entries = []
             for path in videos[video]:
-                below, files = listing(path)
-                entries += files
-                for entry in below:
-                    self.left_out.add("folder(s) below id*/<video>", entry.path)
+                entries += files_in(path, self.left_out, "folder(s) below id*/<video>")
             audio = best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
                 self.left_out.add("video(s) without an utterance", videos[video][0])
@@ -639,53 +631,44 @@ def _read_lists(lists):
     1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav
     0 id10270/x6uYqmx31kE/00001.wav id10300/ize_eiCFEg0/00003.wav
     """
-    first, index, raw = {}, {}, {}
-    problems = []
+    first, listed, problems = {}, {path.name: [] for path in lists}, []
     for path in lists:
-        label, pairs = array("b"), array("l")
         for number, line in enumerate(_lines(path), 1):
-            fields = line.split()
-            if not fields:
+            label, *files = line.split() or [None]
+            if label is None:
                 continue
-            if problem := _trial_problem(fields):
+            if problem := _trial_problem(label, files):
                 problems.append(f"{path}, line {number}: {problem}")
                 continue
-            label.append(int(fields[0]))
-            for file in fields[1:]:
-                name = os.path.splitext(file)[0]
-                if name not in index:
-                    index[name] = len(index)
-                    first[name] = (file, path, number)
-                pairs.append(index[name])
-        raw[path.name] = (
-            np.array(label, dtype=np.int64),
-            np.array(pairs, dtype=np.int64).reshape(-1, 2),
-        )
+            # One object for each name: lists of VoxCeleb1 repeat it a hundred times.
+            names = [sys.intern(os.path.splitext(file)[0]) for file in files]
+            for name, file in zip(names, files, strict=True):
+                first.setdefault(name, (file, path, number))
+            listed[path.name].append((int(label), *names))
     if problems:
         raise UserError(
             f"{len(problems)} bad line(s) in the trial lists: {enumeration(problems)}; "
             f"correct them or download the list again"
         )
     names = sorted(first)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[[index[name] for name in names]] = np.arange(len(names))
+    rank = {name: row for row, name in enumerate(names)}
     trials = {}
-    for name, (label, pairs) in raw.items():
-        pairs = rank[pairs]
-        trials[name] = TrialRows(label, pairs[:, 0], pairs[:, 1])
-        _check_both_labels(name, trials[name])
-        _check_contradictions(name, trials[name], names)
-        _report_oddities(name, trials[name], names)
+    for path, rows in listed.items():
+        table = [(label, rank[enrol], rank[test]) for label, enrol, test in rows]
+        table = np.array(table, dtype=np.int64).reshape(-1, 3)
+        trials[path] = TrialRows(*table.T)
+        _check_both_labels(path, trials[path])
+        _check_trials(path, trials[path], names)
     return {name: first[name] for name in names}, trials
 
 
-def _trial_problem(fields):
+def _trial_problem(label, files):
     """What is wrong with one line's fields, or None."""
-    if len(fields) != 3:
-        return f"{len(fields)} columns instead of `label enrol test`"
-    if fields[0] not in ("0", "1"):
-        return f"the label is {fields[0]!r}, not 0 or 1"
-    for name in fields[1:]:
+    if len(files) != 2:
+        return f"{1 + len(files)} columns instead of `label enrol test`"
+    if label not in ("0", "1"):
+        return f"the label is {label!r}, not 0 or 1"
+    for name in files:
         parts = name.split("/")
         if len(parts) != 3 or ".." in parts or "" in parts:
             return f"{name!r} is not speaker/video/file"
@@ -701,13 +684,15 @@ def _check_both_labels(name, trials):
         )
 
 
-def _check_contradictions(name, trials, names):
-    """Refuse what ``read_trials`` would refuse in the list we write."""
-    pairs = _unordered(trials)
-    index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-    both = np.bincount(index, trials.label)
-    wrong = (both > 0)[index] & (both < np.bincount(index))[index]
-    wrong |= (trials.enrol == trials.test) & (trials.label == 0)
+def _check_trials(name, trials, names):
+    """Refuse trials that contradict each other; say what else is unusual."""
+    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    distinct, index = np.unique(pairs, axis=0, return_inverse=True)
+    index = index.reshape(-1)
+    positive = np.bincount(index, trials.label)
+    alone = trials.enrol == trials.test
+    wrong = (positive > 0)[index] & (positive < np.bincount(index))[index]
+    wrong |= alone & (trials.label == 0)
     if wrong.any():
         one, other = (names[i] for i in pairs[wrong.argmax()])
         raise UserError(
@@ -715,30 +700,20 @@ def _check_contradictions(name, trials, names):
             f"such as {one} with {other}: two labels for one pair, or label 0 for an "
             f"utterance and itself; correct the list, or download it again"
         )
+    if repeated := len(pairs) - len(distinct):
+        say(f"{name}: {repeated} trial(s) repeat a pair; kept as published")
+    if alone.any():
+        say(f"{name}: warning: {alone.sum()} trial(s) compare an utterance with itself")
+    speaker = ranks([n.split("/")[0] for n in names])[1]
+    odd = (speaker[trials.enrol] == speaker[trials.test]) != (trials.label == 1)
+    if odd.any():
+        say(
+            f"{name}: warning: {odd.sum()} label(s) contradict the speakers' folder "
+            f"names"
+        )
 
 
-def _unordered(trials):
-    """Both utterances of every trial ``[trial, 2]``, the smaller index first."""
-    return np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
-
-
-def _report_oddities(name, trials, names):
-    """Say what is unusual in a list but no reason to refuse it."""
-    pairs = _unordered(trials)
-    duplicates = len(pairs) - len(np.unique(pairs, axis=0))
-    if duplicates:
-        say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
-    alone = int((trials.enrol == trials.test).sum())
-    if alone:
-        say(f"{name}: warning: {alone} trial(s) compare an utterance with itself")
-    speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
-    same = speaker[trials.enrol] == speaker[trials.test]
-    odd = int((same != (trials.label == 1)).sum())
-    if odd:
-        say(f"{name}: warning: {odd} label(s) contradict the speakers' folder names")
-
-
-class Test:
+class Trialled:
     """The test data: the utterances that trial lists name.
 
     Attributes

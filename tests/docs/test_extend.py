@@ -291,9 +291,10 @@ def test_a_corpus(user, tmp_path):
     text = yaml.read_text().replace("/my/csvs", str(csvs))
     yaml.write_text(text)
     small = arguments(None, tmp_path / "run", yaml)
-    keep = ("encoder_config", "source", "steps", "freeze_steps", "valid_interval")
-    keep += ("max_batch_samples", "crop_seconds", "num_workers", "threads", "device")
-    keep += ("output_folder", "max_valid_loss", "noprogressbar", "skip_prep")
+    keep = ("encoder.config", "encoder.source", "steps", "freeze_steps")
+    keep += ("valid_interval", "max_batch_samples", "crop_seconds", "num_workers")
+    keep += ("threads", "device", "output_folder", "stopping.limits.speech_loss")
+    keep += ("noprogressbar", "skip_prep")
     small = [a for a in small[1:] if a[2:].split("=")[0] in keep]
     mtl.main([str(yaml), *small, "--speaker.n_speakers=3"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -107,3 +107,12 @@ def test_the_steps_of_the_architecture_are_where_it_says():
         text = (ROOT / file).read_text("utf-8")
         for name in re.findall(r"`(\w+)`", cell):
             assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), name
+
+
+def test_the_readme_has_each_folder_and_room():
+    page = (ROOT / "README.md").read_text("utf-8")
+    legend = page.partition("## What is where\n")[2].partition("\n## ")[0]
+    folders = {f"lobes/{room}/" for room in rooms()} | {f"{f}/" for f in FOLDERS}
+    shown = set(re.findall(r"`([\w/]+/)`", legend))
+    # The rooms stand for lobes/, the links to pages for docs/.
+    assert shown == folders - {"lobes/", "docs/"}

@@ -195,7 +195,7 @@ def _row(system, batches):
         "crops": {task: _hash(b.wavs, b.lengths) for task, b in batches.items()},
         "positions": {task: batch.position for task, batch in batches.items()},
         "values": values,
-        "skipped": system.skipped_steps,
+        "skipped": system.guard.skipped_steps,
     }
 
 

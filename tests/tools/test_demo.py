@@ -31,10 +31,11 @@ def arguments(tmp_path_factory):
     ]
 
 
-def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys):
+def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys, curves):
     output, command = arguments
     for _ in range(2):
-        demo.main(command)
+        with curves():
+            demo.main(command)
         results = json.loads((output / "results.json").read_text())
         for key in ("wer", "eer", "baseline_eer", "baseline_eer_raw", "seconds"):
             assert isinstance(results[key], float), key

@@ -9,11 +9,12 @@ from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_corpus, tmp_path_factory):
+def trained(tiny_corpus, tmp_path_factory, curves):
     """The folder of a finished and evaluated tiny run."""
     folder = tmp_path_factory.mktemp("report") / "results" / "tiny" / "7"
     system = tiny.brain(tiny_corpus, folder, steps=4, valid_interval=2)
-    tiny.fit(system)
+    with curves():
+        tiny.fit(system)
     evaluation.evaluate(system, vars(system.hparams))
     return folder
 

@@ -12,6 +12,7 @@ from lobes.data.labels import Categories, Letters
 from lobes.data.utterances import Batch
 from lobes.data.vocabulary import ctc_frames
 from lobes.errors import UserError
+from lobes.evaluation.plots import plot_trials
 from lobes.model.encoder import Frames
 from lobes.model.pooling import MeanPooling, MeanStdPooling, masked_mean
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
@@ -315,6 +316,8 @@ def test_embeddings_are_collected_and_scored(tmp_path):
 
     results = task.results("own", Evaluation, tmp_path)
     assert results["own"]["eer"] == 0.0
+    assert {path.name for path in tmp_path.iterdir()} == {"scores_own.txt"}
+    plot_trials(tmp_path, results)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"scores_own.txt", "histogram_own.png", "det.png"}
     task.collected["u3"] = np.array([math.nan, 0.0], np.float32)

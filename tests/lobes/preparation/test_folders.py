@@ -9,8 +9,8 @@ from lobes.preparation.folders import (
     Inputs,
     LeftOut,
     best_audio,
-    children,
     existing_folder,
+    listing,
     writable_folder,
 )
 
@@ -36,22 +36,23 @@ def test_inputs_notice_name_size_and_time(tmp_path):
     assert len({first, later, longer, digest()}) == 4
 
 
-def test_children_are_sorted_and_never_hidden(tmp_path):
+def test_a_listing_is_sorted_and_hides_hidden_files(tmp_path):
     for name in ("b.wav", "a.wav", "._a.wav"):
         (tmp_path / name).touch()
     (tmp_path / "z").mkdir()
     (tmp_path / "y").mkdir()
-    assert [e.name for e in children(tmp_path)] == ["a.wav", "b.wav"]
-    assert [e.name for e in children(tmp_path, folders=True)] == ["y", "z"]
+    folders, files = listing(tmp_path)
+    assert [e.name for e in files] == ["a.wav", "b.wav"]
+    assert [e.name for e in folders] == ["y", "z"]
     with pytest.raises(UserError, match="cannot be listed"):
-        children(tmp_path / "absent")
+        listing(tmp_path / "absent")
 
 
 def test_best_audio_takes_one_file_of_each_stem(tmp_path):
     for name in ("b.m4a", "b.wav", "a.flac", "a.m4a", "c.M4A", "c.txt", "d.txt"):
         (tmp_path / name).touch()
     left_out = LeftOut(tmp_path)
-    best = best_audio(children(tmp_path), (".wav", ".flac", ".m4a"), left_out)
+    best = best_audio(listing(tmp_path)[1], (".wav", ".flac", ".m4a"), left_out)
     assert {stem: entry.name for stem, entry in best.items()} == {
         "a": "a.flac",
         "b": "b.wav",
