@@ -25,7 +25,8 @@ from lobes.data.scan_cache import ScanCache
 from lobes.data.utterance_tables import file_names, read_header, windows_of
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
-from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.machine import usable_cores
+from lobes.system.parallel import map_in_chunks
 from lobes.system.terminal import progress_bar
 
 distributed = lazy("lobes.system.distributed")
@@ -211,10 +212,8 @@ def _lengths_of_files(csv, paths, windows):
     aac = any(paths[i].lower().endswith(AAC_SUFFIXES) for i in places)
     if len(places) < _WORTH_REMEMBERING and not aac:
         memory = None
-    chunks = [places[s : s + _CHUNK].tolist() for s in range(0, len(places), _CHUNK)]
-    files = ([(paths[i], windows[i]) for i in chunk] for chunk in chunks)
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = min(max(1, worker_count(None) // processes_here), len(chunks))
+    files = [(paths[i], windows[i]) for i in places.tolist()]
+    workers = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     reasons = {}
     with progress_bar(
         f"{csv.name}: looking at the files",
@@ -225,15 +224,14 @@ def _lengths_of_files(csv, paths, windows):
         # Nothing is shown that takes no time.
         disable=memory is None or distributed.rank_and_world_size()[0] > 0,
     ) as progress:
-        for chunk, results in zip(
-            chunks, map_in_processes(_read_headers, files, workers), strict=True
-        ):
-            for place, result in zip(chunk, results, strict=True):
+        for start, results in map_in_chunks(_read_headers, files, _CHUNK, workers):
+            chunk = places[start : start + len(results)]
+            for place, result in zip(chunk.tolist(), results, strict=True):
                 unusable = isinstance(result, str)
                 frames[place] = _UNUSABLE if unusable else result
                 if unusable and len(reasons) < _SHOWN:
                     reasons[place] = result
-            memory = _remember(memory, np.array(chunk), frames)
+            memory = _remember(memory, chunk, frames)
             progress.update(len(results))
     return frames, reasons
 
