@@ -403,17 +403,20 @@ def _check_is_complete(source):
         )
 
 
-def _riff_promise(stream):
-    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) start, and their bytes.
+def _iff_promise(stream):
+    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) or AIFF start, their bytes.
 
-    The bytes are 0 where the header does not tell.
+    The bytes are 0 where the header does not tell. None: there are no samples.
     """
-    order = ">" if stream.read(12)[:4] == b"RIFX" else "<"
+    head = stream.read(12)
+    if head[:4] == b"FORM" and head[8:11] != b"AIF":
+        return None
+    order = ">" if head[:4] in (b"RIFX", b"FORM") else "<"
     # Beyond 4 GB an earlier chunk holds the length of the samples.
     long = None
     while len(chunk := stream.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", chunk)
-        if name == b"data":
+        if name in (b"data", b"SSND"):
             if long is not None:
                 return stream.tell(), long
             return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
@@ -440,18 +443,6 @@ def _w64_promise(stream):
     return None
 
 
-def _aiff_promise(stream):
-    """The same of an AIFF file, whose sound chunk begins with two numbers."""
-    if stream.read(12)[8:11] != b"AIF":
-        return None
-    while len(chunk := stream.read(8)) == 8:
-        name, length = struct.unpack(">4sI", chunk)
-        if name == b"SSND":
-            return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
-        stream.seek(length + length % 2, os.SEEK_CUR)
-    return None
-
-
 def _au_promise(stream):
     """The same of a Sun file, whose header has both numbers."""
     order = ">" if stream.read(4) == b".snd" else "<"
@@ -475,9 +466,8 @@ def _sphere_promise(stream):
 
 # The function that reads a file's promise, by the first bytes of the file.
 _PROMISES = {
-    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff_promise),
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM"), _iff_promise),
     b"riff": _w64_promise,
-    b"FORM": _aiff_promise,
     **dict.fromkeys((b".snd", b"dns."), _au_promise),
     b"NIST_1A": _sphere_promise,
 }
