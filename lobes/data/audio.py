@@ -35,7 +35,7 @@ AAC_SUFFIXES = (".m4a", ".mp4", ".aac")
 # then leave numbers of this size (two gigabytes, 18 hours) in the header.
 _UNKNOWN_LENGTH = 0x7FFF0000
 
-# Such a number where the header has room for 64 bits.
+# Headers with room for 64 bits then hold at least this number.
 _UNKNOWN_LONG = 1 << 62
 
 # PyAV's names of MP4 containers, whose header tells the length, and of bare AAC (ADTS),
@@ -89,7 +89,7 @@ def read_audio(
     with _Source(path, window) as source:
         if source.is_aac():
             samples = _decode_aac(source)[start:stop]
-            # Slicing past the end is silent; a copy frees the rest of the file.
+            # A copy frees the rest of the file. Slicing past its end is silent.
             samples = samples.copy() if start or stop is not None else samples
         else:
             samples = _read_part(source, start, stop)
@@ -314,7 +314,7 @@ def _open(source):
         raise _unreadable(source, error) from error
     try:
         _check_format(source, sound.samplerate, sound.channels)
-        # libsndfile's answer for a flac that was written to a pipe.
+        # libsndfile gives such a length for a flac that was written to a pipe.
         if sound.frames >= 2**48:
             raise UserError(
                 f"{source}: its header does not state its length; {_conversion(source)}"
@@ -359,8 +359,8 @@ def _decode_aac(source):
     samples = np.concatenate(blocks)
     if samples.dtype.kind == "i":
         samples = samples / -float(np.iinfo(samples.dtype).min)
-    # Encoders disagree about whether their start-up and end padding (a few
-    # blocks of 1024 samples) counts; more than that missing is a cut file.
+    # Encoders disagree about whether their padding at start and end (a few blocks of
+    # 1024 samples) counts. Where more is missing, the file was cut.
     if len(samples) < promised - 4 * 1024:
         raise UserError(
             f"{source}: it is truncated: its header promises {promised} samples but "
@@ -503,6 +503,6 @@ def _unreadable(source, error):
 
 def _conversion(source):
     """The remedy for a file in another format."""
-    # Of a shard, the member's name alone.
+    # The name of a shard's member stands behind the shard's.
     name = os.path.basename(str(source)).rpartition(": ")[2]
     return f"convert it with `ffmpeg -i {name} -ar 16000 -ac 1 OUT.wav`"

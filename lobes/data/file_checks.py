@@ -34,16 +34,16 @@ pandas = lazy("pandas")
 
 logger = logging.getLogger(__name__)
 
-#: Samples that an utterance may end behind its file: what a duration rounded to two
-#: decimals is off by at most (5 ms). It is a quarter of the encoder's step of 20 ms;
-#: a cut file lacks more.
+#: Samples that an utterance may end behind its file. A duration that is rounded to two
+#: decimals is off by at most so many (5 ms). They are a quarter of the encoder's step
+#: of 20 ms; a cut file lacks more.
 ROUNDING = SAMPLE_RATE // 200
 
-#: Relative and absolute difference of a mean or standard deviation from the audio's
-#: that rounding explains.
+# Rounding explains a mean or standard deviation that differs from the audio's by so
+# much: a part of the deviation, and a number.
 _TOLERANCE = 0.05, 1e-4
 
-# Files that a process gets at once; so few need no other process.
+# A process gets so many files at once. So few files need no other process.
 _CHUNK = 256
 
 # Fewer headers than these are read again faster than they are remembered.
@@ -55,7 +55,7 @@ _SAMPLED = 16
 # Rows that a message shows.
 _SHOWN = 3
 
-# They stand for the length of a file: it is as the CSV says; it cannot be used.
+# These numbers in the place of a length say: it is as in the CSV; there is none.
 _VOUCHED, _UNUSABLE = -1, -2
 
 
@@ -115,7 +115,7 @@ def checked_stops(
     return ends
 
 
-#: Marks rows [row] that have a problem, and says what a row's is.
+# The rows [row] with a problem are marked; the function tells a row's problem.
 _Problem = tuple[np.ndarray, Callable[[int], str]]
 
 
@@ -221,7 +221,7 @@ def _lengths_of_files(csv, paths, windows):
         unit="file",
         initial=len(paths) - len(places),
         leave=False,
-        # Nothing is shown that takes no time.
+        # A bar for a moment would only flicker.
         disable=memory is None or distributed.rank_and_world_size()[0] > 0,
     ) as progress:
         for start, results in map_in_chunks(_read_headers, files, _CHUNK, workers):

@@ -19,8 +19,8 @@ CSVPaths = str | os.PathLike | Sequence[str | os.PathLike]
 #: Columns that hold numbers; every other column is text.
 NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
 
-# Columns that count only together. A table may be joined with one that lacks them:
-# what then stands in the other's rows.
+# Columns that count only together, and their cells for the rows of a table that lacks
+# them where it is joined with one that has them.
 _TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
 
 # Rows that are held as lists of cells; they take ten times the room of the table.
