@@ -79,7 +79,8 @@ def pseudo_label(
             f"--batch_samples={batch_samples}: a batch holds 1 sample or more; leave "
             "it out for the default"
         )
-    workers = min(worker_count(None), 8) if num_workers is None else num_workers
+    workers = worker_count(num_workers)
+    workers = min(workers, 8) if num_workers is None else workers
     utterances = Waveforms(csvs)
     name = os.path.abspath(model) if os.path.isdir(model) else model
     # What decides the transcripts is the first line of the output.
@@ -88,13 +89,7 @@ def pseudo_label(
         if len(transcripts.done) < len(utterances):
             try:
                 recogniser = Recogniser(model, device, dtype, language)
-                _transcribe(
-                    utterances,
-                    recogniser,
-                    transcripts,
-                    batch_samples,
-                    worker_count(workers),
-                )
+                _transcribe(utterances, recogniser, transcripts, batch_samples, workers)
             except KeyboardInterrupt:
                 say(f"stopped; {transcripts.summary()}; the same command goes on")
                 sys.exit(INTERRUPTED)
