@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import shutil
 import socket
 import statistics
@@ -42,9 +41,10 @@ from lobes.evaluation.verification import (
 )
 from lobes.runs.command_line import RunOptions
 from lobes.settings.table import COUNT, PATH, POSITIVE, option
-from lobes.system.checkout import ROOT
+from lobes.system.checkout import ROOT, commit
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
+from lobes.system.machine import memory, peak_memory, processor, usable_cores
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -55,7 +55,8 @@ meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
 plots = lazy("lobes.evaluation.plots")
 sb = lazy("speechbrain")
-streams = lazy("lobes.data.streams")
+evaluating = lazy("lobes.data.evaluation_sets")
+reading = lazy("lobes.data.utterances")
 systems = lazy("tools.bench_systems")
 torch = lazy("torch")
 
@@ -283,29 +284,17 @@ def machine(options):
     described = {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": processor(),
+        "cores": usable_cores(),
         "threads": options.threads,
+        "memory": f"{memory() // 1024} kB",
     }
-    for name, file, pattern in (
-        ("processor", "/proc/cpuinfo", r"model name\s*: (.+)"),
-        ("memory", "/proc/meminfo", r"MemTotal:\s*(.+)"),
-    ):
-        with contextlib.suppress(OSError):
-            match = re.search(pattern, Path(file).read_text(encoding="utf-8"))
-            if match:
-                described[name] = match[1]
     if torch.device(options.device).type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(options.device)
         described["cuda"] = torch.version.cuda
     names = ("torch", "transformers", "speechbrain", "numpy")
     described |= {name: importlib.metadata.version(name) for name in names}
-    if shutil.which("git"):
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        described["commit"] = result.stdout.strip()
-    described["peak_tflops"] = matmul_peak(options)
-    return described
+    return {**described, "commit": commit(), "peak_tflops": matmul_peak(options)}
 
 
 def matmul_peak(options):
@@ -437,7 +426,7 @@ def count_flops(brain, batches):
     encoder.freeze(False)
     with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
-            given = dict(batches)
+            given = brain.on_device(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
             loss = brain.compute_objectives(outputs, given, sb.Stage.TRAIN)
         loss.backward()
@@ -482,16 +471,9 @@ def memory_points(setup, name, amounts):
             torch.cuda.reset_peak_memory_stats(setup.device)
         seconds = clock(setup.device, systems.step, system, batches)
         audio = systems.audio_seconds(batches)
-        rows.append({"audio": audio, "peak": peak(setup.device), "seconds": seconds})
+        *_, peak = peak_memory(torch.device(setup.device)).values()
+        rows.append({"audio": audio, "peak": peak, "seconds": seconds})
     return rows
-
-
-def peak(device):
-    """Most bytes that the process held; its own, not what it was started from."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def slopes_between(rows):
@@ -529,7 +511,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        streams.end_loading(stream)
+        stream.close()
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
@@ -600,14 +582,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, streams.EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, evaluating.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(streams.EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(evaluating.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -689,7 +671,7 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", streams.Utterances, path, labels)
+        took = clock("cpu", reading.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 

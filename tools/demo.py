@@ -14,22 +14,24 @@ from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.evaluation.report import publish
+from lobes.preparation.demo_corpus import make_demo_corpus
+from lobes.preparation.demo_plan import SMALL
 from lobes.runs.command_line import parse_arguments
 from lobes.settings.table import PATH
 from lobes.system.checkout import ROOT
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
 from recipes.LibriSpeech_VoxCeleb.MTL import train
-from tools.demo_corpus import SMALL, make_demo_corpus
 
 #: Marks a folder that a demo may remove: every training has the other files.
 MARKER = ".demo"
 
 #: What the corpus of ``--small`` asks for in place of the YAML's.
 _FOR_SMALL = (
-    f"--n_speakers={SMALL.vox2[0]}",
-    "--valid_fraction=0.3",
-    "--valid_trials=10",
+    f"--speaker.n_speakers={SMALL.vox2[0]}",
+    "--voxceleb.valid_fraction=0.3",
+    "--voxceleb.valid_positive_trials=10",
+    "--voxceleb.valid_negative_trials=10",
 )
 
 RECIPE = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL"

@@ -27,15 +27,15 @@ from rich.table import Table
 from rich.text import Text
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.runs import ledger
+from lobes.runs import cost, ledger
 from lobes.runs.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.settings.kinds import Whole
 from lobes.settings.table import COUNT, PATH, POSITIVE, SEED
 from lobes.system.checkout import ROOT
 from lobes.system.lazy import lazy
+from lobes.system.machine import device_name
 from lobes.system.preemption import EXIT_CODE
 from lobes.system.terminal import console
-from tools import cost
 
 torch = lazy("torch")
 
@@ -374,7 +374,7 @@ def _rate(known):
     there; without any, the paper's GPU.
     """
     gpu = torch.cuda.is_available()
-    here = ledger.device_name(torch.device("cuda" if gpu else "cpu"))
+    here = device_name(torch.device("cuda" if gpu else "cpu"))
     rows = sorted(known.values(), key=lambda row: row.get("time", ""), reverse=True)
     for row in rows:
         # Of a combination the ledger has the names, not the files.

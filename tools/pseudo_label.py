@@ -31,7 +31,7 @@ from lobes.system.parallel import worker_count
 from lobes.system.terminal import progress_bar, say
 
 data = lazy("torch.utils.data")
-streams = lazy("lobes.data.streams")
+utterance_reader = lazy("lobes.data.utterances")
 torch = lazy("torch")
 transformers = lazy("transformers")
 
@@ -117,7 +117,7 @@ class Waveforms:
     """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
 
     def __init__(self, csvs: Sequence[str]):
-        self._utterances = streams.Utterances(csvs, labels={})
+        self._utterances = utterance_reader.Utterances(csvs, labels={})
         self.ids, self.lengths = self._utterances.ids, self._utterances.lengths
 
     def __len__(self):

@@ -20,14 +20,13 @@ from pathlib import Path
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
 from lobes.evaluation.progress import ProgressLog
 from lobes.evaluation.significance import MEANING, compare_eer, compare_words
-from lobes.runs import ledger
+from lobes.runs import cost, ledger
 from lobes.runs.grids import Grid, latest, members, read_grid, same_but
 from lobes.settings import yamls
 from lobes.settings.table import PATH, counts
 from lobes.system.checkout import ROOT
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
-from tools import cost
 
 nn = lazy("torch.nn")
 pandas = lazy("pandas")
@@ -53,7 +52,7 @@ FIGURES = {"figure3": {"wer": 15.5}, "figure4": {"eer": 8.0}}
 
 #: Settings that do not make another system of a run: the rate that is searched, and
 #: how it is computed.
-IGNORED = ("lr", "precision", "gradient_checkpointing")
+IGNORED = ("lr", "precision", "encoder.gradient_checkpointing")
 
 #: Rows of the table in README.md: name, recipe, variant.
 README_ROWS = (

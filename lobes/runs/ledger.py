@@ -14,8 +14,6 @@ import logging
 import math
 import os
 import platform
-import re
-import resource
 import time
 from pathlib import Path
 
@@ -25,17 +23,18 @@ from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import read_values
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
+from lobes.evaluation.metrics import CHANCE
 from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.verification import CHANCE
 from lobes.settings import yamls
 from lobes.settings.table import counts
 from lobes.system.checkout import ROOT, commit
 from lobes.system.files import read_json, usable_rows, write_atomically
 from lobes.system.lazy import lazy
 from lobes.system.locks import take
+from lobes.system.machine import device_name, peak_memory
 
 distributed = lazy("lobes.system.distributed")
-streams = lazy("lobes.data.streams")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
@@ -393,7 +392,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, streams.EvaluationSet):
+            if not isinstance(found, evaluation_sets.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:
@@ -429,29 +428,3 @@ def _hash(texts_of, place):
         return None
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return f"{len(texts)}:{digest[:12]}"
-
-
-def device_name(device):
-    """Name of the GPU or of the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def peak_memory(device):
-    """Most bytes held at a time by this process on the host, and on its GPU."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        # ru_maxrss begins at what the parent process held.
-        host = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-    except (OSError, TypeError):
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = {"host": host}
-    if device.type == "cuda":
-        peak["device"] = torch.cuda.max_memory_allocated(device)
-    return peak

@@ -1,4 +1,4 @@
-"""Operations and bytes of tensors on torch's meta device, for tools/cost.py."""
+"""Operations and bytes of tensors on torch's meta device, for ``lobes.runs.cost``."""
 
 import weakref
 

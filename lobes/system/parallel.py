@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from lobes.errors import UserError
+from lobes.system.machine import usable_cores
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -17,10 +18,7 @@ T, R = TypeVar("T"), TypeVar("R")
 def worker_count(num_workers: int | None) -> int:
     """The number of processes to use: None means all cores that this one may use."""
     if num_workers is None:
-        # Absent on macOS; on clusters it is what the job was given.
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return usable_cores()
     if num_workers < 1:
         raise UserError(
             f"num_workers={num_workers}: at least 1 process is needed; leave it out "

@@ -94,7 +94,8 @@ def measure_training(csv):
     import pandas  # noqa: F401
 
     from lobes.data.labels import Categories
-    from lobes.data.streams import RandomCrops, Utterances
+    from lobes.data.streams import RandomCrops
+    from lobes.data.utterances import Utterances
 
     before = _memory("VmRSS")
     found = {"table": timed(lambda: read_table(csv, ["spk_id"]))}

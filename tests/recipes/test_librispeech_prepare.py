@@ -17,7 +17,7 @@ import lobes.preparation.parts
 import lobes.preparation.scan
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.labels import Letters
-from lobes.data.streams import Utterances
+from lobes.data.utterances import Utterances
 from lobes.errors import UserError
 from recipes.LibriSpeech.librispeech_prepare import HEADER, main, prepare_librispeech
 

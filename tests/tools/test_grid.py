@@ -220,9 +220,10 @@ def arguments(tmp_path):
 
 def test_a_dry_run_lists_states_and_times(arguments, tmp_path, capsys, monkeypatch):
     """From runs like it, else from the operations of a step."""
-    options = ["--lr=1e-5,5e-5", "--shared_layers=6,9", "--tflops=100"]
+    options = ["--lr=1e-5,5e-5", "--encoder.shared_layers=6,9", "--tflops=100"]
     found = grids.members(
-        grids.read_grid([tiny.MTL], ["--lr=1e-5", "--shared_layers=6"]), fill=True
+        grids.read_grid([tiny.MTL], ["--lr=1e-5", "--encoder.shared_layers=6"]),
+        fill=True,
     )
     line = {n: getattr(found[0], n) for n in ("recipe", "variant", "changes", "seed")}
     line = {**line, "kind": "training", "state": "finished", "settings": "older"}
@@ -277,7 +278,7 @@ def test_a_dry_run_reckons_with_what_this_machine_did(
         lambda path, words: {"run_flops": 5e14 if "--steps=600" in words else 1e15},
     )
     monkeypatch.setattr(grid.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(ledger, "device_name", lambda device: f"this {device.type}")
+    monkeypatch.setattr(grid, "device_name", lambda device: f"this {device.type}")
     line = {"kind": "training", "state": "finished", "seed": 1, "settings": "x"}
     line |= {"recipe": "LibriSpeech_VoxCeleb/MTL", "variant": "demo", "steps": 600}
     line |= {"changes": {"steps": 600}, "seconds": 500.0, "time": "2026-01-01"}

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,9 @@ import soundfile
 
 from lobes.data.vocabulary import Vocabulary
 from lobes.errors import UserError
-from tools import demo_corpus
-from tools.demo_corpus import SMALL, Sizes, make_demo_corpus, part_of, plan
+from lobes.preparation import demo_corpus, demo_plan, demo_voices
+from lobes.preparation.demo_corpus import make_demo_corpus
+from lobes.preparation.demo_plan import SMALL, Sizes, part_of, plan
 
 pytest.importorskip(
     "espeakng_loader", reason="the demo extra is not installed (pip install -e .[demo])"
@@ -159,7 +159,7 @@ def _with_blanks(indices):
 
 
 def test_the_grammar_uses_all_letters_and_about_40_words():
-    spoken = [s for part in demo_corpus.sentences().values() for t in part for s in t]
+    spoken = [s for part in demo_plan.sentences().values() for t in part for s in t]
     assert len(spoken) == len(set(spoken)) > 5000
     words = {word for sentence in spoken for word in sentence.split()}
     assert 38 <= len(words) <= 48
@@ -174,7 +174,7 @@ def test_the_grammar_uses_all_letters_and_about_40_words():
 
 def test_the_pretraining_corpus_shares_no_sentence_and_no_voice():
     """The demo's encoder must not have met what the demo measures."""
-    demo = plan(demo_corpus.SEED, SMALL)
+    demo = plan(demo_plan.SEED, SMALL)
     pretraining = plan(4321, SMALL, pretraining=True)
 
     def spoken(speakers):
@@ -187,7 +187,7 @@ def test_the_pretraining_corpus_shares_no_sentence_and_no_voice():
 
 
 def test_more_voices_than_espeak_reads_from_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_corpus, "_VOICES_PER_FOLDER", 3)
+    monkeypatch.setattr(demo_voices, "_VOICES_PER_FOLDER", 3)
     out = tmp_path / "corpus"
     assert make_demo_corpus(out, sizes=SMALL, jobs=2)["speakers"] > 2 * 3
 
@@ -203,7 +203,7 @@ def test_sentences_and_voices_are_never_shared(corpus):
     speakers = plan(3, Sizes())
     assert len({s.id for s in speakers}) == len(speakers) == 198
     assert len({s.variant for s in speakers}) == len(speakers)
-    parts = {group: set() for group in demo_corpus.GROUPS}
+    parts = {group: set() for group in demo_plan.GROUPS}
     for speaker in speakers:
         for recording in speaker.recordings:
             parts[speaker.group].update(s for text in recording.texts for s in text)
@@ -375,6 +375,16 @@ def test_an_attempt_killed_at_its_very_end_is_cleared(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
+#: Holds the lock of a corpus until it is killed.
+HOLDER = """
+import sys
+from lobes.system.locks import one_writer
+with one_writer(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
     out = tmp_path / "corpus"
     part = tmp_path / "corpus.part"
@@ -382,13 +392,16 @@ def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
     (part / "half.wav").write_bytes(b"")
     with pytest.raises(UserError, match="was not left by"):
         make_demo_corpus(out, sizes=TINY)
-    lock = {"pid": os.getppid(), "host": demo_corpus.socket.gethostname()}
-    (part / "making.json").write_text(json.dumps(lock))
-    with pytest.raises(UserError, match=str(os.getppid())):
-        make_demo_corpus(out, sizes=TINY)
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    (part / "making.json").write_text(json.dumps(lock | {"pid": finished.pid}))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(part / "making.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"pid {holder.pid}"):
+            make_demo_corpus(out, sizes=TINY)
+        holder.kill()
     make_demo_corpus(out, sizes=TINY)
     assert "half.wav" not in {path.name for path in out.rglob("*")}
     assert not part.exists()
@@ -396,7 +409,7 @@ def test_a_killed_attempt_is_cleared_and_a_living_one_respected(tmp_path):
 
 def test_nothing_stays_when_speaking_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        demo_corpus, "_installed_espeak", lambda: _with_library("no-such-library.so")
+        demo_corpus, "installed_espeak", lambda: _with_library("no-such-library.so")
     )
     with pytest.raises(RuntimeError, match="status"):
         make_demo_corpus(tmp_path / "corpus", sizes=TINY)
@@ -433,18 +446,3 @@ def test_impossible_sizes(tmp_path, change):
     sizes = dataclasses.replace(SMALL, **change)
     with pytest.raises(UserError, match="choose"):
         make_demo_corpus(tmp_path / "corpus", sizes=sizes)
-
-
-def test_command(tmp_path, repository):
-    command = [sys.executable, str(repository / "tools" / "demo_corpus.py")]
-    command += [str(tmp_path / "c"), "--small", "--seed", "3", "--train", "1", "2"]
-    first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert "made in" in first.stdout and first.stderr.strip() == ""
-    assert len(list((tmp_path / "c").rglob("*.flac"))) == 2 + 6 + 6
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert "complete already" in again.stdout
-    (tmp_path / "c" / "corpus.json").unlink()
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1

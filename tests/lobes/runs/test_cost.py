@@ -15,9 +15,9 @@ from lobes.data.streams import LengthBuckets, RandomCrops
 from lobes.model.encoder import Wav2Vec2Encoder
 from lobes.model.pooling import MeanPooling
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
+from lobes.runs import cost
 from lobes.system.checkout import ROOT
 from tests.helpers import tiny
-from tools import cost
 
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 
@@ -50,8 +50,8 @@ def stock(hparams):
     "path, overrides, total, trained",
     [
         (tiny.MTL, [], 98_999_712, 94_799_264),
-        (tiny.MTL, ["--shared_layers=3"], 162_790_560, 158_590_112),
-        (tiny.MTL, ["--speaker_dims=192"], 95_541_024, 91_340_576),
+        (tiny.MTL, ["--encoder.shared_layers=3"], 162_790_560, 158_590_112),
+        (tiny.MTL, ["--encoder.speaker_dims=192"], 95_541_024, 91_340_576),
         (tiny.ASR, ["--steps=320000"], 94_396_320, 90_195_872),
         (tiny.SPEAKER, [], 98_975_104, 94_774_656),
     ],
@@ -94,7 +94,7 @@ def test_operations_equal_a_count_by_hand(ten_seconds):
     [
         ([], None, 13.4),
         ([], stock, 15.3),
-        (["--gradient_checkpointing=True"], stock, 21.1),
+        (["--encoder.gradient_checkpointing=True"], stock, 21.1),
     ],
     ids=["ours", "stock", "paper"],
 )
@@ -233,30 +233,6 @@ def test_accumulation_leaves_the_step_as_it_is():
     for card, (factor, needed) in whole["cards"].items():
         assert divided["cards"][card][0] == factor
         assert divided["cards"][card][1] == pytest.approx(needed, rel=0.05)
-
-
-@pytest.mark.parametrize("name", ["mtl", "branch_3"])
-def test_the_document_has_what_the_command_prints(name, capsys):
-    cost.main([str(tiny.MTL.parent / f"{name}.yaml"), "--precision=bf16"])
-    *_, row = capsys.readouterr().out.splitlines()
-    assert row.removeprefix("| ") in DOCUMENT
-
-
-def test_another_gpu_and_another_encoder(capsys):
-    demo = str(tiny.MTL.parent / "demo.yaml")
-    cost.main([demo, "--tflops=2", "--steps=300", "--freeze_steps=0"])
-    header, _, row = capsys.readouterr().out.splitlines()
-    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
-    assert cells["| YAML"] == "| `demo`"
-    hours = 300 * float(cells["TFLOP"]) / 2 / 3600
-    assert float(cells["GPU h"]) == pytest.approx(hours, rel=0.05)
-    assert re.fullmatch(r"1: \d\.\d", cells["12 GB"])
-
-
-def test_a_key_that_is_none_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        cost.main([str(tiny.MTL), "--precison=bf16"])
-    assert "--precison is neither a key" in capsys.readouterr().err
 
 
 def test_the_document_s_commands_load(monkeypatch):
