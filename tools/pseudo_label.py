@@ -54,7 +54,7 @@ def pseudo_label(
     Arguments
     ---------
     csvs : sequence of str
-        With columns ID, wav, start, stop.
+        Prepared CSVs, with columns ID, wav, start, stop.
     model : str
         A name of the hub, or a local folder.
     output : Path
@@ -62,12 +62,13 @@ def pseudo_label(
     batch_samples : int
         Samples in a batch; Whisper makes 480,000 of every utterance.
     device : str
-        cpu, cuda, cuda:1, ...; None for cuda if there is one.
+        Such as cpu, cuda or cuda:1; by default cuda if there is one.
     dtype : str
+        Of the weights and of the computation.
     language : str
         Tells Whisper the language (en), which else is detected.
     num_workers : int
-        Reading processes; None for all cores, at most 8.
+        Reading processes, by default one for each core, and 8 at most.
 
     Returns
     -------

@@ -83,13 +83,15 @@ def prepare_librispeech(
     Arguments
     ---------
     data_folder : str or Path
-        Holds the split folders, or a folder ``LibriSpeech`` that does.
+        The corpus: it holds the split folders, or a folder ``LibriSpeech`` that does.
     save_folder : str or Path
-        Not in a split's folder.
-    tr_splits, dev_splits, te_splits : list of str
-        Names (no paths) of split folders; a training split may not be in the others.
+        For the CSVs; it does not lie in a split's folder.
+    tr_splits : list of str
+        Splits for training, by the names of their folders.
+    dev_splits, te_splits : list of str
+        Splits for validation and evaluation; no training split may be among them.
     merge_name : str
-        CSV with all training splits together; None to leave it out.
+        CSV with all training splits together. None: there is none.
     journal_folder : str or Path
         Where what decoding found out (``*.scan``) is kept, for preparations with
         other options, too. None: ``save_folder``.
@@ -110,7 +112,7 @@ def prepare_librispeech(
         Take positive trials from two chapters only (within one, room and
         microphone are the same).
     seed : int
-        Of the validation split and of all trials.
+        Seed of the validation split and of all trials.
     skip_budget : int
         How many bad utterances of a split may be left out, listed in
         ``<split>.skipped.csv``. Bad are: audio that ``lobes.data.audio`` refuses,
@@ -125,7 +127,7 @@ def prepare_librispeech(
         up in training only, and without ``mean`` and ``std`` every utterance is then
         read whole to be normalised.
     num_workers : int
-        Decoding processes; None for all cores.
+        Decoding processes, by default one for each core.
     skip_prep : bool
         Do nothing: the CSVs are the user's own.
 

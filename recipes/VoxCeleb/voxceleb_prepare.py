@@ -113,19 +113,19 @@ def prepare_voxceleb(
     Arguments
     ---------
     data_folder : str or Path
-        VoxCeleb2: ``id*/<video>/<utterance>`` in any of ``dev/wav``,
-        ``dev/aac``, ``wav``, ``aac`` or the folder itself, as .wav, .flac or
-        .m4a (taken in this order where one utterance has several). A name with
-        blanks, or a path that is not UTF-8, makes it a bad file. None: no training
-        data.
+        VoxCeleb2 for training and validation; None (``-``) for no training data. Its
+        utterances are ``id*/<video>/<utterance>`` in any of ``dev/wav``, ``dev/aac``,
+        ``wav``, ``aac`` or the folder itself, as .wav, .flac or .m4a (taken in this
+        order where one utterance has several). A name with blanks, or a path that is
+        not UTF-8, makes it a bad file.
     test_folder : str or Path
-        VoxCeleb1: the same in ``wav``, ``dev/wav`` and ``test/wav``, or the
-        folder itself. None: no test data.
+        VoxCeleb1, by default no test data. It has the same in ``wav``, ``dev/wav`` and
+        ``test/wav``, or in the folder itself.
     save_folder : str or Path
-        Not a folder of audio.
+        For the CSVs; it is no folder of audio.
     trial_lists : list of str
-        Files with lines ``label speaker/video/file speaker/video/file``,
-        absolute or relative to ``test_folder``. Their order and duplicates are
+        Files with lines ``label speaker/video/file speaker/video/file``, whose paths
+        are absolute or relative to ``test_folder``. Their order and duplicates are
         kept: published error rates count them.
     journal_folder : str or Path
         Where what decoding found out (``*.scan``) is kept, for preparations with
@@ -140,9 +140,9 @@ def prepare_voxceleb(
         with the reason, in ``transcripts.skipped.csv``.
     valid_fraction : float
         Whole recordings (videos), shuffled by ``seed``, are held out until they
-        have this fraction of the utterances ...
+        have this fraction of the utterances.
     valid_recordings_per_speaker : int
-        ... at most so many of one speaker, of whom at least one stays.
+        At most so many recordings of a speaker are held out; at least one stays.
     valid_positive_trials, valid_negative_trials : int
         Pairs drawn from the held-out utterances, none twice in either order;
         all pairs where there are fewer.
@@ -158,6 +158,7 @@ def prepare_voxceleb(
         originals stay, and those that cannot be converted are bad files. None: they are
         decoded whole for every crop.
     seed : int
+        Seed of the validation split.
     skip_budget : int
         How many files that ``lobes.data.audio`` refuses may be left out, of the
         training and of the test data; listed in ``train.skipped.csv`` and
@@ -169,7 +170,7 @@ def prepare_voxceleb(
         far faster, but damaged audio shows up in training only, and without ``mean``
         and ``std`` every utterance is then read whole to be normalised.
     num_workers : int
-        Decoding processes; None for all cores.
+        Decoding processes, by default one for each core.
     skip_prep : bool
         Do nothing: the files are the user's own.
 
