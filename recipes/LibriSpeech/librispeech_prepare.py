@@ -88,8 +88,10 @@ def prepare_librispeech(
         For the CSVs; it does not lie in a split's folder.
     tr_splits : list of str
         Splits for training, by the names of their folders.
-    dev_splits, te_splits : list of str
-        Splits for validation and evaluation; no training split may be among them.
+    dev_splits : list of str
+        Splits for validation, not one for training.
+    te_splits : list of str
+        Splits for evaluation, not one for training.
     merge_name : str
         CSV with all training splits together. None: there is none.
     journal_folder : str or Path

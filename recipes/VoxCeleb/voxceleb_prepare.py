@@ -134,7 +134,8 @@ def prepare_voxceleb(
         Take the speakers of the trial lists out of the training data: for all of
         VoxCeleb1 in one folder, as ``data_folder`` and ``test_folder``.
     transcripts : str or list of str
-        Files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
+        Automatic transcripts, as ``tools/pseudo_label.py`` writes them, or in other
+        files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
         and ``valid.csv`` with a usable transcript then also stand, with it in a column
         ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all others,
         with the reason, in ``transcripts.skipped.csv``.
