@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,7 +16,6 @@ import pytest  # noqa: E402
 
 from lobes.runs import ledger  # noqa: E402
 from lobes.system import preemption  # noqa: E402
-from tests.helpers import tiny  # noqa: E402
 from tests.helpers.faults import (  # noqa: E402, F401
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -46,6 +46,31 @@ def _fresh_logging():
 def _own_ledger(tmp_path_factory):
     """Keep the trainings of tests out of the checkout's ledger."""
     ledger.DEFAULT = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_curves():
+    """Draw no learning curves: that takes longer than a tiny training does."""
+    from lobes.training import brain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brain, "plot_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def curves(_no_curves):
+    """``with curves():`` trainings draw them, for a test that looks at them."""
+    from lobes.evaluation import plots
+    from lobes.training import brain
+
+    @contextlib.contextmanager
+    def curves():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(brain, "plot_curves", plots.plot_curves)
+            yield
+
+    return curves
 
 
 @pytest.fixture(scope="session")
@@ -89,4 +114,7 @@ def mini_corpora():
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """Prepared CSVs of a made-up corpus (``tests/helpers/tiny.py``)."""
+    # Only here: the process that hands out the tests needs no torch.
+    from tests.helpers import tiny
+
     return tiny.write_corpus(tmp_path_factory.mktemp("tiny_corpus"))

@@ -9,40 +9,32 @@ OUT/convert.failed.csv, and the exit status is then 1.
 """
 
 import sys
+from collections.abc import Sequence
 
-from lobes.errors import ArgumentParser, user_errors_exit
+from lobes.errors import INTERRUPTED, user_errors_exit
 from lobes.preparation.conversion import convert, summary
-from lobes.settings.table import PATH, option
+from lobes.settings.signatures import Command
+from lobes.settings.table import option
 from lobes.system.terminal import say
+
+COMMAND = Command(
+    convert,
+    positional=("folder", "out"),
+    hidden=("only",),
+    kinds={"num_workers": option("librispeech", "num_workers")},
+)
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = ArgumentParser(
-        description="Convert the audio files of a corpus, in parallel; go on where an "
-        "earlier run of the same command stopped.",
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=PATH, help="the corpus")
-    parser.add_argument("out", metavar="OUT", type=PATH, help="may be FOLDER itself")
-    parser.add_argument("--to", required=True, choices=("flac", "wav"))
-    parser.add_argument(
-        "--num_workers",
-        type=option("librispeech", "num_workers"),
-        help="processes (default: all cores)",
-    )
-    parser.add_argument(
-        "--delete",
-        action="store_true",
-        help="delete each original once its output was read back from the disk",
-    )
-    options = parser.parse_args(argv)
+    options = COMMAND.parse(argv)
     try:
-        counts = convert(**vars(options))
+        counts = convert(**options)
     except KeyboardInterrupt:
         say("stopped; the same command goes on")
-        sys.exit(130)
-    print(summary(counts, options.out))
+        sys.exit(INTERRUPTED)
+    print(summary(counts, options["out"]))
     if counts["failed"]:
         sys.exit(1)
 

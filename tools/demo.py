@@ -28,9 +28,10 @@ MARKER = ".demo"
 
 #: What the corpus of ``--small`` asks for in place of the YAML's.
 _FOR_SMALL = (
-    f"--n_speakers={SMALL.vox2[0]}",
-    "--valid_fraction=0.3",
-    "--valid_trials=10",
+    f"--speaker.n_speakers={SMALL.vox2[0]}",
+    "--voxceleb.valid_fraction=0.3",
+    "--voxceleb.valid_positive_trials=10",
+    "--voxceleb.valid_negative_trials=10",
 )
 
 RECIPE = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL"

@@ -9,7 +9,6 @@ that a step takes. The exit status is 1 after any FAIL.
 """
 
 import contextlib
-import csv
 import importlib
 import importlib.metadata
 import io
@@ -32,10 +31,12 @@ try:
     from packaging.version import Version
 
     from lobes.data.audio import encode_audio, import_pyav
-    from lobes.data.opening import check_leaks, open_sets
+    from lobes.data.leaks import check_leaks
+    from lobes.data.trials import read_trials
+    from lobes.data.utterance_tables import read_columns
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
-    from lobes.preparation.parts import children
+    from lobes.preparation.folders import listing
     from lobes.preparation.published import TRIALS, Count, official_count
     from lobes.runs import cost
     from lobes.system.checkout import ROOT
@@ -46,7 +47,9 @@ except ImportError as error:
     raise SystemExit(f"FAIL  packages      {error}; {INSTALL}") from error
 
 encoder = lazy("lobes.model.encoder")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 labels = lazy("lobes.data.labels")
+tasks = lazy("lobes.model.tasks")
 torch = lazy("torch")
 
 #: What pyproject.toml calls this project.
@@ -375,8 +378,10 @@ def corpora(hparams):
         yield from voxceleb(voices)
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
-        if isinstance(label, labels.Categories) and "n_speakers" in hparams:
-            yield from classes(label.csvs, hparams["n_speakers"])
+        for task in hparams["tasks"].values():
+            speakers = isinstance(task, tasks.SpeakerRecognition)
+            if speakers and isinstance(label, labels.Categories):
+                yield from classes(label.csvs, len(task.weight))
 
 
 def librispeech(settings):
@@ -473,7 +478,7 @@ def listed(topic, settings, root, option, places, official):
             at = Path(root) / some[0]
             remedy = f"unpack it there, or correct --{option}"
             return Finding("FAIL", topic, f"{at} is no folder", remedy)
-        names = (e.name for path in there for e in children(path, folders=True))
+        names = (e.name for path in there for e in listing(path)[0])
         found += len({n for n in names if n.startswith("id") or n.isdecimal()})
     wanted = "" if official is None else f" of {official.speakers:,}"
     text = f"{found:,}{wanted} speakers in {root}, not prepared yet"
@@ -488,9 +493,11 @@ def trials(path):
     """A trial list against the published one of its name."""
     if not path.is_file():
         return Finding("FAIL", path.name, f"{path} does not exist", "download it there")
-    with open(path, encoding="utf-8") as stream:
-        labels = [line.split(maxsplit=1)[0] for line in stream if line.strip()]
-    found = labels.count("1"), labels.count("0")
+    try:
+        same = read_trials(path, allow_repeats=True).labels
+    except UserError as error:
+        return Finding("FAIL", path.name, str(error), "download it again")
+    found = int(same.sum()), int((~same).sum())
     official = TRIALS.get(path.name)
     if official is None:
         return Finding("OK", path.name, f"{found[0]:,} + {found[1]:,} trials in {path}")
@@ -526,7 +533,7 @@ def opened(hparams):
     remedy = "all of it is told again, and the rest, when train.py opens its sets"
     with _warnings() as said:
         try:
-            open_sets(train, valid, test)
+            evaluation_sets.open_sets(train, valid, test)
             check_leaks(train, valid, test, hparams["allow_leaks"])
         except UserError as error:
             yield Finding("FAIL", "files", str(error), remedy)
@@ -557,7 +564,10 @@ def classes(csvs, n_speakers):
     """The classifier's size against its speakers, where the CSVs are there."""
     if not all(Path(path).is_file() for path in csvs):
         return
-    speakers, _ = count(csvs)
+    try:
+        speakers, _ = count(csvs)
+    except UserError:
+        speakers = None
     if speakers is None:
         # Opening the sets says so.
         return
@@ -569,7 +579,7 @@ def classes(csvs, n_speakers):
             "FAIL",
             "n_speakers",
             f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}",
-            f"--n_speakers={found}",
+            f"--speaker.n_speakers={found}",
         )
 
 
@@ -577,24 +587,12 @@ def count(csvs):
     """The speakers (set) and the number of utterances of several CSVs.
 
     The speakers are None where a CSV names none: speech recognition needs none.
-    Without the checks of ``lobes.data.utterance_tables.read_table``, which take ten
-    times as long.
     """
-    speakers, utterances = set(), 0
-    for path in csvs:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream)
-            header = next(rows, [])
-            column = header.index("spk_id") if "spk_id" in header else None
-            for row in rows:
-                if len(row) != len(header):
-                    raise UserError(f"{path}, line {rows.line_num}: a field is missing")
-                if column is None:
-                    speakers = None
-                elif speakers is not None:
-                    speakers.add(row[column])
-                utterances += 1
-    return speakers, utterances
+    tables = [read_columns(path, ["spk_id"]) for path in csvs]
+    utterances = sum(map(len, tables))
+    if not all("spk_id" in table for table in tables):
+        return None, utterances
+    return set().union(*(table["spk_id"] for table in tables)), utterances
 
 
 # Training -----------------------------------------------------------------------
@@ -615,7 +613,7 @@ def training(hparams, estimate, output_folder):
         if needed[factor] <= total:
             yield Finding("OK", "memory", there)
             continue
-        remedy = "use a larger GPU, or --gradient_checkpointing=True"
+        remedy = "use a larger GPU, or --encoder.gradient_checkpointing=True"
         if fits:
             batch = hparams["max_batch_samples"] * factor // fits[0]
             remedy = f"--max_batch_samples={batch} --grad_accumulation_factor={fits[0]}"

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
-from lobes.preparation.parts import writable_folder
+from lobes.preparation.folders import writable_folder
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
 from lobes.system.terminal import progress_bar, say

@@ -3,10 +3,10 @@
     python tools/export_encoder.py RESULTS_FOLDER OUT [--checkpoint best|last|FOLDER]
                                                       [--ctc]
 
-The folder (config.json, model.safetensors) serves as `--source=OUT` of any recipe,
-and loads with transformers' Wav2Vec2Model.from_pretrained. With `--ctc` it holds the
-speech head, too, and a processor: Wav2Vec2ForCTC and transformers' pipelines load it.
-A README.md beside it says how to use the model, and what padding does to it there.
+Any recipe takes the folder (config.json, model.safetensors) as `--encoder.source=OUT`,
+and transformers' Wav2Vec2Model.from_pretrained loads it. With `--ctc` it also holds the
+speech head and a processor: Wav2Vec2ForCTC and transformers' pipelines load it. Its
+README.md says how to use the model, and what padding does to it in transformers.
 """
 
 import json
@@ -21,7 +21,7 @@ from lobes.system.lazy import lazy
 torch = lazy("torch")
 transformers = lazy("transformers")
 
-#: What a user of the folder must know.
+#: The folder's README.
 CARD = """# {title}
 
 {what} of a training with speech-speaker-mtl, step {step}; `provenance.json` has its
@@ -29,7 +29,7 @@ validation. Load it with transformers' `{model}.from_pretrained`. Its input is 1
 mono, every utterance with zero mean and unit variance.
 {padding}"""
 
-#: Where the first convolution has a group norm, as wav2vec2-base's.
+#: The README's warning if the first convolution has a group norm, as in wav2vec2-base.
 PADDING = """
 **Give it one utterance at a time.** The group norm of its first layer takes an
 utterance's whole length, in transformers with the zeros that pad a batch: another
@@ -41,9 +41,7 @@ padding changes nothing. Utterances of one length may share a batch.
 @user_errors_exit
 def main(argv=None):
     """The command; see the module's docstring."""
-    parser = ArgumentParser(
-        description="Write the encoder of a trained run as a HuggingFace model folder.",
-    )
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="output folder of a training")
     parser.add_argument("out", help="folder to write; must not hold another model")
     parser.add_argument(
@@ -57,33 +55,24 @@ def main(argv=None):
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a model already; name another folder")
     brain, hparams = load_run(options.run)
-    found = load_checkpoint(brain.checkpointer, options.checkpoint)
+    meta = load_checkpoint(brain.checkpointer, options.checkpoint).meta
     model = hparams["encoder"].model
     if options.ctc:
         model = with_speech_head(hparams, out)
-    try:
-        model.save_pretrained(out)
-    except Exception as error:
-        # Its library names no file when a disk is full.
-        told = explanation(error)
-        if told is None:
-            raise
-        raise UserError(told if str(out) in told else f"{out}: {told}") from error
+    _save(model, out)
+    selecting = (*hparams["selection"], "score")
     provenance = {
         "made_by": "tools/export_encoder.py",
-        "step": found.meta.get("step"),
-        "validation": {
-            n: v for n, v in found.meta.items() if n in brain_metrics(brain)
-        },
+        "step": meta.get("step"),
+        "validation": {name: v for name, v in meta.items() if name in selecting},
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    text = json.dumps(provenance, indent=2) + "\n"
-    write_atomically(out / "provenance.json", text)
-    card = _card(model, options.ctc, provenance["step"])
-    write_atomically(out / "README.md", card)
+    write_atomically(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+    write_atomically(out / "README.md", _card(model, options.ctc, meta.get("step")))
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
-        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with --source={out}"
+        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with "
+        f"--encoder.source={out}"
     )
     if _pads_badly(model):
         print(
@@ -92,8 +81,20 @@ def main(argv=None):
         )
 
 
+def _save(model, out):
+    """Write the model; an error of the disk becomes one line that names the folder."""
+    try:
+        model.save_pretrained(out)
+    except Exception as error:
+        # The library names no file when a disk is full.
+        told = explanation(error)
+        if told is None:
+            raise
+        raise UserError(told if str(out) in told else f"{out}: {told}") from error
+
+
 def _pads_badly(model):
-    """Whether transformers' padded batches have another output."""
+    """Whether a padded batch in transformers gives another output."""
     return model.config.feat_extract_norm == "group"
 
 
@@ -111,8 +112,8 @@ def _card(model, ctc, step):
     )
 
 
-def with_speech_head(hparams, out):
-    """The trained encoder and letters as ``Wav2Vec2ForCTC``; its processor in ``out``.
+def with_speech_head(hparams: dict, out: Path) -> "transformers.Wav2Vec2ForCTC":
+    """The trained encoder and speech head in one; writes its processor into ``out``.
 
     Raises ``UserError`` for a run that HuggingFace's model cannot express.
     """
@@ -135,7 +136,7 @@ def with_speech_head(hparams, out):
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     write_atomically(out / "vocab.json", json.dumps(vocabulary) + "\n")
     transformers.Wav2Vec2Processor(
-        # As wav2vec2's own: models with group norm were trained without a mask.
+        # wav2vec2's own models with group norm were trained without a mask, too.
         transformers.Wav2Vec2FeatureExtractor(
             sampling_rate=SAMPLE_RATE,
             return_attention_mask=config.feat_extract_norm == "layer",
@@ -143,11 +144,6 @@ def with_speech_head(hparams, out):
         transformers.Wav2Vec2CTCTokenizer(str(out / "vocab.json")),
     ).save_pretrained(out)
     return model
-
-
-def brain_metrics(brain):
-    """Names of the validation metrics that a checkpoint of this run carries."""
-    return (*brain.hparams.selection, "score")
 
 
 if __name__ == "__main__":

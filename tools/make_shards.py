@@ -26,15 +26,18 @@ import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.data.utterance_tables import read_header, read_table
-from lobes.errors import ArgumentParser, UserError, user_errors_exit
-from lobes.preparation.parts import csv_text, writable_folder
+from lobes.errors import INTERRUPTED, UserError, user_errors_exit
+from lobes.preparation.folders import writable_folder
+from lobes.preparation.outputs import csv_text
+from lobes.settings.signatures import Command
 from lobes.settings.table import POSITIVE, option
 from lobes.system.files import file_hash, read_json, write_atomically
 from lobes.system.locks import one_writer
@@ -57,8 +60,8 @@ class Shard(NamedTuple):
     path: Path
     csv: str
     rows: "pandas.DataFrame"
-    names: list
-    sizes: list
+    names: list[str]
+    sizes: list[int]
     to: str | None
 
 
@@ -70,7 +73,7 @@ class Source:
     the shards that begin with this CSV's name.
     """
 
-    def __init__(self, path, out):
+    def __init__(self, path: str | Path, out: Path):
         self.path = path
         self.name = Path(path).stem
         self.csv = out / f"{self.name}.csv"
@@ -82,33 +85,48 @@ class Source:
         self.member = np.zeros((len(self.table), 2), dtype=np.int64)
         self.fingerprint = None
 
-    def shards(self, out):
-        """Paths of this CSV's shards that are there."""
-        return sorted(out.glob(f"{glob.escape(self.name)}-{'[0-9]' * 6}.tar"))
+    def sizes(self, out: Path) -> dict[str, int]:
+        """Bytes of each of this CSV's shards that is there, by its name, sorted."""
+        shards = out.glob(f"{glob.escape(self.name)}-{'[0-9]' * 6}.tar")
+        return {path.name: path.stat().st_size for path in sorted(shards)}
 
 
-def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
-    """Write shards, and CSVs that refer to them.
+class Sharding(TypedDict):
+    """What became of the CSVs: ``utterances`` by name of the CSV.
+
+    ``kept`` counts the ``shards`` of an earlier run, ``bytes`` what was written now.
+    """
+
+    utterances: dict[str, int]
+    shards: int
+    kept: int
+    bytes: int
+    seconds: float
+
+
+def make_shards(
+    csvs: Sequence[str | Path],
+    out: str | Path,
+    shard_size: int = 10**9,
+    to: Literal["flac"] | None = None,
+    num_workers: int | None = None,
+) -> Sharding:
+    """Put the utterances of prepared CSVs into shards, or go on with that.
 
     Arguments
     ---------
     csvs : sequence of str
         Prepared CSVs, of different names.
     out : str or Path
+        Folder for the shards, and for the CSVs that refer to them.
     shard_size : int
         Bytes of audio files that a shard holds at most; a larger file has one for
         itself.
     to : str
-        ``flac`` decodes m4a files and stores them with 16 bits, to be read in parts;
+        ``flac`` decodes m4a files and stores them with 16 bits, to be read in parts.
         None stores every file as it is.
     num_workers : int
         Processes; None for all cores.
-
-    Returns
-    -------
-    dict
-        ``utterances`` by name of the CSV; ``shards``; how many of them were ``kept``
-        from an earlier run; ``bytes`` written now; ``seconds`` that it took.
 
     Raises ``UserError`` for a CSV that cannot be read, a file that is missing,
     unreadable or changes meanwhile, an ID that is no name for a member, outputs
@@ -116,6 +134,11 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
     """
     began = time.monotonic()
     worker_count(num_workers)
+    if not 1 <= shard_size < 1e18:
+        raise UserError(
+            f"--shard_size={shard_size}: it is a number of bytes from 1; name a size "
+            f"like 1e9"
+        )
     out = Path(os.path.abspath(out))
     names = [Path(path).stem for path in csvs]
     for name in names:
@@ -126,8 +149,8 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
         _check_outside(out, source)
     out = writable_folder(out, "OUT")
     with one_writer(out / ".make_shards.lock"):
-        shards = _plan(sources, out, shard_size, to)
-        written = []
+        shards = _plan(sources, out, int(shard_size), to)
+        written = [0] * len(shards)
         if not all(_is_complete(source, out) for source in sources):
             for source in sources:
                 _make_way(source, out)
@@ -138,7 +161,7 @@ def make_shards(csvs, out, shard_size=10**9, to=None, num_workers=None):
     return {
         "utterances": {source.name: len(source.table) for source in sources},
         "shards": len(shards),
-        "kept": written.count(0) if written else len(shards),
+        "kept": written.count(0),
         "bytes": sum(written),
         "seconds": time.monotonic() - began,
     }
@@ -230,17 +253,14 @@ def _is_complete(source, out):
     stored = _read_marker(source.marker)
     if stored.get("fingerprint") != source.fingerprint or "files" not in stored:
         return False
-    sizes = {path.name: path.stat().st_size for path in source.shards(out)}
-    return (
-        stored["files"] == sizes
-        and source.csv.is_file()
-        and file_hash(source.csv) == stored["csv"]
-    )
+    whole = stored["files"] == source.sizes(out) and source.csv.is_file()
+    return whole and file_hash(source.csv) == stored["csv"]
 
 
 def _make_way(source, out):
     """Remove what other inputs led to; leave the marker of these."""
-    stored, others = _read_marker(source.marker), source.shards(out)
+    stored = _read_marker(source.marker)
+    others = [out / name for name in source.sizes(out)]
     if not stored and (others or source.csv.exists()):
         raise UserError(
             f"{others[0] if others else source.csv} is there and was not made by this "
@@ -257,8 +277,8 @@ def _make_way(source, out):
         # Before the marker, which must not vouch for them.
         for path in (source.csv, *others):
             path.unlink(missing_ok=True)
-    content = {"fingerprint": source.fingerprint}
-    write_atomically(source.marker, json.dumps(content) + "\n")
+    marker = json.dumps({"fingerprint": source.fingerprint})
+    write_atomically(source.marker, f"{marker}\n")
 
 
 def _read_marker(path):
@@ -291,20 +311,20 @@ def _write_shards(shards, num_workers):
     workers = min(worker_count(num_workers), len(shards))
     total = sum(len(shard.names) for shard in shards)
     with progress_bar("writing shards", total) as progress:
-        for found, size in map_in_processes(_write_shard, shards, workers):
-            windows.append(found)
+        for members, size in map_in_processes(_write_shard, shards, workers):
+            windows.append(members)
             written.append(size)
             speed = sum(written) / 1e6 / (time.monotonic() - began)
             progress.set_postfix_str(f"{speed:.0f} MB/s", refresh=False)
-            progress.update(len(found))
+            progress.update(len(members))
     return windows, written
 
 
 def _write_shard(shard):
     """Write one, unless it is there: windows [member, (offset, size)], and bytes."""
-    found = _windows(shard)
-    if found is not None:
-        return found, 0
+    windows = _windows(shard)
+    if windows is not None:
+        return windows, 0
     windows = []
     temporary = shard.path.with_name(f"{shard.path.name}.part")
     members = zip(
@@ -398,48 +418,33 @@ def _write_csv(source, shards, windows, out):
         "fingerprint": source.fingerprint,
         "uses": sorted({shards[i].path.name[: -len("-000000.tar")] for i in shard}),
         "csv": file_hash(source.csv),
-        "files": {path.name: path.stat().st_size for path in source.shards(out)},
+        "files": source.sizes(out),
     }
     write_atomically(source.marker, json.dumps(content, indent=1) + "\n")
 
 
+COMMAND = Command(
+    make_shards,
+    positional=("csvs", "out"),
+    names={"csvs": "CSV"},
+    kinds={"shard_size": POSITIVE, "num_workers": option("librispeech", "num_workers")},
+)
+
+
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = ArgumentParser(
-        description="Put the utterances of prepared CSVs into shards, in parallel; go "
-        "on where an earlier run of the same command stopped.",
-    )
-    parser.add_argument("csvs", metavar="CSV", nargs="+", help="prepared CSVs")
-    parser.add_argument("out", metavar="OUT", help="folder for shards and CSVs")
-    parser.add_argument(
-        "--shard_size", type=POSITIVE, default=1e9, help="bytes (default: 1e9)"
-    )
-    parser.add_argument(
-        "--to", choices=["flac"], help="convert m4a files, to be read in parts"
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=option("librispeech", "num_workers"),
-        help="processes (default: all cores)",
-    )
-    options = parser.parse_args(argv)
-    if not 1 <= options.shard_size < 1e18:
-        raise UserError(
-            f"--shard_size={options.shard_size}: it is a number of bytes from 1; name "
-            f"a size like 1e9"
-        )
-    options.shard_size = int(options.shard_size)
+    options = COMMAND.parse(argv)
     try:
-        counts = make_shards(**vars(options))
+        done = make_shards(**options)
     except KeyboardInterrupt:
         say("stopped; the same command goes on")
-        sys.exit(130)
-    for name, utterances in counts["utterances"].items():
-        print(f"{Path(options.out) / name}.csv: {utterances:,} utterances")
+        sys.exit(INTERRUPTED)
+    for name, utterances in done["utterances"].items():
+        print(f"{Path(options['out']) / name}.csv: {utterances:,} utterances")
     print(
-        f"{counts['shards']:,} shards, {counts['kept']:,} of them there before; "
-        f"{counts['bytes'] / 1e9:.3f} GB written in {counts['seconds']:.1f} seconds"
+        f"{done['shards']:,} shards, {done['kept']:,} of them there before; "
+        f"{done['bytes'] / 1e9:.3f} GB written in {done['seconds']:.1f} seconds"
     )
 
 

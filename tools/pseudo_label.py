@@ -14,87 +14,115 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.errors import ArgumentParser, UserError, user_errors_exit
+from lobes.errors import INTERRUPTED, UserError, user_errors_exit
 from lobes.model.source_check import cache_alone_if_offline, check_source
 from lobes.preparation.transcripts import MAXIMUM_SECONDS, json_lines
-from lobes.settings.table import PATH, option
+from lobes.settings.signatures import Command
+from lobes.settings.table import option
 from lobes.system.lazy import lazy
 from lobes.system.locks import take
 from lobes.system.parallel import worker_count
 from lobes.system.terminal import progress_bar, say
 
 data = lazy("torch.utils.data")
-streams = lazy("lobes.data.streams")
+utterance_reader = lazy("lobes.data.utterances")
 torch = lazy("torch")
 transformers = lazy("transformers")
 
 # Seconds between two flushes to the disk: what a power failure may cost.
 _SYNC_INTERVAL = 30
 
-_DTYPES = ("float32", "float16", "bfloat16")
+
+def pseudo_label(
+    csvs: Sequence[str],
+    model: str,
+    output: Path,
+    batch_samples: int = 3_200_000,
+    device: str | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    language: str | None = None,
+    num_workers: int | None = None,
+) -> str:
+    """Transcribe the utterances of CSVs with a HuggingFace speech recogniser.
+
+    Arguments
+    ---------
+    csvs : sequence of str
+        With columns ID, wav, start, stop.
+    model : str
+        A name of the hub, or a local folder.
+    output : Path
+        File of JSON lines; what is missing is appended.
+    batch_samples : int
+        Samples in a batch; Whisper makes 480,000 of every utterance.
+    device : str
+        cpu, cuda, cuda:1, ...; None for cuda if there is one.
+    dtype : str
+    language : str
+        Tells Whisper the language (en), which else is detected.
+    num_workers : int
+        Reading processes; None for all cores, at most 8.
+
+    Returns
+    -------
+    str
+        What was done.
+    """
+    if batch_samples < 1:
+        raise UserError(
+            f"--batch_samples={batch_samples}: a batch holds 1 sample or more; leave "
+            "it out for the default"
+        )
+    workers = min(worker_count(None), 8) if num_workers is None else num_workers
+    utterances = Waveforms(csvs)
+    name = os.path.abspath(model) if os.path.isdir(model) else model
+    # What decides the transcripts is the first line of the output.
+    heading = {"model": name, "dtype": dtype, "language": language}
+    with Output(output, heading, utterances) as transcripts:
+        if len(transcripts.done) < len(utterances):
+            try:
+                recogniser = Recogniser(model, device, dtype, language)
+                _transcribe(
+                    utterances,
+                    recogniser,
+                    transcripts,
+                    batch_samples,
+                    worker_count(workers),
+                )
+            except KeyboardInterrupt:
+                say(f"stopped; {transcripts.summary()}; the same command goes on")
+                sys.exit(INTERRUPTED)
+        return transcripts.summary()
+
+
+COMMAND = Command(
+    pseudo_label,
+    positional=["csvs"],
+    names={"csvs": "CSV"},
+    kinds={
+        "batch_samples": option("max_batch_samples"),
+        "num_workers": option("num_workers"),
+    },
+)
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = ArgumentParser(
-        description="Transcribe the utterances of CSVs with a HuggingFace speech "
-        "recogniser; go on where an earlier run of the same command stopped.",
-    )
-    parser.add_argument(
-        "csvs", nargs="+", metavar="CSV", help="with columns ID, wav, start, stop"
-    )
-    parser.add_argument("--model", required=True, help="hub name or local folder")
-    parser.add_argument(
-        "--output", type=PATH, required=True, help="JSON lines; appended to"
-    )
-    parser.add_argument(
-        "--batch_samples",
-        type=option("max_batch_samples"),
-        default=3_200_000,
-        help="in a batch; Whisper makes 480,000 of every utterance (%(default)s)",
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (cuda if there is one)"
-    )
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
-    parser.add_argument(
-        "--language",
-        help="tell Whisper the language (en) instead of having it detected",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=option("num_workers"),
-        default=min(worker_count(None), 8),
-        help="reading processes (%(default)s)",
-    )
-    options = parser.parse_args(argv)
-    if options.batch_samples < 1:
-        raise UserError(
-            f"--batch_samples={options.batch_samples}: a batch holds 1 sample or more; "
-            f"leave it out for the default"
-        )
-    worker_count(options.num_workers)
-    utterances = Waveforms(options.csvs)
-    with Output(options.output, _heading(options), utterances) as output:
-        if len(output.done) < len(utterances):
-            try:
-                _transcribe(utterances, Recogniser(options), output, options)
-            except KeyboardInterrupt:
-                say(f"stopped; {output.summary()}; the same command goes on")
-                sys.exit(130)
-        print(output.summary())
+    print(pseudo_label(**COMMAND.parse(argv)))
 
 
 class Waveforms:
     """The utterances of CSVs; an item is a list of rows, as waveforms as they are."""
 
-    def __init__(self, csvs):
-        self._utterances = streams.Utterances(csvs, labels={})
+    def __init__(self, csvs: Sequence[str]):
+        self._utterances = utterance_reader.Utterances(csvs, labels={})
         self.ids, self.lengths = self._utterances.ids, self._utterances.lengths
 
     def __len__(self):
@@ -108,7 +136,9 @@ class Waveforms:
             # Raised in a worker, it would reach the user as a page of traceback.
             return error
 
-    def batches(self, padded_length, budget):
+    def batches(
+        self, padded_length: Callable[[int], int], budget: int
+    ) -> tuple[list[int], list[list[int]]]:
         """Rows too long to transcribe; rows of every batch.
 
         Longest first: what does not fit into memory, fails at once. The utterances
@@ -132,27 +162,29 @@ class Waveforms:
 
 
 class Recogniser:
-    """HuggingFace's pipeline for speech recognition; see ``main`` for the options."""
+    """HuggingFace's pipeline for speech recognition; see ``pseudo_label``."""
 
-    def __init__(self, options):
+    def __init__(
+        self, source: str, device: str | None, dtype: str, language: str | None
+    ):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        if os.path.isdir(options.model):
-            check_source(options.model)
+        if os.path.isdir(source):
+            check_source(source)
         else:
-            cache_alone_if_offline(options.model)
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            cache_alone_if_offline(source)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.pipeline = transformers.pipeline(
                 "automatic-speech-recognition",
-                model=options.model,
+                model=source,
                 device=device,
-                dtype=getattr(torch, options.dtype),
+                dtype=getattr(torch, dtype),
             )
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(
-                f"--model={options.model}, --device={device}: no speech recogniser can "
+                f"--model={source}, --device={device}: no speech recogniser can "
                 f"be loaded ({reason}); name a model of the hub, or a folder that "
                 "save_pretrained wrote for model and processor"
             ) from error
@@ -161,11 +193,11 @@ class Recogniser:
         architectures = model.config.architectures or []
         if type(model).__name__ not in architectures:
             raise UserError(
-                f"--model={options.model} holds {', '.join(architectures)}, not "
+                f"--model={source} holds {', '.join(architectures)}, not "
                 f"{type(model).__name__}: it was not trained to transcribe"
             )
         self.whisper = self.pipeline.type == "seq2seq_whisper"
-        self.language = options.language
+        self.language = language
         self.settings = {}
         self._detected = None
         multilingual = self.whisper and hasattr(model.generation_config, "lang_to_id")
@@ -173,7 +205,7 @@ class Recogniser:
             codes = _language_codes(model).values() if multilingual else ()
             if self.language not in codes:
                 raise UserError(
-                    f"--language={self.language}: {options.model} can be told "
+                    f"--language={self.language}: {source} can be told "
                     f"{', '.join(sorted(codes)) or 'no language'}; correct or omit it"
                 )
             self.settings = {"language": self.language, "task": "transcribe"}
@@ -181,11 +213,11 @@ class Recogniser:
             self.settings = {"task": "transcribe"}
             self._remember_languages(model)
 
-    def padded_length(self, samples):
+    def padded_length(self, samples: int) -> int:
         """Samples that an utterance costs: Whisper makes 30 s of all."""
         return self.pipeline.feature_extractor.n_samples if self.whisper else samples
 
-    def transcribe(self, waves):
+    def transcribe(self, waves: list) -> list[tuple[str, str | None]]:
         """``(text, language or None)`` of each waveform of a batch."""
         inputs = [{"raw": wave, "sampling_rate": SAMPLE_RATE} for wave in waves]
         self._detected = [self.language] * len(waves)
@@ -203,9 +235,9 @@ class Recogniser:
         detect, codes = model.detect_language, _language_codes(model)
 
         def detect_and_remember(*args, **kwargs):
-            found = detect(*args, **kwargs)
-            self._detected = [codes[index] for index in found.tolist()]
-            return found
+            languages = detect(*args, **kwargs)
+            self._detected = [codes[index] for index in languages.tolist()]
+            return languages
 
         model.detect_language = detect_and_remember
 
@@ -222,7 +254,7 @@ class Output:
         Whose IDs alone may stand in the file.
     """
 
-    def __init__(self, path, heading, utterances):
+    def __init__(self, path: str | Path, heading: dict, utterances: Waveforms):
         self.path = Path(path)
         self.heading = heading
         self.total = len(utterances)
@@ -249,7 +281,7 @@ class Output:
         os.fsync(self._stream.fileno())
         self._stream.close()
 
-    def add(self, lines):
+    def add(self, lines: Iterable[tuple]) -> None:
         """Append ``(ID, text, language, samples)``, except what stands there."""
         # Not before there are transcripts: a misspelt model must not stand there.
         text = "" if self._stream.tell() else json.dumps(self.heading) + "\n"
@@ -266,7 +298,7 @@ class Output:
             os.fsync(self._stream.fileno())
             self._synced = time.monotonic()
 
-    def summary(self):
+    def summary(self) -> str:
         """What was done, as text."""
         hours, elapsed = self._seconds / 3600, time.monotonic() - self._opened
         now = f"; now {hours:.2f} hours of speech in {elapsed:.0f} seconds"
@@ -311,10 +343,10 @@ class Output:
         return done
 
 
-def _transcribe(utterances, recogniser, output, options):
+def _transcribe(utterances, recogniser, output, batch_samples, workers):
     """Transcribe and write what is missing, batch by batch."""
     ids, lengths = utterances.ids, utterances.lengths.tolist()
-    long, plan = utterances.batches(recogniser.padded_length, options.batch_samples)
+    long, plan = utterances.batches(recogniser.padded_length, batch_samples)
     output.add((ids[row], None, None, lengths[row]) for row in long)
     # A batch that was written in part is done again as a whole: among the same
     # neighbours, rounding is the same.
@@ -324,7 +356,7 @@ def _transcribe(utterances, recogniser, output, options):
         sampler=plan,
         batch_size=None,
         collate_fn=_unchanged,
-        num_workers=min(worker_count(options.num_workers), len(plan)),
+        num_workers=min(workers, len(plan)),
     )
     with progress_bar(
         "transcribing", len(utterances), initial=len(output.done)
@@ -333,38 +365,30 @@ def _transcribe(utterances, recogniser, output, options):
             if isinstance(waves, UserError):
                 raise waves
             try:
-                found = recogniser.transcribe(waves)
+                spoken = recogniser.transcribe(waves)
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    f"--batch_samples={options.batch_samples}: the device has too "
+                    f"--batch_samples={batch_samples}: the device has too "
                     f"little memory for {len(rows)} utterances of {lengths[rows[0]]} "
                     "samples; give fewer, or --dtype=bfloat16"
                 ) from error
             output.add(
                 (ids[row], text, language, lengths[row])
-                for row, (text, language) in zip(rows, found, strict=True)
+                for row, (text, language) in zip(rows, spoken, strict=True)
             )
             progress.update(len(output.done) - progress.n)
 
 
-def _heading(options):
-    """What decides the transcripts: the first line of the output."""
-    model = options.model
-    if os.path.isdir(model):
-        model = os.path.abspath(model)
-    return {"model": model, "dtype": options.dtype, "language": options.language}
-
-
-def _check_heading(path, found, wanted):
+def _check_heading(path, heading, wanted):
     """Refuse to mix the transcripts of two models in one file."""
-    if "model" not in found:
+    if "model" not in heading:
         raise UserError(
             f"{path}, line 1: this tool did not begin that file; name another --output"
         )
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if heading.get(key) != value:
             raise UserError(
-                f"{path} was begun with --{key}={found.get(key)}, not {value}; give "
+                f"{path} was begun with --{key}={heading.get(key)}, not {value}; give "
                 "the same, or name another --output"
             )
 

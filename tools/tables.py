@@ -52,7 +52,7 @@ FIGURES = {"figure3": {"wer": 15.5}, "figure4": {"eer": 8.0}}
 
 #: Settings that do not make another system of a run: the rate that is searched, and
 #: how it is computed.
-IGNORED = ("lr", "precision", "gradient_checkpointing")
+IGNORED = ("lr", "precision", "encoder.gradient_checkpointing")
 
 #: Rows of the table in README.md: name, recipe, variant.
 README_ROWS = (

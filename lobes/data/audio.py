@@ -1,7 +1,7 @@
 """Reading 16 kHz mono audio: wav and flac in parts, m4a as a whole.
 
 A file may stand by itself or inside another one, such as a shard made by
-tools/make_shards.py: ``window`` then is where, ``(offset, size)`` in bytes.
+tools/make_shards.py. ``window`` then says where: ``(offset, size)`` in bytes.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ import io
 import math
 import os
 import struct
+from os import PathLike
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,9 @@ import soundfile
 
 from lobes.errors import UserError
 from lobes.system.files import Window
+
+#: Offset and size in bytes of an audio file inside another one.
+ByteRange = tuple[int, int]
 
 #: Sampling rate of all audio in this project, in Hz.
 SAMPLE_RATE = 16000
@@ -26,15 +31,15 @@ MINIMUM_SAMPLES = 400
 #: File name endings (lower case) that need PyAV: libsndfile has no AAC.
 AAC_SUFFIXES = (".m4a", ".mp4", ".aac")
 
-# A wav written to a pipe cannot go back to fill in its length; ffmpeg and sox
+# Whoever writes a wav to a pipe cannot go back to fill in its length. ffmpeg and sox
 # then leave numbers of this size (two gigabytes, 18 hours) in the header.
 _UNKNOWN_LENGTH = 0x7FFF0000
 
-# The same where a header has room for 64 bits.
+# Such a number where the header has room for 64 bits.
 _UNKNOWN_LONG = 1 << 62
 
-# What PyAV calls MP4 containers, whose header tells the length, and bare AAC (ADTS),
-# of which it only guesses one from the bit rate of the beginning.
+# PyAV's names of MP4 containers, whose header tells the length, and of bare AAC (ADTS),
+# whose length it only guesses from the bit rate of the beginning.
 _MP4, _ADTS = "mov,mp4,m4a,3gp,3g2,mj2", "aac"
 
 # (kernel, stride) of wav2vec2's convolutional layers.
@@ -49,24 +54,28 @@ class AudioStatistics(NamedTuple):
     std: float
 
 
-def read_audio(path, start=0, stop=None, window=None):
+def read_audio(
+    path: str | PathLike,
+    start: int = 0,
+    stop: int | None = None,
+    window: ByteRange | None = None,
+) -> np.ndarray:
     """Samples ``start`` to ``stop`` (exclusive) of one 16 kHz mono file.
 
     Arguments
     ---------
-    path : str or Path
+    path
         A .wav or .flac file, of which only the asked part is read, or an .m4a
         file, which is decoded whole and sliced.
-    start, stop : int
+    start, stop
         In samples; ``stop=None`` reads to the end.
-    window : (int, int) or None
+    window
         Offset and size in bytes of the audio file inside of ``path``, whose name
         then says nothing about its format.
 
     Returns
     -------
-    numpy.ndarray
-        float32 ``[time]``, integer formats scaled to [-1, 1).
+    float32 ``[time]``, integer formats scaled to [-1, 1).
 
     Raises ``UserError`` for a file that is missing or unreadable, has another
     rate or several channels, is shorter than ``stop`` or than its own header
@@ -98,7 +107,7 @@ def read_audio(path, start=0, stop=None, window=None):
     return samples
 
 
-def audio_frames(path, window=None):
+def audio_frames(path: str | PathLike, window: ByteRange | None = None) -> int:
     """Length in samples of one 16 kHz mono file, or of that in ``window``.
 
     Taken from the header for wav and flac; m4a files are decoded, because
@@ -112,22 +121,20 @@ def audio_frames(path, window=None):
             return sound.frames
 
 
-def usable_frames(path, window=None):
-    """As ``audio_frames``; a file shorter than one wav2vec2 frame is refused."""
+def usable_frames(path: str | PathLike, window: ByteRange | None = None) -> int:
+    """As ``audio_frames``, but refuse a file shorter than one wav2vec2 frame."""
     frames = audio_frames(path, window)
     _check_minimum(path, window, frames)
     return frames
 
 
-def audio_statistics(path, window=None):
+def audio_statistics(
+    path: str | PathLike, window: ByteRange | None = None
+) -> AudioStatistics:
     """Decode one file, or that in ``window``, and check that it can be trained on.
 
-    Returns
-    -------
-    AudioStatistics
-        ``(frames, mean, std)``: samples, and mean and population standard
-        deviation of all samples, accumulated in float64. Digital silence is
-        allowed and has a standard deviation of 0.
+    Mean and population standard deviation are those of all samples, accumulated in
+    float64. Digital silence is allowed and has a standard deviation of 0.
 
     Raises ``UserError`` as ``read_audio`` does, and for a file shorter than
     one wav2vec2 frame (400 samples).
@@ -138,25 +145,24 @@ def audio_statistics(path, window=None):
     return AudioStatistics(len(samples), float(samples.mean()), float(samples.std()))
 
 
-def encode_audio(samples, to):
+def encode_audio(samples: np.ndarray, to: str) -> bytes:
     """A 16-bit wav or flac file (``to``) of float samples [time], as bytes.
 
-    Rounded to the nearest of 16 bits, which changes a sample by at most 1/65536 of
-    full scale; what lies beyond full scale is clipped.
+    Samples are rounded to the nearest of 16 bits, which changes them by at most
+    1/65536 of full scale. What lies beyond full scale is clipped.
     """
     pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
-    # libsndfile has no errno for a full disk: the caller writes.
+    # The caller writes the file: libsndfile has no errno for a full disk.
     encoded = io.BytesIO()
     soundfile.write(encoded, pcm, SAMPLE_RATE, "PCM_16", format=to.upper())
     return encoded.getvalue()
 
 
-def encoder_frames(samples):
+def encoder_frames(samples: int | np.ndarray) -> int | np.ndarray:
     """Frames that wav2vec2's convolutions make of ``samples`` samples.
 
     Seven layers, one frame per 20 ms (320 samples) of a 400-sample window
-    (wav2vec 2.0, arXiv:2006.11477, section 4.2). ``samples`` is an int or an
-    integer array; fewer than 400 samples give 0.
+    (wav2vec 2.0, arXiv:2006.11477, section 4.2). Fewer than 400 samples give 0.
     """
     frames = samples
     for kernel, stride in _CONVOLUTIONS:
@@ -164,7 +170,7 @@ def encoder_frames(samples):
     return frames
 
 
-def import_pyav(path):
+def import_pyav(path: str | PathLike) -> ModuleType:
     """The PyAV module, or a ``UserError`` that says how to get it.
 
     ``path`` names the file that needs it, for the message.
@@ -179,10 +185,10 @@ def import_pyav(path):
     return av
 
 
-def import_pyav_for(paths):
-    """Import PyAV if one of the files needs it, to tell its absence once and early.
+def import_pyav_for(paths: list[str]) -> None:
+    """Import PyAV if one of the files needs it.
 
-    Otherwise every single file would seem to have that defect.
+    Its absence is then told once and early; every file would seem to have a defect.
     """
     path = next((path for path in paths if path.lower().endswith(AAC_SUFFIXES)), None)
     if path is not None:
@@ -192,8 +198,8 @@ def import_pyav_for(paths):
 class _Source:
     """An audio file, or the one in a window of a file.
 
-    ``file`` is what a decoder opens: a path, or the window, open until the end of
-    the ``with`` statement. As text it is the name for messages.
+    A decoder opens ``file``: a path, or the window, which is open until the end of
+    the ``with`` statement. As text a source is its name in messages.
     """
 
     def __init__(self, path, window):
@@ -202,7 +208,7 @@ class _Source:
         try:
             self.path.encode()
         except UnicodeEncodeError as error:
-            # Neither decoder takes such a name.
+            # No decoder takes such a name.
             raise UserError(
                 f"{self.path}: its path is not UTF-8; rename the file or folder"
             ) from error
@@ -248,7 +254,7 @@ class _Source:
 def _begins_aac(head):
     """Whether a file that begins with these 8 bytes is MP4 or ADTS."""
     head = head.ljust(8)
-    # An MP4 container, or the frames by themselves (ADTS; MP3 has a layer).
+    # ADTS are the frames by themselves; those of MP3 have a layer.
     return head[4:8] == b"ftyp" or (head[0] == 0xFF and head[1] & 0xF6 == 0xF0)
 
 
@@ -375,7 +381,7 @@ def _check_format(source, rate, channels):
 def _check_is_complete(source):
     """Refuse a file whose header promises more bytes of samples than it has.
 
-    libsndfile shortens a cut file of these formats to what is there without a word.
+    libsndfile shortens a cut file of these formats without a word.
     """
     with source.open() as stream:
         size = stream.seek(0, os.SEEK_END)
@@ -398,9 +404,12 @@ def _check_is_complete(source):
 
 
 def _riff_promise(stream):
-    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) start, and their bytes."""
+    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) start, and their bytes.
+
+    The bytes are 0 where the header does not tell.
+    """
     order = ">" if stream.read(12)[:4] == b"RIFX" else "<"
-    # Of a file beyond 4 GB; the chunk itself then has no length.
+    # Beyond 4 GB an earlier chunk holds the length of the samples.
     long = None
     while len(chunk := stream.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", chunk)
@@ -418,7 +427,7 @@ def _riff_promise(stream):
 
 
 def _w64_promise(stream):
-    """The same of a Sony Wave64 file: chunks of 16 + 8 bytes, on multiples of 8."""
+    """The same of Sony Wave64, which has chunks of 16 + 8 bytes at multiples of 8."""
     stream.seek(40)
     while len(chunk := stream.read(24)) == 24:
         name, length = struct.unpack("<16sQ", chunk)
@@ -444,14 +453,14 @@ def _aiff_promise(stream):
 
 
 def _au_promise(stream):
-    """The same of a Sun file, whose header has both."""
+    """The same of a Sun file, whose header has both numbers."""
     order = ">" if stream.read(4) == b".snd" else "<"
     start, length = struct.unpack(f"{order}II", stream.read(8))
     return start, length if length < _UNKNOWN_LENGTH else 0
 
 
 def _sphere_promise(stream):
-    """The same of a NIST SPHERE file: lines `sample_count -i 8000` after its size."""
+    """The same of NIST SPHERE: lines as `sample_count -i 8000` follow its size."""
     start = int(stream.read(16)[8:])
     fields = dict(
         line.split()[::2]
@@ -464,7 +473,7 @@ def _sphere_promise(stream):
     return start, math.prod(map(int, (fields["sample_count"], *sizes)))
 
 
-# First bytes of a file to the function that reads its promise.
+# The function that reads a file's promise, by the first bytes of the file.
 _PROMISES = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff_promise),
     b"riff": _w64_promise,
@@ -504,6 +513,6 @@ def _unreadable(source, error):
 
 def _conversion(source):
     """The remedy for a file in another format."""
-    # Of a window the member's name alone.
+    # Of a shard, the member's name alone.
     name = os.path.basename(str(source)).rpartition(": ")[2]
     return f"convert it with `ffmpeg -i {name} -ar 16000 -ac 1 OUT.wav`"

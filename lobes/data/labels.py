@@ -1,36 +1,78 @@
-"""Turn the label columns of a CSV into tensors."""
+"""Labels: how the cells of a CSV's column become the tensors that a task learns."""
 
 import hashlib
+from collections.abc import Iterable
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 
-from lobes.data.utterance_tables import as_paths, read_values
+from lobes.data.utterance_tables import (
+    CSVPaths,
+    as_paths,
+    read_values,
+    refuse_cell,
+    refuse_empty,
+)
 from lobes.data.vocabulary import Vocabulary
 from lobes.errors import UserError
 
-
-def digest(values):
-    """Number and short SHA-256 of a sequence of texts, to recognise it by."""
-    code = hashlib.sha256("\0".join(values).encode()).hexdigest()
-    return f"{len(values)} ({code[:12]})"
+if TYPE_CHECKING:
+    import pandas
 
 
-class Letters:
+class Label:
+    """What a stream or evaluation set asks of a label; ``encode`` must be written.
+
+    Attributes
+    ----------
+    column
+        The CSV's column that the label is made of.
+    """
+
+    column: str
+
+    def check(self, path: str | PathLike, table: "pandas.DataFrame") -> None:
+        """Raise ``UserError`` for a row of a CSV that cannot be encoded.
+
+        Arguments
+        ---------
+        path
+            Where the table was read, for messages.
+        table
+            As ``lobes.data.utterance_tables.read_table`` gives it: the index is the
+            line in the CSV.
+        """
+
+    def digest(self) -> str | None:
+        """What the weights of a head depend on, or None: nothing in the data.
+
+        A run that continues compares it.
+        """
+
+    def encode(
+        self, values: list[str]
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """A tensor [batch], or a padded one [batch, ...] and the lengths [batch]."""
+        raise NotImplementedError
+
+
+class Letters(Label):
     """Transcripts as symbol indices for CTC.
 
     Arguments
     ---------
-    column : str
+    column
         CSV column with the transcript.
-    vocabulary : lobes.data.vocabulary.Vocabulary
-        Symbols; by default the paper's 32.
+    vocabulary
+        The symbols; by default the paper's 32.
     """
 
-    def __init__(self, column="wrd", vocabulary=None):
+    def __init__(self, column: str = "wrd", vocabulary: Vocabulary | None = None):
         self.column = column
         self.vocabulary = vocabulary or Vocabulary()
 
-    def check(self, path, table):
+    def check(self, path: str | PathLike, table: "pandas.DataFrame") -> None:
         """Raise ``UserError`` for the first row whose text cannot be encoded."""
         for line, identity, text in zip(
             table.index, table["ID"], table[self.column], strict=True
@@ -47,11 +89,11 @@ class Letters:
                     f"{problem}; write A-Z, ' and spaces only"
                 )
 
-    def digest(self):
-        """What the weights of a head depend on: the symbols in their order."""
-        return digest(self.vocabulary.symbols)
+    def digest(self) -> str:
+        """The symbols in their order, as their number and a short hash."""
+        return _recognisable(self.vocabulary.symbols)
 
-    def encode(self, values):
+    def encode(self, values: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Symbol indices [batch, symbols] padded with blanks, and lengths [batch].
 
         Both are int64; the lengths count symbols.
@@ -65,64 +107,66 @@ class Letters:
         return padded, lengths
 
 
-class Categories:
+class Categories(Label):
     """The values of a column as class indices, in sorted order.
 
     Arguments
     ---------
-    csv : str or sequence of str
-        Training CSV whose values are the classes, or several that share one set
-        of classes; read when first needed, so that it may be prepared after this
+    csv
+        The training CSV whose values are the classes, or several that share one set
+        of classes. It is read when first needed: it may be prepared after this
         object was made.
-    column : str
+    column
         The column, ``spk_id`` for speakers.
     """
 
-    def __init__(self, csv, column="spk_id"):
+    def __init__(self, csv: CSVPaths, column: str = "spk_id"):
         self.csvs = as_paths(csv)
         self.column = column
         self._index = None
 
     @property
-    def index(self):
-        """Mapping from value to class index."""
+    def index(self) -> dict[str, int]:
+        """The class index of each value."""
         if self._index is None:
             values = set()
             for csv in self.csvs:
                 values.update(read_values(csv, self.column))
-            self._index = {v: i for i, v in enumerate(sorted(values))}
+            self._index = {value: i for i, value in enumerate(sorted(values))}
         return self._index
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def check(self, path, table):
+    def check(self, path: str | PathLike, table: "pandas.DataFrame") -> None:
         """Raise ``UserError`` for an empty or unknown class, or for a single one."""
+        csvs = " and ".join(map(str, self.csvs))
         if len(self) < 2:
             raise UserError(
-                f"{' and '.join(map(str, self.csvs))}, column {self.column}: all rows "
-                f"have {next(iter(self.index), '')!r}; training needs at least two"
+                f"{csvs}, column {self.column}: all rows have "
+                f"{next(iter(self.index), '')!r}; training needs at least two"
             )
-        empty = table[self.column] == ""
-        if empty.any():
-            raise UserError(
-                f"{path}, line {table.index[empty.to_numpy().argmax()]}, column "
-                f"{self.column}: the cell is empty; fill it or remove the row"
-            )
-        unknown = ~table[self.column].isin(self.index)
-        if unknown.any():
-            line = table.index[unknown.to_numpy().argmax()]
-            raise UserError(
-                f"{path}, line {line}, column {self.column}: "
-                f"{table[self.column][line]!r} is not among the {len(self)} of "
-                f"{' and '.join(map(str, self.csvs))}; prepare both from the same "
-                "corpus"
-            )
+        cells = table[self.column]
+        refuse_empty(path, cells)
+        problem = f"is not among the {len(self)} of {csvs}; prepare both from the same"
+        refuse_cell(
+            path,
+            cells,
+            ~cells.isin(self.index),
+            lambda cell: f"{cell!r} {problem} corpus",
+        )
 
-    def digest(self):
-        """What the weights of a head depend on: the classes in their order."""
-        return digest(list(self.index))
+    def digest(self) -> str:
+        """The classes in their order, as their number and a short hash."""
+        return _recognisable(self.index)
 
-    def encode(self, values):
+    def encode(self, values: list[str]) -> torch.Tensor:
         """Class indices [batch], int64."""
         return torch.tensor([self.index[value] for value in values])
+
+
+def _recognisable(values: Iterable[str]) -> str:
+    """The number and the short SHA-256 of some texts."""
+    values = list(values)
+    code = hashlib.sha256("\0".join(values).encode()).hexdigest()
+    return f"{len(values)} ({code[:12]})"

@@ -6,7 +6,7 @@ from lobes.errors import UserError
 from lobes.system.files import file_hash, read_json
 
 
-def vouched_since(csv_path):
+def vouched_since(csv_path: str | Path) -> int | None:
     """When a preparation wrote a CSV (ns), or None unless it is still as it was then.
 
     A marker beside the CSV vouches for it: all of its files were decoded before.
@@ -23,12 +23,12 @@ def vouched_since(csv_path):
     return None
 
 
-def marker_path(save_folder, name):
+def marker_path(save_folder: str | Path, name: str) -> Path:
     """Path of the file that vouches for a part's outputs."""
     return Path(save_folder) / f"{name}.prepared.json"
 
 
-def read_marker(path):
+def read_marker(path: str | Path) -> dict:
     """A marker's content; empty if there is none, or not a complete one."""
     try:
         stored = read_json(path, "")

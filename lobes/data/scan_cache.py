@@ -1,14 +1,21 @@
-"""What decoding found out about each file, remembered on disk one by one."""
+"""A cache on disk of the lengths, means and deviations of audio files.
+
+It is a file of records and not an SQLite database, as measured with 1,092,009 files:
+adding them in chunks of 32 takes 1.2 s of processor time here and 45 s there (10 s
+without any sync), and looking them all up takes 2.0 s and 2.1 s. An appended record
+also needs no lock, which network file systems may lack.
+"""
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lobes.errors import UserError
 
-# Part of every key: another number forgets what was remembered before.
+# It is a part of every key. Another number forgets what was remembered before.
 _FORMAT = 1
 
 _RECORD = np.dtype(
@@ -20,7 +27,7 @@ _RECORD = np.dtype(
         # NaN where only the header was read.
         ("mean", "<f8"),
         ("std", "<f8"),
-        # The exclusive or of all others.
+        # The exclusive or of the other columns.
         ("check", "<u8"),
     ]
 )
@@ -29,27 +36,32 @@ _RECORD = np.dtype(
 _SALT = np.uint64(0x5CA1AB1E5CA1AB1E)
 
 
-class Journal:
+class ScanCache:
     """Lengths, means and standard deviations of files that did not change since.
 
-    48 bytes for each file, appended as files are decoded, so that a killed
-    preparation loses what was being decoded and nothing else. Records that were torn
-    or damaged do not count: their files are decoded again.
+    A file takes 48 bytes, which are appended once it is decoded. A killed preparation
+    loses what was being decoded and nothing else. Torn and damaged records do not
+    count: their files are decoded again.
 
     Arguments
     ---------
     path : str or Path
-        Made with the first ``add``.
+        The file of the cache; the first ``add`` makes it.
     root : str or Path
-        Files are known by their path below it: a corpus may move.
+        Audio files are known by their path below it: a corpus may move.
     """
 
-    def __init__(self, path, root):
+    def __init__(self, path: str | Path, root: str | Path):
         self.path = Path(path)
         self._prefix = os.path.join(root, "")
         self._keys = None
 
-    def find(self, paths, statistics=True, windows=None):
+    def find(
+        self,
+        paths: Sequence[str],
+        statistics: bool = True,
+        windows: Sequence[tuple[int, int] | None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Look files up, and take note of them for ``add``.
 
         Arguments
@@ -71,28 +83,34 @@ class Journal:
         self._keys = np.frombuffer(keys, "<u8").reshape(-1, 2)
         records = self._read()
         records = records[np.argsort(records["key"], kind="stable")]
-        # The newest of several records of a file.
+        # Of several records of a file, the newest comes last.
         place = np.searchsorted(records["key"], self._keys[:, 0], side="right") - 1
-        found = records[place] if len(records) else np.zeros(len(paths), _RECORD)
-        known = (found["key"] == self._keys[:, 0]) & self._keys.any(axis=1)
-        known &= found["more_key"] == self._keys[:, 1]
-        known &= found["frames"] > 0
+        newest = records[place] if len(records) else np.zeros(len(paths), _RECORD)
+        known = (newest["key"] == self._keys[:, 0]) & self._keys.any(axis=1)
+        known &= newest["more_key"] == self._keys[:, 1]
+        known &= newest["frames"] > 0
         if statistics:
-            known &= ~np.isnan(found["mean"])
-        values = (np.where(known, found[c], 0) for c in ("frames", "mean", "std"))
+            known &= ~np.isnan(newest["mean"])
+        values = (np.where(known, newest[c], 0) for c in ("frames", "mean", "std"))
         return known, *values
 
-    def add(self, indices, frames, mean, std):
+    def add(
+        self,
+        indices: Sequence[int],
+        frames: np.ndarray,
+        mean: np.ndarray,
+        std: np.ndarray,
+    ) -> None:
         """Remember files, given by their indices in the ``paths`` of ``find``."""
         records = np.zeros(len(indices), _RECORD)
         records["key"], records["more_key"] = self._keys[indices].T
         records["frames"], records["mean"], records["std"] = frames, mean, std
         records["check"] = _check(records)
-        # Without a key the file was not there: nobody would find the record.
+        # A file that was not there has no key: nobody would find its record.
         records = records[records["key"] != 0]
         try:
             with open(self.path, "ab") as stream:
-                # One that a kill has torn would shift all that follow.
+                # A record that a kill has torn would shift all that follow.
                 stream.truncate(stream.tell() // _RECORD.itemsize * _RECORD.itemsize)
                 stream.write(records.tobytes())
         except OSError as error:
@@ -125,6 +143,6 @@ class Journal:
 
 
 def _check(records):
-    """What ``check`` must be."""
+    """The values that the column ``check`` must have."""
     numbers = records.view("<u8").reshape(-1, len(_RECORD.names))[:, :-1]
     return np.bitwise_xor.reduce(numbers, axis=1) ^ _SALT

@@ -1,21 +1,30 @@
-"""Trial lists and score files: their format, reading, checking and writing."""
+"""Trial lists and score files: their format, reading, checking and writing.
 
+A trial list has a line ``label enrol_ID test_ID`` per trial; the label is 1 for two
+utterances of the same speaker, else 0. A score file has the score as a fourth field.
+"""
+
+import io
 import math
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 
 import numpy as np
 
 from lobes.errors import UserError
-from lobes.system.files import write_atomically
+from lobes.system.files import read_text, write_atomically
 from lobes.system.lazy import lazy
 
+distributed = lazy("lobes.system.distributed")
 pandas = lazy("pandas")
-
 
 # Problems of one list that a message spells out; the rest are counted.
 _SHOWN_PROBLEMS = 10
+
+# Lines of a list that a warning names.
+_SHOWN_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -24,43 +33,40 @@ class Trials:
 
     Attributes
     ----------
-    labels : numpy.ndarray
+    labels
         bool ``[trials]``, True for two utterances of the same speaker.
-    enrol, test : list of str
+    enrol, test
         Utterance IDs of the two sides.
-    path : str
+    path
         Where the list was read, for messages.
     """
 
     labels: np.ndarray
-    enrol: list
-    test: list
+    enrol: list[str]
+    test: list[str]
     path: str = "trials"
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.enrol)
 
-    def utterances(self):
+    def utterances(self) -> list[str]:
         """IDs of all utterances in the list, each once, in order of appearance."""
         return list(dict.fromkeys([*self.enrol, *self.test]))
 
 
-def read_trials(path, allow_repeats=False):
-    """Read a trial list, one ``label enrol_ID test_ID`` a line (label 1 or 0).
+def read_trials(path: str | PathLike, allow_repeats: bool = False) -> Trials:
+    """Read a trial list.
 
     Windows line ends, a byte order mark and empty lines at the end are fine.
 
     Arguments
     ---------
-    path : str or Path
-    allow_repeats : bool
+    path
+        The list.
+    allow_repeats
         Accept a pair that occurs again with the same label, as lists drawn
         with replacement may have. Every occurrence then counts as a trial, as
         in published results. Contradicting labels are refused in any case.
-
-    Returns
-    -------
-    Trials
 
     Raises one ``UserError`` that lists the problems of the whole file with
     their line numbers: lines without exactly three fields, other labels,
@@ -72,35 +78,91 @@ def read_trials(path, allow_repeats=False):
     return trials
 
 
-def check_trials(trials, known_ids, source, paths=None):
+def scorable_trials(
+    trials: Trials, csv: str | PathLike, table: "pandas.DataFrame"
+) -> Trials:
+    """The trials by ID, if they can be scored on the utterances of a table.
+
+    Arguments
+    ---------
+    trials
+        By ID, or by the ends of their files' paths.
+    csv
+        Where the table was read.
+    table
+        All rows of ``lobes.data.utterance_tables.read_table``.
+
+    A warning counts trials of two utterances that are the same audio, whose score is
+    always the highest, and labels that contradict the column ``spk_id``. Raises
+    ``UserError`` as ``check_trials`` does, and where all same-speaker trials are of
+    the same audio.
+    """
+    trials = check_trials(trials, table["ID"], csv, table["wav"])
+    rows = pandas.Index(table["ID"])
+    enrol, test = rows.get_indexer(trials.enrol), rows.get_indexer(trials.test)
+    columns = [c for c in ("wav", "start", "stop", "offset") if c in table]
+    equal = [table[c].to_numpy()[enrol] == table[c].to_numpy()[test] for c in columns]
+    same = (enrol == test) | np.logical_and.reduce(equal)
+    if same[trials.labels].all():
+        raise UserError(
+            f"{trials.path}: each of its {int(trials.labels.sum()):,} same-speaker "
+            "trials is of an utterance and itself, which no system can fail; take two "
+            "utterances of a speaker"
+        )
+    if same.any():
+        distributed.warn_once(
+            f"{trials.path}: {_counted(same)} are of an utterance and itself, which no "
+            "system can fail"
+        )
+    if "spk_id" in table:
+        speakers = pandas.factorize(table["spk_id"])[0]
+        odd = (speakers[enrol] == speakers[test]) != trials.labels
+        if odd.any():
+            distributed.warn_once(
+                f"{trials.path}: the labels of {_counted(odd)} contradict the column "
+                f"spk_id of {csv}"
+            )
+    return trials
+
+
+def _counted(marked):
+    """How many trials are marked, and the lines of the first."""
+    lines = [str(row + 1) for row in np.flatnonzero(marked)]
+    shown = ", ".join(lines[:_SHOWN_LINES])
+    return f"{len(lines):,} of {len(marked):,} trials (line {shown})"
+
+
+def check_trials(
+    trials: Trials,
+    known_ids: Iterable[str],
+    source: str | PathLike,
+    paths: Sequence[str] | None = None,
+) -> Trials:
     """The trials by ID; raises ``UserError`` for an utterance that is not known.
 
     Arguments
     ---------
-    trials : Trials
-    known_ids : iterable of str
+    trials
+        By ID, or, with ``paths``, by the ends of files' paths.
+    known_ids
         IDs that can be scored.
-    source : str or Path
+    source
         Where these IDs come from (say, the CSV's path), for the message.
-    paths : sequence of str or None
+    paths
         The audio file of each ID. An utterance may then also be named by the end of
         its file's path, with any or no ending, as VoxCeleb's lists do.
-
-    Returns
-    -------
-    Trials
     """
     known_ids = list(known_ids)
     known = set(known_ids)
     unknown = [name for name in trials.utterances() if name not in known]
     if unknown and paths is not None:
-        found = _ids_by_path(unknown, known_ids, paths)
+        ids = _ids_by_path(unknown, known_ids, paths)
         trials = replace(
             trials,
-            enrol=[found.get(name, name) for name in trials.enrol],
-            test=[found.get(name, name) for name in trials.test],
+            enrol=[ids.get(name, name) for name in trials.enrol],
+            test=[ids.get(name, name) for name in trials.test],
         )
-        unknown = [name for name in unknown if name not in found]
+        unknown = [name for name in unknown if name not in ids]
     if not unknown:
         return trials
     missing = set(unknown)
@@ -121,22 +183,22 @@ def _ids_by_path(names, ids, paths):
     """``{name: ID}`` of the names that one path ends in; endings do not count."""
     wanted = {os.path.splitext(name)[0].removeprefix("./"): name for name in names}
     depths = {name.count("/") for name in wanted}
-    found = {}
+    matches = {}
     for identity, path in zip(ids, paths, strict=True):
         parts = os.path.splitext(path)[0].split("/")
         for depth in depths:
             name = wanted.get("/".join(parts[-1 - depth :]))
             if name is not None:
-                found.setdefault(name, set()).add(identity)
-    return {name: i.pop() for name, i in found.items() if len(i) == 1}
+                matches.setdefault(name, set()).add(identity)
+    return {name: some.pop() for name, some in matches.items() if len(some) == 1}
 
 
-def write_scores(path, trials, scores):
+def write_scores(path: str | PathLike, trials: Trials, scores: np.ndarray) -> None:
     """Write ``label enrol_ID test_ID score`` lines, complete or not at all.
 
-    Scores are written with all their digits: metrics computed from the file
-    are the metrics of ``scores``. Raises ``UserError`` for scores that are
-    not finite.
+    Scores are written with all their digits, so that metrics computed from the file
+    are those of ``scores`` [trials]. Raises ``UserError`` for scores that are not
+    finite.
     """
     scores, labels = checked_scores(scores, trials.labels)
     lines = [
@@ -148,13 +210,8 @@ def write_scores(path, trials, scores):
     write_atomically(path, "".join(lines))
 
 
-def read_scores(path):
-    """Read what ``write_scores`` wrote.
-
-    Returns
-    -------
-    tuple
-        ``(Trials, numpy.ndarray)``: the trials, and float64 scores ``[trials]``.
+def read_scores(path: str | PathLike) -> tuple[Trials, np.ndarray]:
+    """What ``write_scores`` wrote: the trials, and float64 scores ``[trials]``.
 
     Raises ``UserError`` as ``read_trials`` does (repeats are fine), and for
     scores that are not finite numbers.
@@ -164,12 +221,11 @@ def read_scores(path):
 
 def _read_list(path, allow_repeats, scored):
     """``(Trials, scores)`` of a trial list; the scores are None if it has none."""
-    lines = _read_lines(path)
     layout = "label enrol_ID test_ID" + " score" * scored
     width = len(layout.split())
-    problems = []
-    labels, enrol, test, scores = [], [], [], []
-    seen = {}
+    lines = _lines(path, layout)
+    problems, scores, first_lines = [], [], {}
+    labels, enrol, test = [], [], []
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if len(fields) != width:
@@ -179,32 +235,30 @@ def _read_list(path, allow_repeats, scored):
         if label != "1" and label != "0":
             problems.append(f"line {number}: label {label!r} is neither 0 nor 1")
             continue
-        first = seen.setdefault(f"{left} {right}", number)
-        if first != number:
-            if lines[first - 1].split()[0] != label:
-                problems.append(
-                    f"line {number}: label {label} contradicts line {first} (same pair)"
-                )
-            elif not allow_repeats:
-                problems.append(f"line {number}: the trial of line {first} again")
+        repeated, mirrored = first_lines.get((left, right)), None
+        first_lines.setdefault((left, right), (number, label))
         # Scores are of trials that were accepted once, perhaps before this was asked.
-        mirrored = None if scored else seen.get(f"{right} {left}")
-        if left == right and label == "0" and not scored:
-            problems.append(f"line {number}: label 0 for an utterance and itself")
-        elif left != right and mirrored and lines[mirrored - 1].split()[0] != label:
-            problems.append(
-                f"line {number}: label {label} contradicts line {mirrored} (same pair)"
-            )
+        if not scored:
+            mirrored = first_lines.get((right, left)) if left != right else None
+            if left == right and label == "0":
+                problems.append(f"line {number}: label 0 for an utterance and itself")
+        for other in (repeated, mirrored):
+            if other is not None and other[1] != label:
+                problems.append(
+                    f"line {number}: label {label} contradicts line {other[0]} "
+                    "(same pair)"
+                )
+        if repeated is not None and repeated[1] == label and not allow_repeats:
+            problems.append(f"line {number}: the trial of line {repeated[0]} again")
         labels.append(label == "1")
         enrol.append(left)
         test.append(right)
         if scored:
-            score = _number(fields[3])
-            if not math.isfinite(score):
+            scores.append(_number(fields[3]))
+            if not math.isfinite(scores[-1]):
                 problems.append(
                     f"line {number}: score {fields[3]!r} is not a finite number"
                 )
-            scores.append(score)
     if not lines:
         problems.append("the file is empty")
     elif labels and len(set(labels)) == 1:
@@ -212,38 +266,30 @@ def _read_list(path, allow_repeats, scored):
         problems.append(
             f"all {len(labels)} trials are {kinds[labels[0]]}; both kinds are needed"
         )
-    if problems:
-        rest = len(problems) - _SHOWN_PROBLEMS
-        more = f"; and {rest} more" if rest > 0 else ""
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(
-            f"{path}: {count}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}. "
-            f"Each line must be `{layout}` with label 1 (same speaker) or 0"
-        )
+    _refuse(path, problems, layout)
     trials = Trials(np.array(labels, dtype=bool), enrol, test, str(path))
     return trials, np.array(scores) if scored else None
 
 
-def _read_lines(path):
+def _refuse(path, problems, layout):
+    """Raise one ``UserError`` of all problems of a list, if there are any."""
+    if not problems:
+        return
+    rest = len(problems) - _SHOWN_PROBLEMS
+    more = f"; and {rest} more" if rest > 0 else ""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise UserError(
+        f"{path}: {count}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}. "
+        f"Each line must be `{layout}` with label 1 (same speaker) or 0"
+    )
+
+
+def _lines(path, layout):
     """Lines of a text file without the empty ones at its end."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: there is no such trial list; prepare it or correct its path"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{path}: the trial list cannot be read ({error.strerror}); check its path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not a UTF-8 text file (byte {error.start}); a trial list has "
-            f"lines of `label enrol_ID test_ID`"
-        ) from error
-    # Not str.splitlines, which would also split at form feeds and the like
-    # and so count other lines than an editor does.
-    text = text.rstrip()
+    text = read_text(path, f"give a trial list: lines of `{layout}`")
+    # Not str.splitlines, which would also split at form feeds and the like, and so
+    # count other lines than an editor does.
+    text = io.StringIO(text, newline=None).read().rstrip()
     return text.split("\n") if text else []
 
 
@@ -255,14 +301,9 @@ def _number(text):
         return math.nan
 
 
-def _named(names):
-    """Subject of a sentence: the first utterance, and how many more."""
-    if len(names) == 1:
-        return f"utterance {names[0]} has"
-    return f"utterance {names[0]} and {len(names) - 1} more have"
-
-
-def checked_scores(scores, labels):
+def checked_scores(
+    scores: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores as float64 and labels as bool, refused where no metric is defined."""
     scores = np.asarray(scores, dtype=np.float64)
     labels = np.asarray(labels)

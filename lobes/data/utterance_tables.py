@@ -1,114 +1,140 @@
-"""CSV files that list utterances, read with every problem named by its row."""
+"""CSVs of utterances: one row each, read with every problem named by its line."""
 
 import csv
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lobes.data.audio import SAMPLE_RATE
+from lobes.data.audio import SAMPLE_RATE, ByteRange
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
 
 pandas = lazy("pandas")
 
+#: One CSV, or several that are one corpus.
+CSVPaths = str | os.PathLike | Sequence[str | os.PathLike]
+
 #: Columns that hold numbers; every other column is text.
 NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
 
-#: Columns that count only together, and what stands in the rows of a table without
-#: them when it is joined with one that has them.
+# Columns that count only together. A table may be joined with one that lacks them:
+# what then stands in the other's rows.
 _TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
 
-# Rows held as lists of cells at once: they take ten times the room of the table.
+# Rows that are held as lists of cells; they take ten times the room of the table.
 _ROWS = 1 << 16
 
 
-def read_table(path, columns=()):
+def read_table(
+    path: str | os.PathLike, columns: Sequence[str] = (), extent: bool = True
+) -> "pandas.DataFrame":
     """Read one CSV of utterances.
 
     Arguments
     ---------
-    path : str
+    path
         CSV with a header. ``ID`` and ``wav`` are required; ``duration``
-        (seconds) or ``start`` and ``stop`` (samples) give the extent; ``mean``
-        and ``std`` of the whole utterance are optional (see
-        ``lobes.data.streams``), and so are ``offset`` and ``size``: the bytes of the
-        file ``wav`` that the utterance's own file takes up (shards made by
-        tools/make_shards.py). A relative ``wav`` is relative to the CSV's folder.
-    columns : sequence of str
+        (seconds) or ``start`` and ``stop`` (samples) give the extent. ``mean``
+        and ``std`` of the whole utterance are optional: with them a crop is read
+        alone. So are ``offset`` and ``size``, the bytes of the file ``wav`` that the
+        utterance's own file takes up (shards made by tools/make_shards.py). A
+        relative ``wav`` is relative to the CSV's folder.
+    columns
         Further columns that must be there (``wrd``, ``spk_id``, ...).
+    extent
+        Whether the extent must be there. The table of a CSV without it has neither
+        ``start`` nor ``stop``.
 
     Returns
     -------
-    pandas.DataFrame
-        All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and
-        ``size`` are int64 as well. Text columns
-        hold str (an empty cell is an empty string). The index is the line in the
-        file, for messages.
+    All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and ``size``
+    are int64 as well. Text columns hold str (an empty cell is an empty string). The
+    index is the line in the file, for messages.
 
-    Raises
-    ------
-    UserError
-        The file is absent, not UTF-8, has no rows, lacks a column, repeats an
-        ID, has a row with too few or too many fields, or a number that is none;
-        the message names the line.
+    Raises ``UserError``, which names the line, for a file that is absent, not UTF-8,
+    without rows or a column, for an ID that stands twice, for a row with too few or
+    too many fields, and for a number that is none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; prepare the corpus first")
-    table = _read(path, columns)
+    table = _read(path, columns, extent=extent)
     for column in ("ID", "wav"):
-        empty = table[column] == ""
-        if empty.any():
-            raise UserError(
-                f"{path}, line {_line(empty)}, column {column}: the cell is empty; "
-                "fill it or remove the row"
-            )
-    repeated = table["ID"].duplicated()
-    if repeated.any():
-        line = _line(repeated)
-        raise UserError(
-            f"{path}, line {line}, column ID: {table['ID'][line]!r} stands twice; "
-            "remove one row"
-        )
-    if "start" not in table:
+        refuse_empty(path, table[column])
+    refuse_cell(
+        path,
+        table["ID"],
+        table["ID"].duplicated(),
+        lambda cell: f"{cell!r} stands twice; remove one row",
+    )
+    if "start" not in table and "duration" in table:
         table["start"] = 0.0
         table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
-    wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
-    if wrong.any():
-        raise UserError(
-            f"{path}, line {_line(wrong)}: the utterance has no samples "
-            "(columns duration, start, stop); correct or remove the row"
-        )
-    table["start"] = table["start"].astype(np.int64)
-    table["stop"] = table["stop"].astype(np.int64)
+    if "start" in table:
+        wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
+        if wrong.any():
+            raise UserError(
+                f"{path}, line {_first_line(wrong)}: the utterance has no samples "
+                "(columns duration, start, stop); correct or remove the row"
+            )
+        for column in ("start", "stop"):
+            remedy = "samples from 0; correct it or prepare the corpus again"
+            _make_whole(path, table, column, 0, remedy)
     if "offset" in table:
-        _check_windows(path, table)
-    folder = path.resolve().parent
+        for column, least in (("offset", 0), ("size", 1)):
+            remedy = f"bytes from {least}; make the shards again"
+            _make_whole(path, table, column, least, remedy)
+    folder = Path(path).resolve().parent
     # Iterating over pandas' own text takes longer than reading it.
     wavs = table["wav"].to_numpy(dtype=object).tolist()
     table["wav"] = [w if os.path.isabs(w) else str(folder / w) for w in wavs]
     return table
 
 
-def read_header(path):
-    """The names of the columns (list of str) of a CSV that can be read."""
+def read_header(path: str | os.PathLike) -> list[str]:
+    """The names of the columns of a CSV that can be read."""
     with open(path, encoding="utf-8-sig", newline="") as stream:
         return next(csv.reader(stream))
 
 
-def read_values(path, column):
-    """The distinct cells (set of str) of one column of a CSV, faster than a table.
+def read_columns(path: str | os.PathLike, names: Sequence[str]) -> "pandas.DataFrame":
+    """Those of some columns that a CSV has, without a check of their cells.
 
     Raises ``UserError`` as ``read_table`` does for a file that cannot be parsed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; prepare the corpus first")
+    return _read(path, (), only=names)
+
+
+def read_values(path: str | os.PathLike, column: str) -> set[str]:
+    """The distinct cells of one column of a CSV; it is faster than a table.
+
+    Raises ``UserError`` as ``read_table`` does for a file that cannot be parsed.
+    """
     return set(_read(path, [column], only=[column])[column])
 
 
-def as_paths(csv):
+def refuse_empty(path: str | os.PathLike, cells: "pandas.Series") -> None:
+    """Raise ``UserError`` for the first cell of a column that holds nothing."""
+    problem = "the cell is empty; fill it or remove the row"
+    refuse_cell(path, cells, cells == "", lambda _: problem)
+
+
+def refuse_cell(
+    path: str | os.PathLike,
+    cells: "pandas.Series",
+    marked: "pandas.Series",
+    problem_of: Callable[[object], str],
+) -> None:
+    """Raise ``UserError`` for the first cell of a column that is marked, if any is.
+
+    ``problem_of`` takes the cell. The series are indexed by the line in the CSV.
+    """
+    if marked.any():
+        line = _first_line(marked)
+        problem = problem_of(cells[line])
+        raise UserError(f"{path}, line {line}, column {cells.name}: {problem}")
+
+
+def as_paths(csv: CSVPaths) -> list[str | os.PathLike]:
     """The CSVs of one corpus as a list: ``csv`` is a path or a sequence of paths."""
     if isinstance(csv, str | os.PathLike):
         return [csv]
@@ -117,26 +143,38 @@ def as_paths(csv):
     return list(csv)
 
 
-def concatenate(paths, tables):
+def windows_of(table: "pandas.DataFrame") -> list[ByteRange | None]:
+    """Each row's offset and size in bytes within its file; None where it has its own.
+
+    The table is one of ``read_table`` or ``concatenate``.
+    """
+    if "offset" not in table:
+        return [None] * len(table)
+    pairs = zip(table["offset"].tolist(), table["size"].tolist(), strict=True)
+    return [None if pair[0] < 0 else pair for pair in pairs]
+
+
+def file_names(table: "pandas.DataFrame") -> np.ndarray:
+    """For each row a text (object) that names its file, also one within a shard."""
+    names = table["wav"].to_numpy(dtype=object)
+    if "offset" in table:
+        offsets = table["offset"].tolist()
+        names = [f"{name}\0{at}" for name, at in zip(names, offsets, strict=True)]
+    return np.asarray(names, dtype=object)
+
+
+def concatenate(
+    paths: Sequence[str | os.PathLike], tables: "Sequence[pandas.DataFrame]"
+) -> "pandas.DataFrame":
     """Several tables of ``read_table`` as one corpus.
 
-    It has the columns that all of them have. ``mean`` and ``std``, and ``offset``
-    and ``size``, are also kept where only some have them; in the rows of the others
-    they are NaN, and -1.
+    A single table stays as it is. Several give their rows one after another, counted
+    from 0, with the columns that all of them have. ``mean`` and ``std``, and
+    ``offset`` and ``size``, are also kept where only some have them: in the rows of
+    the others they are NaN, and -1.
 
-    Arguments
-    ---------
-    paths : sequence of str
-        Where the tables were read, for messages.
-    tables : sequence of pandas.DataFrame
-
-    Returns
-    -------
-    pandas.DataFrame
-        One table unchanged; several with the rows one after another, counted
-        from 0.
-
-    Raises ``UserError`` for an ID in two of them.
+    ``paths`` say where the tables were read. Raises ``UserError`` for an ID in two of
+    them.
     """
     if len(tables) == 1:
         return tables[0]
@@ -152,7 +190,7 @@ def concatenate(paths, tables):
     if repeated.any():
         identity = joined["ID"][repeated.idxmax()]
         first, second = [
-            f"{path}, line {_line(table['ID'] == identity)}"
+            f"{path}, line {_first_line(table['ID'] == identity)}"
             for path, table in zip(paths, tables, strict=True)
             if (table["ID"] == identity).any()
         ][:2]
@@ -163,14 +201,17 @@ def concatenate(paths, tables):
     return joined
 
 
-def _read(path, columns, only=None):
+def _read(path, columns, only=None, extent=True):
     """The cells as numbers (``NUMBERS``) or str, indexed by line.
 
-    ``columns`` must be there; of all, or of ``only`` those, the cells are kept.
+    ``columns`` must be there. The cells of all columns are kept, or of ``only`` some.
 
-    pandas' own reader fills short rows with empty cells and takes the first
+    pandas' own reader would fill short rows with empty cells, and take the first
     column for an index when rows have a field more than the header.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus first")
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
@@ -182,7 +223,7 @@ def _read(path, columns, only=None):
                 raise UserError(
                     f"{path}, line 1: the column {repeated[0]} stands twice"
                 )
-            _check_columns(path, header, columns)
+            _check_columns(path, header, columns, extent)
             names = [name for name in header if only is None or name in only]
             lines, blocks = [], {name: [] for name in names}
             for numbers, rows in _blocks(path, reader, len(header)):
@@ -245,9 +286,12 @@ def _undecodable_line(path):
         return content.count(b"\n", 0, error.start) + 1
 
 
-def _check_columns(path, header, columns):
+def _check_columns(path, header, columns, extent):
     """Raise when a required column is absent."""
-    extent = ("start", "stop") if "start" in header else ("duration",)
+    if "start" in header:
+        extent = ("start", "stop")
+    else:
+        extent = ("duration",) if extent else ()
     window = ("offset", "size") if {"offset", "size"} & set(header) else ()
     required = ("ID", "wav", *extent, *window, *columns)
     missing = [column for column in required if column not in header]
@@ -258,33 +302,23 @@ def _check_columns(path, header, columns):
         )
 
 
-def _check_windows(path, table):
-    """Make offset and size int64; raise where they are no part of a file."""
-    for column, least in (("offset", 0), ("size", 1)):
-        cells = table[column]
-        wrong = (cells < least) | (cells != np.floor(cells))
-        if wrong.any():
-            line = _line(wrong)
-            raise UserError(
-                f"{path}, line {line}, column {column}: {cells[line]} is not a whole "
-                f"number of bytes from {least}; make the shards again"
-            )
-        table[column] = cells.astype(np.int64)
+def _make_whole(path, table, column, least, remedy):
+    """Make a column int64; raise where a cell is below ``least`` or not whole."""
+    cells = table[column]
+    wrong = (cells < least) | (cells != np.floor(cells))
+    problem = f"is not a whole number of {remedy}"
+    refuse_cell(path, cells, wrong, lambda cell: f"{cell} {problem}")
+    table[column] = cells.astype(np.int64)
 
 
 def _numbers(path, cells):
     """One text column as an array of finite float64 values."""
     values = pandas.to_numeric(cells, errors="coerce")
-    wrong = ~np.isfinite(values)
-    if wrong.any():
-        line = _line(wrong)
-        raise UserError(
-            f"{path}, line {line}, column {cells.name}: {cells[line]!r} is not "
-            "a finite number; correct it or prepare the corpus again"
-        )
+    problem = "is not a finite number; correct it or prepare the corpus again"
+    refuse_cell(path, cells, ~np.isfinite(values), lambda cell: f"{cell!r} {problem}")
     return values.to_numpy(np.float64)
 
 
-def _line(marked):
-    """Line in the file of the first marked row."""
+def _first_line(marked):
+    """The line in the CSV of the first marked row."""
     return int(marked.index[marked.to_numpy().argmax()])

@@ -1,10 +1,13 @@
-"""The letters of the speech task: 32 symbols, blank first."""
+"""The letters of the speech task: 32 symbols, blank first; and edit distances."""
+
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lobes.errors import UserError
 
-# Pairs of texts whose edit distances are found together.
+# Pairs of texts whose edit distances are computed together.
 _PAIRS = 128
 
 #: The letters that wav2vec2 models are fine-tuned with, in the order of
@@ -18,7 +21,7 @@ class Vocabulary:
 
     Arguments
     ---------
-    symbols : sequence of str
+    symbols
         Symbols by index; the first is the CTC blank, ``|`` the word boundary.
 
     Example
@@ -32,21 +35,21 @@ class Vocabulary:
 
     blank_index = 0
 
-    def __init__(self, symbols=VOCABULARY):
+    def __init__(self, symbols: Sequence[str] = VOCABULARY):
         self.symbols = tuple(symbols)
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
         # Only single characters can occur in a transcript.
         self.letters = frozenset(s for s in self.symbols if len(s) == 1) - {"|"}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.symbols)
 
-    def unknown(self, text):
+    def unknown(self, text: str) -> list[str]:
         """Characters of ``text`` that have no symbol, in order, each once."""
         known = self.letters | {" "}
         return list(dict.fromkeys(c for c in text if c not in known))
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Symbol indices of a transcript, words separated by ``|``.
 
         Raises ``UserError`` when a character has no symbol.
@@ -59,11 +62,11 @@ class Vocabulary:
             )
         return [self._index[c] for c in "|".join(text.split())]
 
-    def decode(self, indices):
+    def decode(self, indices: Iterable[int]) -> str:
         """Greedy CTC decoding of one frame-by-frame index sequence.
 
-        Repeats collapse, blanks vanish, ``|`` becomes a space; the other
-        special symbols carry no letter and are left out.
+        Repeats collapse, blanks vanish, ``|`` becomes a space. The other special
+        symbols carry no letter and are left out.
         """
         letters = []
         previous = None
@@ -76,29 +79,29 @@ class Vocabulary:
         return " ".join("".join(letters).split())
 
 
-def ctc_frames(symbols):
-    """Frames that CTC needs at least: one a symbol, and a blank between twins.
+def ctc_frames(symbols: Sequence) -> int:
+    """Frames that CTC needs at least: one a symbol, and a blank between two equal ones.
 
     ``symbols`` is a transcript (single spaces between the words) or its indices.
     """
-    twins = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
-    return len(symbols) + twins
+    return len(symbols) + sum(a == b for a, b in itertools.pairwise(symbols))
 
 
-def edit_distances(references, hypotheses):
-    """Insertions, deletions and substitutions, at least, from each to its twin.
+def edit_distances(
+    references: Sequence[Sequence], hypotheses: Sequence[Sequence]
+) -> np.ndarray:
+    """The fewest insertions, deletions and substitutions between each pair.
 
     Many pairs at once: one row of Levenshtein's table is a few array operations.
 
     Arguments
     ---------
-    references, hypotheses : sequences of sequences
+    references, hypotheses
         Pairs of texts (letters count) or of lists of words.
 
     Returns
     -------
-    numpy.ndarray
-        int64 ``[pairs]``.
+    int64 ``[pairs]``.
 
     Example
     -------
@@ -131,7 +134,7 @@ def edit_distances(references, hypotheses):
 
 
 def _codes(texts, known):
-    """Whole numbers for equal tokens [text, tokens], -1 where a text has ended."""
+    """Numbers [text, tokens], the same for equal tokens; -1 where a text has ended."""
     width = max(map(len, texts))
     codes = np.full((len(texts), width), -1)
     for row, text in zip(codes, texts, strict=True):

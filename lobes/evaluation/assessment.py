@@ -6,8 +6,8 @@ stands in ``results.json``, from where the console and the report take it.
 """
 
 import dataclasses
-import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,45 +16,43 @@ import pandas
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.trials import read_scores
 from lobes.errors import UserError
+from lobes.evaluation.groups import speaker_sexes, trial_groups, word_groups
+from lobes.evaluation.metrics import CHANCE
 from lobes.evaluation.mfcc_baseline import Piece, baseline_scores, mean_mfccs
+from lobes.evaluation.results import Assessment, DataRow, owner
 from lobes.evaluation.significance import (
+    Interval,
+    Words,
     eer_difference,
     eer_interval,
     rate_interval,
     read_words,
 )
-from lobes.evaluation.verification import CHANCE, equal_error_rate
+from lobes.evaluation.verification import equal_error_rate
 
 #: Share of a set's hypotheses without a letter, or all alike, that is warned of.
 MANY_ALIKE = 0.5
 
 #: A CTC model whose frames hold fewer letters than this share of the references'
-#: letters says hardly anything; blanks alone are no fault, as most frames of a good
+#: letters says hardly anything. Blanks alone are no fault: most frames of a good
 #: model are blank.
 FEW_LETTERS = 0.5
 
-#: EER (percent) of scores that know nothing, and the WER of one that says nothing.
+#: EER (percent) of scores that know nothing, and the WER of a model that says nothing.
 CHANCE_EER = 50.0
 SILENT_WER = 100.0
 
-#: Speakers with the most errors that are listed.
-WORST_SPEAKERS = 5
-
-#: Groups by length, of about equally many utterances or trials.
-LENGTHS = 4
-
-#: Kept in a run's folder of prepared data: the mean MFCCs of all its audio.
+#: The mean MFCCs of all audio are kept in this file among a run's prepared data.
 CACHE = "mfcc_baseline.npz"
 
-# Files that tell the sex of a corpus' speakers, and where its folder is named.
-_META = {
-    "librispeech_folder": ("SPEAKERS.TXT", "../SPEAKERS.TXT"),
-    "voxceleb1_folder": ("vox1_meta.csv", "../vox1_meta.csv"),
-    "voxceleb2_folder": ("vox2_meta.csv", "../vox2_meta.csv"),
-}
 
-
-def assess(folder, results, evaluation_sets, hparams, progress=False):
+def assess(
+    folder: str | Path,
+    results: Mapping[str, Mapping[str, Mapping[str, float]]],
+    evaluation_sets: Mapping[str, Mapping],
+    hparams: Mapping,
+    progress: bool = False,
+) -> Assessment:
     """Everything that belongs beside an evaluation's metrics.
 
     Arguments
@@ -65,46 +63,44 @@ def assess(folder, results, evaluation_sets, hparams, progress=False):
     results : dict
         ``{task: {set or trial list: {metric: value}}}``.
     evaluation_sets : dict
-        ``{task: {name: lobes.data.streams.EvaluationSet}}``, opened.
+        ``{task: {name: lobes.data.evaluation_sets.EvaluationSet}}``, opened.
     hparams : dict
         Used here: the corpora's folders, ``prepared_folder``, ``num_workers``,
         ``mfcc_baseline``.
     progress : bool
         Show a bar for the baseline.
-
-    Returns
-    -------
-    dict
-        ``data``: set to its numbers of utterances and speakers, its hours, and its
-        trial lists. ``intervals``: set or list to metric to ``Interval`` as a dict.
-        ``baselines``: list to the MFCC baseline's ``eer``, ``eer_raw``, ``interval``
-        and the ``difference`` from it. ``groups``: set or list to rows by sex, length
-        and speaker. ``warnings``: sentences.
     """
-    folder, sexes = Path(folder), _sexes(hparams)
-    metrics = {n: m for named in results.values() for n, m in named.items()}
-    found = {"data": {}, "intervals": {}, "baselines": {}, "groups": {}, "warnings": []}
-    # Several tasks may have one set.
-    everything = {n: s for sets in evaluation_sets.values() for n, s in sets.items()}
-    for name, evaluation_set in everything.items():
-        table = _table(evaluation_set, sexes)
-        table.to_csv(folder / f"utterances_{name}.csv", index=False)
-        found["data"][name] = {
-            **count(table),
-            "lists": list(evaluation_set.trials),
-        }
-        if "wer" in metrics.get(name, {}):
-            _assess_words(found, folder, name, metrics[name], table)
-        lists = [n for n in evaluation_set.trials if "eer" in metrics.get(n, {})]
-        vectors = None
-        if lists and hparams.get("mfcc_baseline", True):
-            vectors = _mfccs(found, folder, evaluation_set, hparams, progress)
-        for one in lists:
-            _assess_trials(found, folder, one, metrics[one], table, vectors)
-    return found
+    folder, sexes = Path(folder), speaker_sexes(hparams)
+    assessment: Assessment = {
+        **{key: {} for key in ("data", "intervals", "baselines", "groups")},
+        "warnings": [],
+    }
+    for task, sets in evaluation_sets.items():
+        for name, evaluation_set in sets.items():
+            table = utterance_table(evaluation_set.utterances, sexes)
+            table = table.loc[evaluation_set.rows].reset_index(drop=True)
+            row = {**count(table), "lists": list(evaluation_set.trials)}
+            # Two tasks may share a set, or have another one each under one name.
+            same = assessment["data"].get(name, row) == row
+            file = name if same else f"{name} ({task})"
+            assessment["data"][file] = row
+            table.to_csv(folder / f"utterances_{file}.csv", index=False)
+            if owner(results, name, "wer") == task:
+                metrics = results[task][name]
+                _assess_words(assessment, folder, name, metrics, table)
+            lists = [
+                n for n in evaluation_set.trials if owner(results, n, "eer") == task
+            ]
+            vectors = None
+            if lists and hparams.get("mfcc_baseline", True):
+                vectors = _mfccs(assessment, folder, evaluation_set, hparams, progress)
+            for one in lists:
+                metrics = results[task][one]
+                _assess_trials(assessment, folder, one, metrics, table, vectors)
+    return assessment
 
 
-def count(table):
+def count(table: pandas.DataFrame) -> DataRow:
     """Utterances, speakers (None where they are unknown) and hours of a table."""
     speakers = table["speaker"]
     return {
@@ -114,14 +110,16 @@ def count(table):
     }
 
 
-def utterance_table(utterances, sexes=None):
-    """ID, speaker, sex and seconds of some ``lobes.data.streams.Utterances``.
+def utterance_table(utterances, sexes: Mapping[str, str] | None = None):
+    """ID, speaker, sex and seconds of some ``lobes.data.utterances.Utterances``.
 
-    A column ``sex`` or ``gender`` of the CSV wins over ``sexes`` by speaker; what is
-    unknown is an empty text.
+    Returns a ``pandas.DataFrame`` with their rows in order. A column ``sex`` or
+    ``gender`` of the CSV wins over ``sexes`` by speaker. What is unknown is an empty
+    text.
     """
-    table, none = utterances.table, pandas.Series("", utterances.table.index)
-    speakers = table["spk_id"] if "spk_id" in table else none
+    table = utterances.table
+    unknown = pandas.Series("", table.index)
+    speakers = table["spk_id"] if "spk_id" in table else unknown
     given = [name for name in ("sex", "gender") if name in table]
     sex = table[given[0]] if given else speakers.map(sexes or {}).fillna("")
     return pandas.DataFrame(
@@ -134,32 +132,24 @@ def utterance_table(utterances, sexes=None):
     ).reset_index(drop=True)
 
 
-def _table(evaluation_set, sexes):
-    """The table of what was evaluated: with trials, only their utterances."""
-    table = utterance_table(evaluation_set.utterances, sexes)
-    if evaluation_set.trials:
-        named = set().union(*(t.utterances() for t in evaluation_set.trials.values()))
-        table = table[table["ID"].isin(named)].reset_index(drop=True)
-    return table
+# Speech --------------------------------------------------------------------------
 
 
-# Speech -----------------------------------------------------------------------
-
-
-def _assess_words(found, folder, name, metrics, table):
+def _assess_words(assessment, folder, name, metrics, table):
     """Intervals, groups and warnings of a set of transcripts."""
     words = read_words(folder / f"transcripts_{name}.csv")
     rows = table.set_index("ID").loc[words.ids].reset_index()
     speakers = dict(zip(rows["ID"], rows["speaker"], strict=True))
-    found["intervals"][name] = {
+    assessment["intervals"][name] = {
         metric: _as_dict(rate_interval(getattr(words, metric), words.ids, speakers))
         for metric in ("wer", "cer")
     }
-    found["groups"][name] = _word_groups(words, rows)
-    found["warnings"] += [f"{name}: {text}" for text in _of_words(words, metrics)]
+    assessment["groups"][name] = word_groups(words, rows)
+    doubts = word_doubts(words, metrics)
+    assessment["warnings"] += [f"{name}: {text}" for text in doubts]
 
 
-def _of_words(words, metrics):
+def word_doubts(words: Words, metrics: Mapping[str, float]) -> Iterator[str]:
     """What is suspicious about transcripts."""
     count = len(words.ids)
     empty = words.hypotheses.count("")
@@ -182,71 +172,55 @@ def _of_words(words, metrics):
         yield f"WER {metrics['wer']:.2f} % is no better than saying nothing (100 %)"
 
 
-# Speakers ---------------------------------------------------------------------
+# Speakers ------------------------------------------------------------------------
 
 
-def _mfccs(found, folder, evaluation_set, hparams, progress):
+def _mfccs(assessment, folder, evaluation_set, hparams, progress):
     """Mean MFCC vectors of the utterances of all trials, None where that fails."""
     utterances = evaluation_set.utterances
-    named = set().union(*(t.utterances() for t in evaluation_set.trials.values()))
-    pieces = [
-        _piece(utterances, row)
-        for row, name in enumerate(utterances.ids)
-        if name in named
-    ]
+    pieces = [_piece(utterances, int(row)) for row in evaluation_set.rows]
     prepared = Path(hparams.get("prepared_folder") or folder)
     cache = (prepared if prepared.is_dir() else folder) / CACHE
     try:
         return mean_mfccs(pieces, cache, hparams.get("num_workers", 0), progress)
     except UserError as error:
-        found["warnings"].append(f"there is no MFCC baseline: {error}")
+        assessment["warnings"].append(f"there is no MFCC baseline: {error}")
         return None
 
 
 def _piece(utterances, row):
     """Where the audio of an utterance lies."""
-    window = None
-    if utterances.windows is not None and utterances.windows[row, 0] >= 0:
-        window = tuple(map(int, utterances.windows[row]))
+    window = utterances.window(row)
     start = int(utterances.starts[row])
     stop = start + int(utterances.lengths[row])
     return Piece(utterances.ids[row], utterances.paths[row], start, stop, window)
 
 
-def _assess_trials(found, folder, name, metrics, table, vectors):
-    """Interval, baseline, groups and warnings of a trial list."""
+def _assess_trials(assessment, folder, name, metrics, table, vectors):
+    """Interval, groups, warnings and baseline of a trial list."""
     trials, scores = read_scores(folder / f"scores_{name}.txt")
     speakers = dict(zip(table["ID"], table["speaker"], strict=True))
     interval = eer_interval(trials, scores, speakers)
-    found["intervals"][name] = {"eer": _as_dict(interval)}
-    found["groups"][name] = _trial_groups(trials, scores, metrics["threshold"], table)
-    found["warnings"] += [f"{name}: {t}" for t in _of_eer(metrics["eer"], interval)]
-    if vectors is None:
-        return
-    baseline = baseline_scores(trials, vectors)
-    eers = {n: equal_error_rate(s, trials.labels)[0] for n, s in baseline.items()}
-    difference = eer_difference(trials, baseline["znorm"], scores, speakers)
-    found["baselines"][name] = {
-        "eer": eers["znorm"],
-        "eer_raw": eers["raw"],
-        "interval": _as_dict(eer_interval(trials, baseline["znorm"], speakers)),
-        "difference": _as_dict(difference),
-    }
-    # Where there is no interval, the two numbers must do.
-    if difference.high >= 0 if difference else metrics["eer"] >= eers["znorm"]:
-        worse = difference.low > 0 if difference else metrics["eer"] > eers["znorm"]
-        how = "worse" if worse else "not clearly better"
-        text = f"{name}: EER {metrics['eer']:.2f} % is {how} than the "
-        text += f"{eers['znorm']:.2f} % of the MFCC baseline"
-        if difference:
-            text += (
-                f" (difference {difference.difference:+.2f}, 95 % interval "
-                f"{difference.low:+.2f} to {difference.high:+.2f})"
-            )
-        found["warnings"].append(text)
+    assessment["intervals"][name] = {"eer": _as_dict(interval)}
+    assessment["groups"][name] = trial_groups(
+        trials, scores, metrics["threshold"], table
+    )
+    doubts = list(eer_doubts(metrics["eer"], interval))
+    if vectors is not None:
+        baseline = baseline_scores(trials, vectors)
+        eers = {n: equal_error_rate(s, trials.labels)[0] for n, s in baseline.items()}
+        difference = eer_difference(trials, baseline["znorm"], scores, speakers)
+        assessment["baselines"][name] = {
+            "eer": eers["znorm"],
+            "eer_raw": eers["raw"],
+            "interval": _as_dict(eer_interval(trials, baseline["znorm"], speakers)),
+            "difference": _as_dict(difference),
+        }
+        doubts += _baseline_doubts(metrics["eer"], eers["znorm"], difference)
+    assessment["warnings"] += [f"{name}: {text}" for text in doubts]
 
 
-def _of_eer(eer, interval):
+def eer_doubts(eer: float, interval: Interval | None) -> Iterator[str]:
     """Whether scores know nothing."""
     if interval is None:
         if eer >= CHANCE["eer"]:
@@ -258,134 +232,19 @@ def _of_eer(eer, interval):
         )
 
 
-# Groups -----------------------------------------------------------------------
-
-
-def _word_groups(words, table):
-    """WER and CER by sex, length and speaker."""
-    counts = pandas.DataFrame(
-        {
-            "utterances": 1,
-            "word_errors": words.wer[0],
-            "words": words.wer[1],
-            "letter_errors": words.cer[0],
-            "letters": words.cer[1],
-        }
-    )
-    lengths = _by_length(table["seconds"].to_numpy())
-    rows = []
-    for by, names in (
-        ("sex", table["sex"]),
-        ("length", lengths),
-        ("speaker", table["speaker"]),
-    ):
-        sums = _sums(counts, names)
-        sums["wer"] = 100 * sums["word_errors"] / sums["words"].clip(lower=1)
-        sums["cer"] = 100 * sums["letter_errors"] / sums["letters"].clip(lower=1)
-        rows += _rows(by, sums, ["utterances", "words", "wer", "cer"], "wer")
-    return rows
-
-
-def _trial_groups(trials, scores, threshold, table):
-    """Errors at the EER's threshold by sex, the shorter's length, and speaker.
-
-    A trial between two speakers counts for both.
-    """
-    row = {name: place for place, name in enumerate(table["ID"])}
-    sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
-    accepted = scores >= threshold
-    counts = pandas.DataFrame(
-        {
-            "trials": 1,
-            "positives": trials.labels.astype(int),
-            "rejected": (trials.labels & ~accepted).astype(int),
-            "accepted": (~trials.labels & accepted).astype(int),
-        }
-    )
-    sexes, speakers = (table[c].to_numpy(str)[sides] for c in ("sex", "speaker"))
-    mixed = np.where((sexes == "").any(axis=0), "", "f and m")
-    shorter = table["seconds"].to_numpy()[sides].min(axis=0)
-    twice = pandas.concat([counts, counts[speakers[0] != speakers[1]]])
-    both = np.r_[speakers[0], speakers[1][speakers[0] != speakers[1]]]
-    rows = []
-    for by, part, names in (
-        ("sex", counts, np.where(sexes[0] == sexes[1], sexes[0], mixed)),
-        ("length", counts, _by_length(shorter)),
-        ("speaker", twice, both),
-    ):
-        sums = _sums(part, names)
-        negatives = sums["trials"] - sums["positives"]
-        # No rate without trials of its kind.
-        sums["false_rejections"] = 100 * sums["rejected"] / sums["positives"]
-        sums["false_acceptances"] = 100 * sums["accepted"] / negatives
-        sums["wrong"] = (sums["rejected"] + sums["accepted"]) / sums["trials"]
-        kept = ["trials", "false_rejections", "false_acceptances"]
-        rows += _rows(by, sums, kept, "wrong")
-    return rows
-
-
-def _by_length(seconds):
-    """The name of the group of every length, shortest first when sorted."""
-    edges = np.unique(np.quantile(seconds, np.linspace(0, 1, LENGTHS + 1)))
-    places = np.clip(np.searchsorted(edges, seconds, "right") - 1, 0, len(edges) - 2)
-    names = [
-        f"{low:.1f} to {high:.1f} s"
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
-    ]
-    kinds = pandas.CategoricalDtype(list(dict.fromkeys(names)), ordered=True)
-    return pandas.Series(np.array(names or [""], dtype=object)[places]).astype(kinds)
-
-
-def _sums(counts, names):
-    """Sums of the counts by name, without those that are unknown."""
-    names = pandas.Series(names).reset_index(drop=True)
-    sums = counts.reset_index(drop=True).groupby(names, observed=True).sum()
-    return sums[sums.index.astype(str) != ""]
-
-
-def _rows(by, sums, kept, order):
-    """Rows for a table; of speakers those with the most errors."""
-    if by == "speaker":
-        sums = sums.sort_values(order, ascending=False, kind="stable")
-        sums = sums.head(WORST_SPEAKERS)
-    if len(sums) < 2:
-        # One group is the whole set.
-        return []
-    return [
-        {
-            "by": by,
-            "name": str(name),
-            **{k: None if pandas.isna(v) else v for k, v in row.items()},
-        }
-        for name, row in zip(sums.index, sums[kept].to_dict("records"), strict=True)
-    ]
-
-
-# What is known of speakers ----------------------------------------------------
-
-
-def _sexes(hparams):
-    """``{speaker: f or m}``, as far as the corpora's own files tell."""
-    sexes = {}
-    for key, names in _META.items():
-        for name in names:
-            path = Path(str(hparams.get(key) or "")) / name
-            if hparams.get(key) and path.is_file():
-                text = path.read_bytes().decode("utf-8-sig", errors="replace")
-                sexes.update(_sexes_of(text))
-                break
-    return sexes
-
-
-def _sexes_of(text):
-    """The sexes in LibriSpeech's ``SPEAKERS.TXT`` or VoxCeleb's ``*_meta.csv``."""
-    column = 1
-    for line in text.split("\n"):
-        fields = [field.strip().lower() for field in re.split(r"[|\t,]", line)]
-        if "gender" in fields:
-            column = fields.index("gender")
-        elif len(fields) > column and fields[column] in ("f", "m"):
-            yield re.split(r"[|\t,]", line)[0].strip(), fields[column]
+def _baseline_doubts(eer, baseline, difference):
+    """Whether a model is better than none; without an interval two numbers must do."""
+    if difference.high < 0 if difference else eer < baseline:
+        return
+    worse = difference.low > 0 if difference else eer > baseline
+    how = "worse" if worse else "not clearly better"
+    text = f"EER {eer:.2f} % is {how} than the {baseline:.2f} % of the MFCC baseline"
+    if difference:
+        text += (
+            f" (difference {difference.difference:+.2f}, 95 % interval "
+            f"{difference.low:+.2f} to {difference.high:+.2f})"
+        )
+    yield text
 
 
 def _as_dict(interval):

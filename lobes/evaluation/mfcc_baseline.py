@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +13,12 @@ from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE, read_audio
 from lobes.data.trials import check_trials, read_trials
+from lobes.data.utterance_tables import read_header, read_table, windows_of
 from lobes.errors import UserError
 from lobes.evaluation.verification import cosine_scores, equal_error_rate
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
 
-pandas = lazy("pandas")
 torch = lazy("torch")
 torchaudio = lazy("torchaudio")
 
@@ -74,9 +73,18 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     Raises ``UserError`` for lists, tables and audio that cannot be used.
     """
     trials = read_trials(trials_path, allow_repeats=True)
-    table = _read_csv(csv_path)
-    trials = check_trials(trials, table.index, csv_path, table["wav"])
-    pieces = [_piece(row) for row in table.loc[trials.utterances()].itertuples()]
+    table = read_table(csv_path, extent=False)
+    trials = check_trials(trials, table["ID"], csv_path, table["wav"])
+    rows = table.set_index("ID").loc[trials.utterances()]
+    # The whole file where there is but a duration, which may be rounded.
+    extents = [(0, None)] * len(rows)
+    if "start" in read_header(csv_path):
+        extents = zip(rows["start"].tolist(), rows["stop"].tolist(), strict=True)
+    columns = rows.index, rows["wav"], extents, windows_of(rows)
+    pieces = [
+        Piece(name, path, start, stop, window)
+        for name, path, (start, stop), window in zip(*columns, strict=True)
+    ]
     vectors = mean_mfccs(pieces, progress=progress)
     return {
         f"eer_{name}": equal_error_rate(scores, trials.labels)[0]
@@ -207,52 +215,3 @@ def _mean_mfcc(transform, piece):
             f"than one window of {_WINDOW}; take it off the trial list"
         )
     return transform(torch.from_numpy(samples)).mean(dim=-1).double().numpy()
-
-
-def _read_csv(path):
-    """The utterance table, indexed by ID."""
-    try:
-        table = pandas.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: the CSV cannot be read ({reason}); check its path or prepare it"
-        ) from error
-    missing = [column for column in ("ID", "wav") if column not in table]
-    if missing:
-        raise UserError(
-            f"{path}: column {' and '.join(missing)} missing; the CSV needs ID and wav"
-        )
-    repeated = table["ID"][table["ID"].duplicated()]
-    if len(repeated):
-        raise UserError(
-            f"{path}, row {repeated.index[0] + 2}: ID {repeated.iloc[0]} occurs again; "
-            f"every utterance needs an ID of its own"
-        )
-    folder = Path(path).resolve().parent
-    table["wav"] = [str(folder / wav) for wav in table["wav"]]
-    return table.set_index("ID")
-
-
-def _piece(row):
-    """The audio of one table row."""
-    window = None
-    if hasattr(row, "offset"):
-        window = _number(row, "offset"), _number(row, "size")
-    start, stop = _number(row, "start") or 0, _number(row, "stop")
-    return Piece(row.Index, row.wav, start, stop, window)
-
-
-def _number(row, column):
-    """Samples or bytes, or None where the table does not give any."""
-    text = getattr(row, column, "")
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise UserError(
-            f"utterance {row.Index}: {column} is {text!r}, not a whole number; "
-            f"correct the CSV"
-        )
-    return int(text)

@@ -7,6 +7,7 @@ training process keeps its back end, style and open figures.
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -20,12 +21,11 @@ from matplotlib.ticker import (
 )
 from scipy.special import ndtri
 
+from lobes.data.trials import read_scores
 from lobes.errors import UserError
-from lobes.evaluation.verification import (
-    CHANCE,
-    detection_errors,
-    equal_error_rate,
-)
+from lobes.evaluation.metrics import CHANCE
+from lobes.evaluation.progress import best_step
+from lobes.evaluation.verification import detection_errors, equal_error_rate
 from lobes.system.files import write_atomically
 
 #: Okabe and Ito's palette (2008): distinct with every common colour blindness.
@@ -67,6 +67,22 @@ def plot_det(path, curves):
 def plot_score_histogram(path, scores, labels, threshold, title):
     """Write ``score_histogram_figure(...)`` as PNG to ``path``."""
     save(score_histogram_figure(scores, labels, threshold, title), path)
+
+
+def plot_trials(folder, names):
+    """Draw the scores in a folder: ``histogram_<list>.png``, and ``det.png`` of all.
+
+    ``names`` are those of the trial lists, with a ``scores_<list>.txt`` each.
+    """
+    curves = {}
+    for name in names:
+        trials, scores = read_scores(Path(folder) / f"scores_{name}.txt")
+        curves[name] = scores, trials.labels
+        threshold = equal_error_rate(*curves[name])[1]
+        path = Path(folder) / f"histogram_{name}.png"
+        plot_score_histogram(path, *curves[name], threshold, name)
+    if curves:
+        plot_det(Path(folder) / "det.png", curves)
 
 
 def plot_curves(path, training, validation):
@@ -387,7 +403,7 @@ def curves_figure(training, validation):
     all_axes = figure.subplots(
         len(panels), sharex=True, squeeze=False, height_ratios=heights
     )[:, 0]
-    best = _best_step(validation)
+    best = best_step(validation)
     for axes, draw in zip(all_axes, panels, strict=True):
         draw(axes)
         if best is not None:
@@ -605,13 +621,6 @@ def _task_colour(task, tasks):
         return _TASK_COLOURS[task]
     others = [name for name in tasks if name not in _TASK_COLOURS]
     return COLOURS[(2 + others.index(task)) % len(COLOURS)]
-
-
-def _best_step(validation):
-    """Step of the lowest selection score, None where there is none."""
-    if "score" not in validation or not len(validation):
-        return None
-    return float(validation.loc[validation["score"].idxmin(), "step"])
 
 
 def dress(axes, grid="both"):

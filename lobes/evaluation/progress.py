@@ -69,6 +69,13 @@ class ProgressLog:
         )
 
 
+def best_step(validation: "pandas.DataFrame") -> float | None:
+    """Step of the lowest selection score; None where there is none."""
+    if "score" not in validation or validation["score"].isna().all():
+        return None
+    return float(validation.loc[validation["score"].idxmin(), "step"])
+
+
 def _problem_of(row):
     """Why a row of the log cannot be used, or None."""
     if type(row.get("step")) is not int or not isinstance(row.get("stage"), str):

@@ -1,52 +1,54 @@
-"""A run's results to read: the page ``report.html`` and a summary in the terminal.
+"""The page ``report.html`` of a run: its results, and what they are made of.
 
-Both are made from the files of the output folder alone, so that they can be made
-again at any time; whatever is not there yet is left out.
+It is made from the files of the output folder alone, so that it can be made again at
+any time. What is not there yet is left out. ``report.html.j2`` is its template.
 """
 
 import base64
-import html
 import logging
-import sys
 import time
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+import jinja2
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from lobes.errors import UserError, explanation
-from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
-from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.significance import MEANING, speakers_of
-from lobes.system.files import read_json, write_atomically
-from lobes.system.lazy import lazy
-from lobes.system.terminal import console
+from lobes.evaluation.ending import Ending
+from lobes.evaluation.examples import aligned, chosen, word_pairs
+from lobes.evaluation.metrics import (
+    NONE,
+    RATES,
+    heading,
+    number,
+    phrase,
+    quantity,
+    title,
+)
+from lobes.evaluation.progress import ProgressLog, best_step
+from lobes.evaluation.results import (
+    MeasuredSet,
+    Results,
+    measured_sets,
+    read_results,
+    speakers_of,
+)
+from lobes.evaluation.summary import baseline_lines, details, meaning, span, stopped
+from lobes.system.files import write_atomically
 
-edit_distance = lazy("speechbrain.utils.edit_distance")
-pandas = lazy("pandas")
+if TYPE_CHECKING:
+    import pandas
 
 logger = logging.getLogger(__name__)
 
-#: Transcripts of each test set on the page, and in the terminal.
-PAGE_EXAMPLES = 10
-TERMINAL_EXAMPLES = 5
-
-# Utterances whose WER differs by less (percent points) are examples of one kind.
-_ALIKE = 10
+#: Transcripts of each test set on the page.
+EXAMPLES = 10
 
 # Rows of the tables over time.
 _ROWS = 12
 
-# Columns of a plain summary: a terminal's width is unknown in a file.
-_PLAIN_WIDTH = 130
-
-# Stands in a table where there is no value.
-_NONE = "\N{EN DASH}"
-
-# What a table of groups shows: by what, and whether its rows are of trials.
-_GROUP_NOTES = {
+# Captions of the tables of groups: by what, and whether the rows are of trials.
+_GROUP_CAPTIONS = {
     ("sex", False): "by the speaker's sex",
     ("length", False): "by the utterance's length, about equally many each",
     ("speaker", False): "the speakers with the highest WER",
@@ -56,45 +58,24 @@ _GROUP_NOTES = {
     "threshold of the EER",
 }
 
-# How the heading of a percentage ends.
-_PERCENT = " (%)"
 
-# Heading and format of the metrics that are known; others keep their names.
-_METRICS = {
-    "wer": ("WER (%)", ".2f"),
-    "cer": ("CER (%)", ".2f"),
-    "eer": ("EER (%)", ".2f"),
-    "min_dcf_0.01": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.01)", ".3f"),
-    "min_dcf_0.05": ("minDCF (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.05)", ".3f"),
-    "threshold": ("threshold", ".4f"),
-    "trials": ("trials", ",d"),
-    "positives": ("same-speaker trials", ",d"),
-    "words": ("words", ",d"),
-    "letters": ("letters", ",d"),
-    "frames": ("frames", ",d"),
-    "blank_frames": ("blank frames (%)", ".1f"),
-    "false_rejections": ("false rejections (%)", ".2f"),
-    "false_acceptances": ("false acceptances (%)", ".2f"),
-    "utterances": ("utterances", ",d"),
-    "insertions": ("insertions", ",d"),
-    "deletions": ("deletions", ",d"),
-    "substitutions": ("substitutions", ",d"),
-    "score": ("selection score", ".2f"),
-    "step": ("step", ",d"),
-    "lr": ("learning rate", ".2e"),
-}
+class Table(NamedTuple):
+    """A table of texts; its first column names the rows."""
 
-# Error rates that a line of the summary and a tile begin with.
-_RATES = ("wer", "cer", "eer")
-
-# Results of lobes.evaluation.mfcc_baseline on a trial list.
-_BASELINES = {
-    "eer": "MFCC baseline, z-normalised",
-    "eer_raw": "MFCC baseline",
-}
+    headings: list[str]
+    rows: list[list[str]]
+    caption: str = ""
 
 
-def publish(folder, run=None):
+class Tile(NamedTuple):
+    """One large figure, what it is, and what belongs to it."""
+
+    label: str
+    value: str
+    notes: list[str]
+
+
+def publish(folder: str | Path, run: str | Path | None = None) -> bool:
     """Write ``report.html``; returns whether that was possible.
 
     Arguments are those of ``write_report``. Whatever is wrong with the page is logged:
@@ -117,7 +98,7 @@ def publish(folder, run=None):
     return True
 
 
-def write_report(folder, run=None):
+def write_report(folder: str | Path, run: str | Path | None = None) -> Path:
     """Write ``report.html``: one file with everything in it, and no scripts.
 
     Arguments
@@ -134,392 +115,101 @@ def write_report(folder, run=None):
     """
     folder = Path(folder)
     run = Path(run or folder)
-    results = read_json(folder / "results.json", "evaluate again")
-    name = _title(results, run)
+    results = read_results(folder)
+    sets = measured_sets(results)
     evaluated = time.localtime((folder / "results.json").stat().st_mtime)
-    sections = [
-        ("Results", _ended(results) + _warnings(results) + _headline(results)),
-        ("All metrics", _metric_tables(results)),
-        ("Errors by sex, length and speaker", _groups(results)),
-        ("Transcripts", _transcripts(results, folder)),
-        ("Speaker verification", _verification(results, folder)),
-        ("Data and machine", _facts(_data_facts(results))),
-        ("Training", _training(results, run)),
-        ("How to reproduce it", _commands(results, run)),
-        ("Settings and environment", _details(run)),
-    ]
-    body = "".join(
-        f"<section><h2>{title}</h2>{content}</section>\n"
-        for title, content in sections
-        if content
-    )
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # The browser, too, is told to load nothing and to run nothing.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escape(name)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<header><h1>{_escape(name)}</h1><p>Evaluated "
-        f"{time.strftime('%Y-%m-%d %H:%M', evaluated)} from {_escape(folder)}</p>"
-        f"</header>\n{body}</body>\n</html>\n"
-    )
-    path = folder / "report.html"
-    write_atomically(path, page)
-    return path
-
-
-def print_summary(folder, examples=TERMINAL_EXAMPLES):
-    """Print the metrics, some transcripts with their errors, and where the files are.
-
-    In colours when standard output is a terminal, as plain text when not.
-
-    Arguments
-    ---------
-    folder : str or Path
-        An evaluation's files, with ``results.json``.
-    examples : int
-        Transcripts of each test set, from the worst to the best.
-
-    Where nothing can be printed, the log says so: the evaluation has succeeded.
-    """
-    try:
-        _print_summary(Path(folder), examples)
-    # A terminal that is gone, or a full disk that takes the output.
-    except OSError as error:
-        logger.warning("The summary of %s could not be printed: %s", folder, error)
-
-
-def _print_summary(folder, examples):
-    """Print the summary on standard output as it is now."""
-    results = read_json(folder / "results.json", "evaluate again")
-    if sys.stdout.isatty():
-        output = console()
-    else:
-        # Without a colour system nothing is styled, whatever the environment says.
-        output = console(color_system=None, width=_PLAIN_WIDTH)
-    output.print()
-    for name in _all_sets(results):
-        rows = _aligned(folder, name) if examples else []
-        if not rows:
-            continue
-        chosen = _examples(rows, examples, speakers_of(folder, name))
-        title = Text(f"{name}: {len(chosen)} of {len(rows)} utterances, worst first; ")
-        title.append("[-missed-]", style="red")
-        title.append(" ")
-        title.append("{+added+}", style="green")
-        output.print(title)
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(justify="right")
-        table.add_column(overflow="fold")
-        for row in chosen:
-            table.add_row(f"  {row['WER']:.0f} %", _marked_text(row))
-        output.print(table)
-        output.print()
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(overflow="fold")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
-    for name, metrics in _all_sets(results).items():
-        for row in _summary_rows(results, name, metrics):
-            table.add_row(*map(Text, row))
-    output.print(table)
-    for text in _meaning(results):
-        output.print(Text(text))
-    for text in results.get("warnings", ()):
-        output.print(Text(f"warning: {text}", style="yellow"))
-    where = [f"Checkpoint of step {results['step']}"]
-    if "training" in results:
-        where.append(str(Ending(**results["training"])))
-    if "seconds" in results:
-        where.append(f"{results['seconds']:.0f} seconds in all")
-    output.print(Text("; ".join(where)))
-    page = folder / "report.html"
-    if _is_of(page, folder):
-        output.print(Text(f"Report:   {page}"), soft_wrap=True)
-    else:
-        text = f"warning: {page} could not be written (the log tells why)"
-        output.print(Text(text, style="yellow"), soft_wrap=True)
-    pictures = ", ".join(path.name for path in sorted(folder.glob("*.png")))
-    if pictures:
-        output.print(Text(f"Pictures: {pictures} in {folder}"), soft_wrap=True)
-    for line in _stopped(results):
-        output.print(Text(line, style="bold red"))
-
-
-def _is_of(page, folder):
-    """Whether a page is of the results that lie beside it, not of earlier ones."""
-    try:
-        made = (folder / "results.json").stat().st_mtime_ns
-        return page.stat().st_mtime_ns >= made
-    except OSError:
-        return False
-
-
-def _stopped(results):
-    """Lines that nobody overlooks, when a training did not take all of its steps."""
-    if "training" not in results:
-        return
-    ending = Ending(**results["training"])
-    if ending.kind == COMPLETE:
-        return
-    advice = "the weights tested here are those of a part of the training"
-    if ending.kind in (DIVERGED, PATIENCE):
-        advice = "the same command only tests again"
-    yield ""
-    yield "=" * 72
-    yield f"NOT ALL STEPS WERE TRAINED: {ending}"
-    yield f"({advice})"
-    yield "=" * 72
-
-
-# Words and their errors ------------------------------------------------------
-
-
-def _aligned(folder, name):
-    """Every utterance of a set aligned by SpeechBrain, the worst first.
-
-    An empty list when the set has no transcripts that can be read.
-    """
-    path = folder / f"transcripts_{name}.csv"
-    try:
-        texts = pandas.read_csv(path, dtype=str, keep_default_na=False)
-        identities = texts["ID"].tolist()
-        references = [text.split() for text in texts["reference"]]
-        hypotheses = [text.split() for text in texts["hypothesis"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s cannot be read: %r", path, error)
-        return []
-    rows = edit_distance.wer_details_for_batch(
-        identities, references, hypotheses, compute_alignments=True
-    )
-    return sorted(rows, key=lambda row: (-row["WER"], row["key"]))
-
-
-def _examples(rows, count, speakers=None):
-    """``count`` of the sorted utterances, evenly spread over the error rate.
-
-    The worst is among them. Evenly spread over the utterances, a good system's
-    examples would hardly have an error to see. Of about equal ones those are taken
-    whose speakers were shown least.
-    """
-    speakers, shown = speakers or {}, Counter()
-    count, left, chosen = min(count, len(rows)), list(rows), []
-    for rate in np.linspace(rows[0]["WER"], rows[-1]["WER"], count):
-
-        def distance(row, rate=rate):
-            off = abs(row["WER"] - rate)
-            seen = shown[speakers.get(row["key"])] if speakers else 0
-            return off // _ALIKE, seen, off
-
-        nearest = min(left, key=distance)
-        shown[speakers.get(nearest["key"])] += 1
-        left.remove(nearest)
-        chosen.append(nearest)
-    return sorted(chosen, key=lambda row: (-row["WER"], row["key"]))
-
-
-def _spread(rows, count):
-    """``count`` of the rows, evenly spread, the first and the last among them."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return [rows[place] for place in places.round().astype(int)]
-
-
-def _words(row):
-    """Pairs (reference word, hypothesis word) in order; None where there is none."""
-    reference, hypothesis = row["ref_tokens"], row["hyp_tokens"]
-    for _, i, j in row["alignment"]:
-        yield (
-            None if i is None else reference[i],
-            None if j is None else hypothesis[j],
-        )
-
-
-def _marked_text(row):
-    """An utterance with its errors in brackets, as wdiff marks them."""
-    text = Text()
-    for said, heard in _words(row):
-        if text:
-            text.append(" ")
-        if said == heard:
-            text.append(said)
-            continue
-        if said is not None:
-            text.append(f"[-{said}-]", style="red")
-        if heard is not None:
-            text.append(f"{{+{heard}+}}", style="green")
-    return text
-
-
-def _marked_html(row):
-    """An utterance with its errors as del and ins elements, substitutions as both."""
-    pieces = []
-    for said, heard in _words(row):
-        if said == heard:
-            pieces.append(_escape(said))
-        elif heard is None:
-            pieces.append(f"<del>{_escape(said)}</del>")
-        elif said is None:
-            pieces.append(f"<ins>{_escape(heard)}</ins>")
-        else:
-            pieces.append(
-                f'<span class="sub"><del>{_escape(said)}</del> '
-                f"<ins>{_escape(heard)}</ins></span>"
+    lists = dict.fromkeys(one.name for one in sets if "eer" in one.metrics)
+    training, validation = ProgressLog(run).tables()
+    over_time = [_training_table(training), _validation_table(results, validation)]
+    page = _template().render(
+        name=_title(results, run),
+        evaluated=time.strftime("%Y-%m-%d %H:%M", evaluated),
+        folder=folder,
+        stopped=" ".join(line for line in stopped(results) if line.strip("= ")),
+        warnings=results.get("warnings", ()),
+        tiles=_tiles(results, sets),
+        meaning=meaning(results),
+        metrics=[_metric_table(task, sets) for task in results["sets"]],
+        groups=_group_tables(results),
+        transcripts=_transcripts(folder, sets),
+        det=_png(folder / "det.png"),
+        histograms=[(name, _png(folder / f"histogram_{name}.png")) for name in lists],
+        data=_data_facts(results),
+        training=_checkpoint_facts(results, validation) + _speed_facts(training),
+        curves=_png(run / "curves.png"),
+        progress=[table for table in over_time if table],
+        commands=_commands(results, run),
+        commit=_commit(run),
+        details=[
+            (title, file, _text(run / file))
+            for title, file in (
+                ("Resolved settings", "hyperparams.yaml"),
+                ("Environment", "env.log"),
             )
-    return " ".join(pieces)
-
-
-# The summary -----------------------------------------------------------------
-
-
-def _all_sets(results):
-    """``{set or trial list: {metric: value}}`` of all tasks."""
-    return {n: m for named in results["sets"].values() for n, m in named.items()}
-
-
-def _summary_rows(results, name, metrics):
-    """Lines of the summary on one set: (name, metric, interval, details)."""
-    rates = [rate for rate in _RATES if rate in metrics]
-    for rate in rates:
-        notes = _notes(metrics) if rate != "cer" else _letter_notes(metrics)
-        value = f"{rate.upper()} {metrics[rate]:6.2f} %"
-        shown = name if rate == rates[0] else ""
-        yield shown, value, _interval(results, name, rate), notes
-    baseline = results.get("baselines", {}).get(name, {})
-    for key, title in _BASELINES.items():
-        if key in baseline:
-            interval = _span(baseline["interval"]) if key == "eer" else ""
-            yield "", f"EER {baseline[key]:6.2f} %", interval, title
-    if not rates:
-        yield name, "", "", ", ".join(_named(*metric) for metric in metrics.items())
-
-
-def _interval(results, name, metric):
-    """A metric's 95 % interval as text, empty where there is none."""
-    return _span(results.get("intervals", {}).get(name, {}).get(metric))
-
-
-def _span(interval):
-    """An interval as text, empty where there is none."""
-    if interval is None:
-        return ""
-    return f"{interval['low']:.1f} to {interval['high']:.1f}"
-
-
-def _meaning(results):
-    """What the intervals mean, as one line; none without intervals."""
-    units = {}
-    for name, metrics in results.get("intervals", {}).items():
-        for interval in filter(None, metrics.values()):
-            unit = f"{interval['count']:,} {interval['over']}"
-            units.setdefault(unit, {})[name] = None
-    over = [f"{unit} ({', '.join(names)})" for unit, names in units.items()]
-    return [f"{MEANING}; over {', '.join(over)}"] if over else []
-
-
-def _letter_notes(metrics):
-    """What belongs to a CER, in one line."""
-    parts = [f"{metrics['letters']:,} letters"] if "letters" in metrics else []
-    if "blank_frames" in metrics:
-        parts.append(f"{metrics['blank_frames']:.1f} % of the frames blank")
-    return "; ".join(parts)
-
-
-def _notes(metrics):
-    """What belongs to a WER or an EER, in one line."""
-    parts = [
-        ", ".join(
-            f"{metrics[name]:,} {name if metrics[name] != 1 else name[:-1]}"
-            for name in names
-            if name in metrics
-        )
-        for names in (
-            ("utterances", "words", "trials"),
-            ("substitutions", "deletions", "insertions"),
-        )
-    ]
-    prefix = "min_dcf_"
-    costs = ", ".join(
-        f"{value:.3f} (p {name.removeprefix(prefix)})"
-        for name, value in metrics.items()
-        if name.startswith(prefix)
+        ],
     )
-    if costs:
-        parts.append(f"minDCF {costs}")
-    if "threshold" in metrics:
-        parts.append(f"threshold {_format('threshold', metrics['threshold'])}")
-    return "; ".join(part for part in parts if part)
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
 
 
-# The page --------------------------------------------------------------------
+def _template() -> jinja2.Template:
+    """The page's template; every text that it is given is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _title(results, run):
     """The run, and which files of the user's own it was tested on."""
-    own = results.get("own")
-    if not own:
-        return _run_name(run)
-    names = [own.get(name) for name in ("speech_csv", "speaker_csv")]
-    files = [Path(path).name for path in dict.fromkeys(filter(None, names))]
-    return f"{' and '.join(files)}, tested with {_run_name(run)}"
-
-
-def _ended(results):
-    """A box when the training did not take all of its steps."""
-    lines = [line for line in _stopped(results) if line.strip("= ")]
-    return f'<p class="stopped">{_escape(" ".join(lines))}</p>' if lines else ""
-
-
-def _warnings(results):
-    """A box with everything that makes the figures doubtful."""
-    lines = [f"<li>{_escape(text)}</li>" for text in results.get("warnings", ())]
-    return f'<ul class="warnings">{"".join(lines)}</ul>' if lines else ""
-
-
-def _run_name(run):
-    """The run's folder as named below ``results``."""
     parts = run.resolve().parts
     if "results" in parts[:-1]:
-        last = len(parts) - 1 - parts[::-1].index("results")
-        parts = parts[last + 1 :] or parts
-        return "/".join(parts)
-    return parts[-1]
+        # A run is known by its folder below the last folder "results".
+        parts = parts[len(parts) - parts[::-1].index("results") :] or parts
+        name = "/".join(parts)
+    else:
+        name = parts[-1]
+    own = results.get("own", {})
+    files = [own[key] for key in ("speech_csv", "speaker_csv") if key in own]
+    names = [Path(path).name for path in dict.fromkeys(files)]
+    return f"{' and '.join(names)}, tested with {name}" if names else name
 
 
-def _headline(results):
-    """The figures that a table would quote, large; of own files those of every set."""
-    tiles, sets = [], _all_sets(results)
-    quoted = list(results["headline_sets"].items())
+# Results -------------------------------------------------------------------------
+
+
+def _tiles(results: Results, sets: list[MeasuredSet]) -> list[Tile]:
+    """The figures that a table would quote; of own files those of every set."""
+    tiles, quoted = [], list(results["headline_sets"].items())
     if "own" in results:
-        quoted = [(r, n) for n, m in sets.items() for r in ("wer", "eer") if r in m]
+        every = [(r, one.name) for one in sets for r in ("wer", "eer")]
+        quoted = list(dict.fromkeys(every))
     for metric, name in quoted:
-        if metric not in sets.get(name, {}):
-            continue
-        rates = [metric, "cer"] if metric == "wer" else [metric]
-        notes = []
-        for rate in rates:
-            span = _interval(results, name, rate)
-            if rate != metric and rate in sets[name]:
-                notes.append(_named(rate, sets[name][rate]))
-            notes += [f"95 % interval {span} %"] if span else []
-        notes += _notes(sets[name]).split("; ")
-        label = f"{_heading(metric).removesuffix(_PERCENT)} on {name}"
-        tiles.append(_tile(label, _value(metric, sets[name][metric]), notes))
-        baseline = results.get("baselines", {}).get(name)
-        if baseline:
-            tiles.append(_baseline_tile(name, baseline))
-    meaning = "".join(f"<p>{_escape(text)}.</p>" for text in _meaning(results))
-    return f'<div class="tiles">{"".join(tiles)}</div>{meaning}' if tiles else ""
+        for one in sets:
+            if one.name == name and metric in one.metrics:
+                tiles += _tiles_of(one, metric)
+    return tiles
 
 
-def _baseline_tile(name, baseline):
-    """What mean MFCCs reach, large."""
+def _tiles_of(one, metric):
+    """A metric of a set, and the baseline beside it."""
+    notes = []
+    for rate in (metric, "cer") if metric == "wer" else (metric,):
+        if rate != metric and rate in one.metrics:
+            notes.append(phrase(rate, one.metrics[rate]))
+        notes += _interval_note(one.intervals.get(rate))
+    notes += filter(None, details(one, metric).split("; "))
+    label = f"{title(metric)} on {one.label}"
+    yield Tile(label, quantity(metric, one.metrics[metric]), notes)
+    baseline = one.baseline
+    if not baseline:
+        return
     notes = ["mean of MFCCs, z-normalised, cosine: no model at all"]
-    span = _span(baseline["interval"])
-    notes += [f"95 % interval {span} %"] if span else []
+    notes += _interval_note(baseline["interval"])
     notes.append(f"{baseline['eer_raw']:.2f} % without the normalisation")
     difference = baseline["difference"]
     if difference:
@@ -527,53 +217,43 @@ def _baseline_tile(name, baseline):
             f"ours minus this: {difference['difference']:+.2f}, 95 % interval "
             f"{difference['low']:+.2f} to {difference['high']:+.2f}"
         )
-    return _tile(f"EER of a baseline on {name}", _value("eer", baseline["eer"]), notes)
+    label = f"EER of a baseline on {one.label}"
+    yield Tile(label, quantity("eer", baseline["eer"]), notes)
 
 
-def _tile(label, value, notes):
-    """One large figure, what it is, and what belongs to it."""
-    lines = "".join(f"<div>{_escape(note)}</div>" for note in notes if note)
-    return (
-        f'<div class="tile"><div class="label">{_escape(label)}</div>'
-        f'<div class="value">{_escape(value)}</div>{lines}</div>'
-    )
+def _interval_note(interval):
+    """An interval as a list of one text; empty where there is none."""
+    return [f"95 % interval {span(interval)} %"] if interval else []
 
 
-def _metric_tables(results):
-    """All metrics of all sets, a table for each task."""
-    tables = []
-    for task, sets in results["sets"].items():
-        columns = list(dict.fromkeys(m for metrics in sets.values() for m in metrics))
-        first = [name for name in _RATES if name in columns]
-        columns = [*first, *(name for name in columns if name not in first)]
-        rows = []
-        for name, metrics in sets.items():
-            spans = [_interval(results, name, rate) or _NONE for rate in first]
-            cells = [_cell(c, metrics.get(c)) for c in columns]
-            rows.append([name, *_beside(cells, spans)])
-            baseline = results.get("baselines", {}).get(name, {})
-            for key, title in _BASELINES.items():
-                if key in baseline:
-                    found = {"eer": baseline[key]}
-                    cells = [_cell(c, found.get(c)) for c in columns]
-                    span = _span(baseline["interval"]) if key == "eer" else ""
-                    spans = [
-                        span or _NONE if rate == "eer" else _NONE for rate in first
-                    ]
-                    rows.append([f"{name}, {title}", *_beside(cells, spans)])
-        spans = ["95 % interval"] * len(first)
-        headings = [task, *_beside(list(map(_heading, columns)), spans)]
-        tables.append(_table(headings, rows))
-    return "".join(tables)
+def _metric_table(task: str, sets: list[MeasuredSet]) -> Table:
+    """All metrics of a task's sets; an interval stands behind each error rate."""
+    sets = [one for one in sets if one.task == task]
+    columns = dict.fromkeys(m for one in sets for m in one.metrics)
+    columns = sorted(columns, key=[*RATES, *columns].index)
+    headings = [task]
+    for column in columns:
+        headings.append(heading(column))
+        headings += ["95 % interval"] * (column in RATES)
+
+    def cells(name, metrics, spans):
+        row = [name]
+        for column in columns:
+            row.append(number(column, metrics.get(column)))
+            row += [spans.get(column) or NONE] * (column in RATES)
+        return row
+
+    rows = []
+    for one in sets:
+        spans = {rate: span(interval) for rate, interval in one.intervals.items()}
+        rows.append(cells(one.name, one.metrics, spans))
+        for text, eer, interval in baseline_lines(one.baseline):
+            name = f"{one.name}, {text}"
+            rows.append(cells(name, {"eer": eer}, {"eer": interval}))
+    return Table(headings, rows)
 
 
-def _beside(cells, spans):
-    """Cells with the intervals of the first ones behind them."""
-    pairs = [cell for pair in zip(cells, spans, strict=False) for cell in pair]
-    return [*pairs, *cells[len(spans) :]]
-
-
-def _groups(results):
+def _group_tables(results):
     """Tables of the errors by sex, length and speaker of every set."""
     tables = []
     for name, rows in results.get("groups", {}).items():
@@ -581,13 +261,40 @@ def _groups(results):
             kept = [row for row in rows if row["by"] == by]
             columns = [c for c in kept[0] if c not in ("by", "name")]
             cells = [
-                [row["name"], *(_cell(c, row[c]) for c in columns)] for row in kept
+                [row["name"], *(number(c, row[c]) for c in columns)] for row in kept
             ]
-            note = _GROUP_NOTES[by, "trials" in columns]
-            tables.append(
-                _table([by, *map(_heading, columns)], cells, f"{name}: {note}")
-            )
-    return "".join(tables)
+            caption = f"{name}: {_GROUP_CAPTIONS[by, 'trials' in columns]}"
+            tables.append(Table([by, *map(heading, columns)], cells, caption))
+    return tables
+
+
+def _transcripts(folder, sets):
+    """Some utterances of every set that has transcripts."""
+    tables = []
+    for name in dict.fromkeys(one.name for one in sets):
+        rows = aligned(folder, name)
+        if not rows:
+            continue
+        speakers = speakers_of(folder, name)
+        shown = chosen(rows, EXAMPLES, speakers)
+        rates = [
+            phrase(rate, one.metrics[rate])
+            for one in sets
+            for rate in RATES
+            if one.name == name and rate in one.metrics
+        ]
+        caption = ", ".join([f"{len(shown)} of {len(rows):,} utterances", *rates])
+        examples = [
+            {
+                "wer": f"{row['WER']:.0f}",
+                "words": list(word_pairs(row)),
+                "id": row["key"],
+                "speaker": speakers.get(row["key"]),
+            }
+            for row in shown
+        ]
+        tables.append({"name": name, "caption": caption, "rows": examples})
+    return tables
 
 
 def _data_facts(results):
@@ -612,97 +319,22 @@ def _data_facts(results):
     return facts
 
 
-def _transcripts(results, folder):
-    """Some utterances of every set, their errors marked, and a legend."""
-    tables = []
-    for name, metrics in _all_sets(results).items():
-        rows = _aligned(folder, name)
-        if not rows:
-            continue
-        speakers = speakers_of(folder, name)
-        chosen = _examples(rows, PAGE_EXAMPLES, speakers)
-        cells = "".join(
-            f'<tr><td class="number">{row["WER"]:.0f}&nbsp;%</td>'
-            f"<td>{_marked_html(row)}<br><code>{_escape(row['key'])}"
-            f"{_by(speakers.get(row['key']))}</code></td></tr>"
-            for row in chosen
-        )
-        wer = "".join(f", {_named(r, metrics[r])}" for r in _RATES if r in metrics)
-        tables.append(
-            f"<h3>{_escape(name)}</h3><p>{len(chosen)} of {len(rows):,} utterances"
-            f"{wer}: from the worst to the best, evenly spread over the error rate.</p>"
-            '<table class="texts"><thead><tr><th class="number">WER</th>'
-            f"<th>words</th></tr></thead><tbody>{cells}</tbody></table>"
-        )
-    if not tables:
-        return ""
-    return (
-        '<p class="legend"><del>missed</del> was said and not recognised (deletion); '
-        "<ins>added</ins> was recognised and not said (insertion); "
-        '<span class="sub"><del>said</del> <ins>recognised</ins></span> is a '
-        "substitution.</p>" + "".join(tables)
-    )
+# Training ------------------------------------------------------------------------
 
 
-def _by(speaker):
-    """Who said it, where that is known."""
-    return f", speaker {_escape(speaker)}" if speaker else ""
-
-
-def _verification(results, folder):
-    """DET curves and score histograms of the trial lists."""
-    lists = [name for name, m in _all_sets(results).items() if "eer" in m]
-    pictures = []
-    if lists:
-        pictures.append(
-            _picture(
-                folder / "det.png",
-                "Detection error trade-off: false rejections against false "
-                "acceptances as the threshold moves; nearer to the lower left is "
-                "better, the dot is the EER.",
-                "narrow",
-            )
-        )
-    for name in lists:
-        pictures.append(
-            _picture(
-                folder / f"histogram_{name}.png",
-                f"Scores of {name}: the less the two distributions overlap, the "
-                "better.",
-            )
-        )
-    return "".join(pictures)
-
-
-def _training(results, run):
-    """The checkpoint, the speed, the curves, and tables over time."""
-    training, validation = ProgressLog(run).tables()
-    pieces = [
-        _facts(_checkpoint_facts(results, validation) + _speed_facts(training)),
-        _picture(
-            run / "curves.png",
-            "Losses, the tasks' weights in the sum of losses, learning rate, and "
-            "validation metrics over the optimizer steps.",
-        ),
-        _training_table(training),
-        _validation_table(results, validation),
-    ]
-    return "".join(pieces)
-
-
-def _checkpoint_facts(results, validation):
+def _checkpoint_facts(results: Results, validation: "pandas.DataFrame"):
     """What was evaluated: (name, value) pairs."""
     facts = [
         ("Checkpoint", f"{Path(results['checkpoint']).name}, step {results['step']:,}")
     ]
     values = dict(results["validation"])
     if "score" in validation:
-        found = validation.loc[validation["step"] == results["step"], "score"]
-        if len(found):
-            values["score"] = found.iloc[-1]
-    shown = [_named(name, value) for name, value in values.items()]
+        scores = validation.loc[validation["step"] == results["step"], "score"]
+        if len(scores):
+            values["score"] = scores.iloc[-1]
+    shown = [phrase(name, value) for name, value in values.items()]
     if shown:
-        best = results["step"] == _best_step(validation)
+        best = results["step"] == best_step(validation)
         note = "; the lowest selection score of the run" if best else ""
         facts.append(("Its validation", ", ".join(shown) + note))
     if "training" in results:
@@ -736,31 +368,31 @@ def _speed_facts(training):
 
 
 def _training_table(training):
-    """Losses, weights and learning rate at some steps."""
+    """Losses, weights and learning rate at some steps; None without them."""
     losses = [column for column in training if column.endswith("_loss")]
     weights = [column for column in training if column.endswith("_weight")]
     # The weight of a single task is 1.
     weights = weights if len(weights) > 1 else []
     columns = ["step", *losses, *weights, *({"lr"} & set(training))]
     if len(columns) == 1:
-        return ""
+        return None
     rows = _spread(training[columns].to_dict("records"), _ROWS)
-    return _table(
-        [_heading(name) for name in columns],
-        [[_cell(name, row[name]) for name in columns] for row in rows],
+    return Table(
+        [heading(name) for name in columns],
+        [[number(name, row[name]) for name in columns] for row in rows],
         f"Training: {len(rows)} of the {len(training):,} rows of progress.jsonl. Each "
         "holds the means over the steps of one logging interval.",
     )
 
 
 def _validation_table(results, validation):
-    """Metrics and losses at some validations, the best among them and marked."""
+    """Metrics and losses at some validations, with the best, which is marked."""
     losses = [column for column in validation if column.endswith("_loss")]
-    wanted = [*results["validation"], *_RATES, "score", "blank_frames", *losses]
+    wanted = [*results["validation"], *RATES, "score", "blank_frames", *losses]
     columns = [name for name in dict.fromkeys(wanted) if name in validation]
     if not columns:
-        return ""
-    best = _best_step(validation)
+        return None
+    best = best_step(validation)
     rows = _spread(validation[["step", *columns]].to_dict("records"), _ROWS)
     if best is not None and best not in [row["step"] for row in rows]:
         kept = validation["step"] == best
@@ -769,243 +401,47 @@ def _validation_table(results, validation):
     cells = []
     for row in rows:
         mark = " (best)" if row["step"] == best else ""
-        step = _cell("step", row["step"]) + mark
-        cells.append([step, *(_cell(name, row[name]) for name in columns)])
-    return _table(
-        ["step", *map(_heading, columns)],
+        step = number("step", row["step"]) + mark
+        cells.append([step, *(number(name, row[name]) for name in columns)])
+    return Table(
+        ["step", *map(heading, columns)],
         cells,
         f"Validation: {len(rows)} of the {len(validation):,} rows of progress.jsonl.",
     )
 
 
-def _best_step(validation):
-    """Step of the lowest selection score, None where there is none."""
-    if "score" not in validation or validation["score"].isna().all():
-        return None
-    return validation.loc[validation["score"].idxmin(), "step"]
+def _spread(rows, count):
+    """``count`` of the rows, evenly spread, the first and the last among them."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return [rows[place] for place in places.round().astype(int)]
+
+
+# Files ---------------------------------------------------------------------------
 
 
 def _commands(results, run):
     """The commands of training and evaluation."""
-    commands = (_read(run / "command.txt") or "").splitlines()
-    if "command" in results:
-        commands = [*commands[:1], results["command"]]
-    if not commands:
-        return ""
-    environment = _read(run / "env.log") or ""
-    commit = [line for line in environment.splitlines() if line.startswith("Commit ")]
-    return (
-        "".join(f"<pre>{_escape(line)}</pre>" for line in commands)
-        + "<p>In a folder with a finished training, train.py only evaluates again: "
-        "give another --output_folder to train anew.</p>"
-        + "".join(f"<p>{_escape(line)}.</p>" for line in commit)
-    )
+    commands = _text(run / "command.txt").splitlines()
+    return [*commands[:1], results["command"]] if "command" in results else commands
 
 
-def _details(run):
-    """The stored settings and environment, folded."""
-    pieces = []
-    for file, title in (
-        ("hyperparams.yaml", "Resolved settings"),
-        ("env.log", "Environment"),
-    ):
-        text = _read(run / file)
-        if text:
-            pieces.append(
-                f"<details><summary>{title} ({file})</summary>"
-                f"<pre>{_escape(text)}</pre></details>"
-            )
-    return "".join(pieces)
+def _commit(run):
+    """The line of ``env.log`` that names the commit, in a list; or an empty one."""
+    lines = _text(run / "env.log").splitlines()
+    return [line for line in lines if line.startswith("Commit ")]
 
 
-def _facts(facts):
-    """A description list."""
-    rows = "".join(
-        f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>" for name, value in facts
-    )
-    return f"<dl>{rows}</dl>" if rows else ""
-
-
-def _table(headings, rows, caption=""):
-    """An HTML table; all columns but the first hold numbers."""
-    first, *others = headings
-    head = f"<th>{_escape(first)}</th>" + "".join(
-        f'<th class="number">{_escape(heading)}</th>' for heading in others
-    )
-    lines = "".join(
-        f"<tr><td>{_escape(name)}</td>"
-        + "".join(f'<td class="number">{_escape(cell)}</td>' for cell in cells)
-        + "</tr>"
-        for name, *cells in rows
-    )
-    caption = f"<caption>{_escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
-def _picture(path, caption, shape=""):
-    """A PNG as part of the page; nothing when it is not there."""
+def _png(path):
+    """A picture as base64; empty when it is not there."""
     try:
-        content = path.read_bytes()
+        return base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError:
         return ""
-    data = base64.b64encode(content).decode("ascii")
-    caption = _escape(caption)
-    return (
-        f'<figure class="{shape}"><img alt="{caption}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption>'
-        "</figure>"
-    )
 
 
-def _heading(name):
-    """What stands above a column of this metric."""
-    if name in _METRICS:
-        return _METRICS[name][0]
-    return name.replace("_", " ")
-
-
-def _format(name, value):
-    """A metric's value without its unit."""
-    # Losses and weights: four digits, zeros at the end included.
-    form = _METRICS[name][1] if name in _METRICS else "#.4g"
-    return format(int(value) if form == ",d" else value, form)
-
-
-def _value(name, value):
-    """A metric's value with its unit."""
-    return _format(name, value) + (" %" if _heading(name).endswith(_PERCENT) else "")
-
-
-def _named(name, value):
-    """A metric in running text."""
-    return f"{_heading(name).removesuffix(_PERCENT)} {_value(name, value)}"
-
-
-def _cell(name, value):
-    """A table's cell: a dash where there is no value."""
-    return _NONE if pandas.isna(value) else _format(name, value)
-
-
-def _read(path):
-    """A text file's content, None when there is none."""
+def _text(path):
+    """A text file's content; empty when it is not there."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-
-
-def _escape(text):
-    """Text that HTML shows as it is."""
-    return html.escape(str(text))
-
-
-# Colours are pairs that stay apart for colour-blind readers; del and ins differ
-# by their lines, too. Pictures keep the white background they were drawn on.
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --text: #1c1e21; --quiet: #5c6370; --page: #ffffff; --card: #f4f5f7;
-  --line: #d9dce1; --del: #a83200; --del-back: #fdeae1; --ins: #00568a;
-  --ins-back: #e0f0fa;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --text: #e4e6ea; --quiet: #9da3ae; --page: #17191c; --card: #22252a;
-    --line: #3a3f47; --del: #ff9e73; --del-back: #46261a; --ins: #7cc8f5;
-    --ins-back: #16364a;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem;
-  color: var(--text); background: var(--page);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
-}
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 {
-  font-size: 1.25rem; margin: 2.75rem 0 1rem; padding-bottom: .3rem;
-  border-bottom: 1px solid var(--line);
-}
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
-p { margin: .5rem 0; }
-header p { color: var(--quiet); overflow-wrap: anywhere; }
-.tiles {
-  display: grid; gap: 1rem; margin-bottom: 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr));
-}
-.tile {
-  padding: 1rem 1.25rem; background: var(--card); border-radius: .5rem;
-  border: 1px solid var(--line); font-size: .8125rem; color: var(--quiet);
-}
-.tile .label { font-size: .875rem; font-weight: 600; color: var(--text); }
-.tile .value {
-  font-size: 2.25rem; line-height: 1.3; font-weight: 600; color: var(--text);
-}
-.wide { overflow-x: auto; margin: 1.25rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; }
-caption { text-align: left; color: var(--quiet); padding-bottom: .4rem; }
-th, td {
-  padding: .35rem .6rem; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line);
-}
-th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.texts td { font-size: 1rem; }
-.texts .number { width: 5rem; }
-code { font-size: .75rem; color: var(--quiet); }
-del, ins { padding: 0 .2em; border-radius: .2em; }
-del {
-  color: var(--del); background: var(--del-back); text-decoration: line-through;
-}
-ins {
-  color: var(--ins); background: var(--ins-back);
-  text-decoration: underline; text-underline-offset: .2em;
-}
-.sub {
-  display: inline-block; padding: 0 .15em; border: 1px dashed var(--quiet);
-  border-radius: .25em;
-}
-.warnings, .stopped {
-  padding: .75rem 1.25rem; margin: 0 0 1rem; border-radius: .5rem;
-  border: 1px solid var(--del); background: var(--del-back); color: var(--del);
-}
-.warnings { padding-left: 2.25rem; }
-.stopped { font-weight: 600; }
-.legend { color: var(--quiet); }
-figure { margin: 1.5rem 0; text-align: center; break-inside: avoid; }
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: .4rem; }
-.narrow img { max-width: min(100%, 36rem); }
-figcaption { font-size: .875rem; color: var(--quiet); text-align: left; }
-dl {
-  display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem;
-  margin: 0; font-size: .9375rem;
-}
-dt { color: var(--quiet); }
-dd { margin: 0; overflow-wrap: anywhere; }
-pre {
-  padding: .75rem 1rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .4rem; font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere;
-}
-details { margin: .75rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } }
-@media print {
-  :root {
-    color-scheme: light;
-    --text: #000000; --quiet: #444444; --page: #ffffff; --card: #ffffff;
-    --line: #bbbbbb; --del: #a83200; --del-back: transparent; --ins: #00568a;
-    --ins-back: transparent;
-  }
-  body { max-width: none; padding: 0; font-size: 11pt; }
-  h2, h3 { break-after: avoid; }
-  tr, .tile { break-inside: avoid; }
-  .wide { overflow: visible; break-inside: avoid; }
-  /* A tall picture stays on one page, with its caption. */
-  img { max-height: 17cm; width: auto; }
-  .narrow img { max-width: 11cm; }
-}
-"""
+        return ""

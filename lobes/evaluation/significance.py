@@ -11,9 +11,7 @@ rates are computed here.
 """
 
 import bisect
-import csv
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy as np
 from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
+from lobes.evaluation.results import speakers_of
 from lobes.evaluation.verification import equal_error_rate
 from lobes.system.files import read_rows
 from lobes.system.lazy import lazy
@@ -106,24 +105,6 @@ def error_counts(references, hypotheses):
     """Errors and lengths of the references, int64 ``[utterances]`` each."""
     lengths = np.array([len(text) for text in references], dtype=np.int64)
     return edit_distances(references, hypotheses), lengths
-
-
-def speakers_of(folder, name):
-    """``{ID: speaker}`` of the utterances of a set or trial list of an evaluation.
-
-    Empty where the evaluation's ``results.json`` and ``utterances_<set>.csv`` do not
-    tell, as those made before there were such files.
-    """
-    folder = Path(folder)
-    try:
-        data = json.loads((folder / "results.json").read_text(encoding="utf-8"))["data"]
-        known = [n for n, d in data.items() if name == n or name in d.get("lists", ())]
-        with open(
-            folder / f"utterances_{known[0]}.csv", encoding="utf-8", newline=""
-        ) as stream:
-            return {row["ID"]: row["speaker"] for row in csv.DictReader(stream)}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        return {}
 
 
 # Intervals --------------------------------------------------------------------

@@ -1,44 +1,29 @@
-"""Speaker verification: trial lists, scores, and the metrics made from them."""
+"""Speaker verification: the scores of trials, and the metrics made from them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from lobes.data.trials import _named, checked_scores
+from lobes.data.trials import Trials, checked_scores
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
 
 pandas = lazy("pandas")
 
-#: A model whose metrics (percent) are all not below these has learnt nothing, as 8 of
-#: the paper's 90 (WER 100 %, EER 49.9 to 50.4 %; Tables 4 to 6).
-CHANCE = {"wer": 99.0, "eer": 45.0}
 
 #: Priors of a same-speaker trial at which the detection cost is reported.
 TARGET_PRIORS = (0.01, 0.05)
-
 
 # Rows of embeddings multiplied at a time: two float64 blocks of [256, 768] stay in a
 # core's cache, which makes more than twice the speed.
 _ROWS_PER_CHUNK = 256
 
 
-class DetectionErrors(NamedTuple):
-    """Error rates at every threshold that changes a decision.
-
-    A trial is accepted where its score is at or above the threshold. Arrays
-    are float64 ``[points]`` by rising threshold: the first accepts everything,
-    the last (the next number above the highest score) rejects everything.
-    Rates are fractions, not percent.
-    """
-
-    thresholds: np.ndarray
-    false_rejection: np.ndarray
-    false_acceptance: np.ndarray
-
-
-def cosine_scores(trials, embeddings):
+def cosine_scores(
+    trials: Trials,
+    embeddings: Mapping[str, np.ndarray] | tuple[list[str], np.ndarray],
+) -> np.ndarray:
     """Cosine similarity of the two embeddings of every trial.
 
     Arguments
@@ -65,7 +50,7 @@ def cosine_scores(trials, embeddings):
     missing = [name for name in used if name not in row]
     if missing:
         raise UserError(
-            f"{trials.path}: {_named(missing)} no embedding; extract the embeddings "
+            f"{trials.path}: {_subject(missing)} no embedding; extract the embeddings "
             f"of every utterance in the list"
         )
     used_rows = np.fromiter(map(row.__getitem__, used), np.intp, len(used))
@@ -78,13 +63,29 @@ def cosine_scores(trials, embeddings):
     ):
         if broken.any():
             raise UserError(
-                f"{trials.path}: {_named([used[i] for i in np.flatnonzero(broken)])} "
+                f"{trials.path}: {_subject([used[i] for i in np.flatnonzero(broken)])} "
                 f"{fault}; check these recordings and the model's training log"
             )
     enrol, test = np.split(used_rows[codes], 2)
     scores = _row_products(matrix, enrol, test) / (norms[enrol] * norms[test])
     # Rounding can leave an utterance's cosine with itself just above 1.
     return np.clip(scores, -1.0, 1.0)
+
+
+def _stack(trials, embeddings):
+    """IDs and matrix ``[utterance, channel]`` of either form of embeddings."""
+    if isinstance(embeddings, Mapping):
+        names = [name for name in trials.utterances() if name in embeddings]
+        vectors = [np.asarray(embeddings[name]) for name in names]
+        sizes = {vector.shape for vector in vectors}
+        if any(len(size) != 1 for size in sizes) or len(sizes) > 1:
+            raise ValueError(f"embeddings must be vectors of one size, not {sizes}")
+        return names, np.stack(vectors) if vectors else np.empty((0, 0))
+    names, matrix = embeddings
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"embeddings must be [utterance, channel], not {matrix.shape}")
+    return list(names), matrix
 
 
 def _row_products(matrix, left, right):
@@ -97,7 +98,72 @@ def _row_products(matrix, left, right):
     return products
 
 
-def detection_errors(scores, labels):
+def _subject(names):
+    """The subject of a sentence: one utterance, and how many more."""
+    if len(names) == 1:
+        return f"utterance {names[0]} has"
+    return f"utterance {names[0]} and {len(names) - 1} more have"
+
+
+class DetectionErrors(NamedTuple):
+    """Error rates at every threshold that changes a decision.
+
+    A trial is accepted where its score is at or above the threshold. Arrays
+    are float64 ``[points]`` by rising threshold: the first accepts everything,
+    the last (the next number above the highest score) rejects everything.
+    Rates are fractions, not percent. ``positives`` and ``negatives`` are the numbers
+    of same- and of different-speaker trials.
+    """
+
+    thresholds: np.ndarray
+    false_rejection: np.ndarray
+    false_acceptance: np.ndarray
+    positives: int
+    negatives: int
+
+    def equal_error_rate(self) -> tuple[float, float]:
+        """``(percent, threshold)``; see the function ``equal_error_rate``."""
+        # Rises strictly from -1 (everything accepted) to 1 (everything rejected).
+        difference = self.false_rejection - self.false_acceptance
+        after = int(np.argmax(difference >= 0))
+        before = after - 1
+        share = difference[before] / (difference[before] - difference[after])
+
+        def between(values):
+            return float(values[before] + share * (values[after] - values[before]))
+
+        return 100 * between(self.false_rejection), between(self.thresholds)
+
+    def min_dcf(
+        self, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0
+    ) -> tuple[float, float]:
+        """Lowest normalised detection cost over all thresholds (NIST SRE plans).
+
+        ``(p_target c_miss FRR + (1 - p_target) c_fa FAR)`` divided by the cost of
+        the better of accepting everything and rejecting everything, so at most 1.
+
+        Arguments
+        ---------
+        p_target : float
+            Prior probability of a same-speaker trial, between 0 and 1.
+        c_miss, c_fa : float
+            Costs of one false rejection and of one false acceptance.
+
+        Returns
+        -------
+        tuple of float
+            ``(cost, threshold)``, the threshold in units of the scores.
+        """
+        if not 0 < p_target < 1:
+            raise ValueError(f"p_target must lie between 0 and 1, not {p_target}")
+        miss, false_alarm = p_target * c_miss, (1 - p_target) * c_fa
+        costs = miss * self.false_rejection + false_alarm * self.false_acceptance
+        best = int(np.argmin(costs))
+        lowest = float(costs[best] / min(miss, false_alarm))
+        return lowest, float(self.thresholds[best])
+
+
+def detection_errors(scores, labels) -> DetectionErrors:
     """False-rejection and false-acceptance rates at all thresholds, by one sort.
 
     Trials with equal scores are accepted or rejected together.
@@ -128,13 +194,15 @@ def detection_errors(scores, labels):
     positives = int(labels.sum())
     negatives = len(labels) - positives
     return DetectionErrors(
-        thresholds=np.r_[scores[first], np.nextafter(scores[-1], np.inf)],
-        false_rejection=rejected_positives / positives,
-        false_acceptance=(negatives - rejected_negatives) / negatives,
+        np.r_[scores[first], np.nextafter(scores[-1], np.inf)],
+        rejected_positives / positives,
+        (negatives - rejected_negatives) / negatives,
+        positives,
+        negatives,
     )
 
 
-def equal_error_rate(scores, labels):
+def equal_error_rate(scores, labels) -> tuple[float, float]:
     """Error rate at which false rejections and false acceptances are equal.
 
     The point where the linearly interpolated ROC crosses the diagonal.
@@ -150,32 +218,10 @@ def equal_error_rate(scores, labels):
     >>> equal_error_rate([0.1, 0.4, 0.3, 0.8], [0, 0, 1, 1])
     (50.0, 0.4)
     """
-    return _equal_error_rate(detection_errors(scores, labels))
+    return detection_errors(scores, labels).equal_error_rate()
 
 
-def min_dcf(scores, labels, p_target, c_miss=1.0, c_fa=1.0):
-    """Lowest normalised detection cost over all thresholds (NIST SRE plans).
-
-    ``(p_target c_miss FRR + (1 - p_target) c_fa FAR)`` divided by the cost of
-    the better of accepting everything and rejecting everything, so at most 1.
-    Other arguments and errors as for ``detection_errors``.
-
-    Arguments
-    ---------
-    p_target : float
-        Prior probability of a same-speaker trial, between 0 and 1.
-    c_miss, c_fa : float
-        Costs of one false rejection and of one false acceptance.
-
-    Returns
-    -------
-    tuple of float
-        ``(cost, threshold)``, the threshold in units of the scores.
-    """
-    return _min_dcf(detection_errors(scores, labels), p_target, c_miss, c_fa)
-
-
-def verification_metrics(scores, labels):
+def verification_metrics(scores, labels) -> dict[str, float | int]:
     """All reported metrics of one trial list, from one sort.
 
     Arguments and errors as for ``detection_errors``.
@@ -188,56 +234,11 @@ def verification_metrics(scores, labels):
         ``trials`` and ``positives`` (counts).
     """
     errors = detection_errors(scores, labels)
-    eer, threshold = _equal_error_rate(errors)
-    costs = {f"min_dcf_{p}": _min_dcf(errors, p, 1.0, 1.0)[0] for p in TARGET_PRIORS}
-    labels = np.asarray(labels)
+    eer, threshold = errors.equal_error_rate()
     return {
         "eer": eer,
         "threshold": threshold,
-        **costs,
-        "trials": len(labels),
-        "positives": int(labels.sum()),
+        **{f"min_dcf_{prior}": errors.min_dcf(prior)[0] for prior in TARGET_PRIORS},
+        "trials": errors.positives + errors.negatives,
+        "positives": errors.positives,
     }
-
-
-def _stack(trials, embeddings):
-    """IDs and matrix ``[utterance, channel]`` of either form of embeddings."""
-    if isinstance(embeddings, Mapping):
-        names = [name for name in trials.utterances() if name in embeddings]
-        vectors = [np.asarray(embeddings[name]) for name in names]
-        sizes = {vector.shape for vector in vectors}
-        if any(len(size) != 1 for size in sizes) or len(sizes) > 1:
-            raise ValueError(f"embeddings must be vectors of one size, not {sizes}")
-        return names, np.stack(vectors) if vectors else np.empty((0, 0))
-    names, matrix = embeddings
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2:
-        raise ValueError(f"embeddings must be [utterance, channel], not {matrix.shape}")
-    return list(names), matrix
-
-
-def _equal_error_rate(errors):
-    """``(percent, threshold)`` where the two error rates cross."""
-    # Rises strictly from -1 (everything accepted) to 1 (everything rejected).
-    difference = errors.false_rejection - errors.false_acceptance
-    after = int(np.argmax(difference >= 0))
-    before = after - 1
-    share = difference[before] / (difference[before] - difference[after])
-
-    def between(values):
-        return float(values[before] + share * (values[after] - values[before]))
-
-    return 100 * between(errors.false_rejection), between(errors.thresholds)
-
-
-def _min_dcf(errors, p_target, c_miss, c_fa):
-    """``(normalised cost, threshold)`` at the cheapest threshold."""
-    if not 0 < p_target < 1:
-        raise ValueError(f"p_target must lie between 0 and 1, not {p_target}")
-    miss, false_alarm = p_target * c_miss, (1 - p_target) * c_fa
-    costs = miss * errors.false_rejection + false_alarm * errors.false_acceptance
-    best = int(np.argmin(costs))
-    return (
-        float(costs[best] / min(miss, false_alarm)),
-        float(errors.thresholds[best]),
-    )

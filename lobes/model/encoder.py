@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +31,15 @@ class Frames:
     speech : torch.Tensor or None
         Frames for the speech task [batch, time, channel].
     speaker : torch.Tensor or None
-        Frames for the speaker task [batch, time, channel]; in a fully shared
-        encoder the same tensor as ``speech``. A branched encoder leaves out what
-        nobody needs.
+        Frames for the speaker task [batch, time, channel]. A fully shared encoder
+        gives the same tensor as ``speech``, a branched one only what is needed.
     lengths : torch.Tensor
         Valid frames of each utterance [batch], int64, on the host.
     mask : torch.Tensor or None
         True at valid frames [batch, time]; None when nothing is padded.
     cls : torch.Tensor or None
-        The speaker's output at the class token [batch, channel], where the encoder
-        has one; the frames come without it.
+        The speaker's output at the class token [batch, channel], if there is one;
+        ``speech`` and ``speaker`` leave it out.
     """
 
     speech: torch.Tensor | None
@@ -52,25 +52,25 @@ class Frames:
 class Wav2Vec2Encoder(nn.Module):
     """A HuggingFace wav2vec2 model whose frozen parts build no graph.
 
-    The CNN never trains (paper section 4.2) and then runs without a graph. The
-    projection, positional convolution and transformer are frozen, and then in
-    evaluation mode and without a graph too, while ``freeze(True)`` holds.
+    The CNN never trains (paper section 4.2) and runs without a graph. After
+    ``freeze(True)`` the projection, positional convolution and transformer do the
+    same, in evaluation mode.
 
-    An utterance has the same frames alone and in a padded batch: the group norm
-    of the first convolution takes its statistics over the valid frames only, and
-    the transformer ignores padded frames.
+    An utterance has the same frames alone and in a padded batch: the group norm of the
+    first convolution takes its statistics over the valid frames only, and the
+    transformer ignores padded frames.
 
     Arguments
     ---------
     source : str or None
         Model on the HuggingFace hub, or a folder written by ``save_pretrained``: a
-        wav2vec2, HuBERT, UniSpeech or UniSpeech-SAT, with or without a head. Its
-        architecture counts; what its configuration says about regularisation,
-        gradient checkpointing, precision and attention kernels does not. None builds
-        a model with random weights from ``config``.
+        wav2vec2, HuBERT, UniSpeech or UniSpeech-SAT, with or without a head. Only the
+        architecture in its configuration counts, not its regularisation, gradient
+        checkpointing, precision or attention kernels. None builds a model with random
+        weights from ``config``.
     config : dict
-        ``Wav2Vec2Config`` fields of a model with random weights; the defaults
-        are wav2vec2-base. Must be empty when ``source`` is given.
+        ``Wav2Vec2Config`` fields of a model with random weights; the defaults are
+        wav2vec2-base. Empty when ``source`` is given.
     layerdrop, hidden_dropout, attention_dropout, activation_dropout : float
         Regularisation inside the transformer.
     input_dropout : float or None
@@ -78,26 +78,26 @@ class Wav2Vec2Encoder(nn.Module):
     feat_proj_dropout : float
         Dropout after the projection of the CNN's features.
     mask_time_prob, mask_feature_prob : float
-        Share of frames, and of channels, chosen as starts of a mask, times its
-        length (HuggingFace's definition; masks overlap).
+        Share of frames, and of channels, that start a mask, times the mask's length
+        (HuggingFace's definition; masks overlap).
     mask_time_length, mask_feature_length : int
         Length of a mask in frames, and in channels. Utterances of fewer frames have
         no time mask.
     shared_layers : int or None
-        Transformer layers that both tasks share; those above exist twice, both
-        with the same initial weights (paper section 3.3). None shares all.
+        Transformer layers that both tasks share. Those above exist twice, with the
+        same initial weights (paper section 3.3). None shares all.
     speaker_dims : int or None
-        Explicit split (paper section 3.1.3): so many first channels of a frame are
+        Explicit split (paper section 3.1.3): this many first channels of a frame are
         the speaker task's alone, the others the speech task's. None shares all.
     class_token : str or None
         ``constant``: a vector of ones stands before the first frame, after the
-        projection and the masks (paper section 3.1.2); ``learnt``: it starts as
-        that and trains with the encoder; None: no such vector.
+        projection and the masks (paper section 3.1.2). ``learnt``: it starts as ones
+        and trains with the encoder. None: there is no such vector.
     gradient_checkpointing : bool
         Recompute activations in the backward pass instead of storing them.
     freeze_cnn : bool
-        The paper's CNN never trains. False trains it with the rest: for an
-        encoder that starts from random weights.
+        The paper's CNN never trains. False trains it with the rest, for an encoder
+        that starts from random weights.
 
     Raises
     ------
@@ -120,23 +120,23 @@ class Wav2Vec2Encoder(nn.Module):
 
     def __init__(
         self,
-        source=None,
-        config=None,
-        layerdrop=0.0,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        input_dropout=None,
-        feat_proj_dropout=0.0,
-        mask_time_prob=0.0,
-        mask_time_length=10,
-        mask_feature_prob=0.0,
-        mask_feature_length=64,
-        shared_layers=None,
-        speaker_dims=None,
-        class_token=None,
-        gradient_checkpointing=False,
-        freeze_cnn=True,
+        source: str | None = None,
+        config: dict | None = None,
+        layerdrop: float = 0.0,
+        hidden_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        input_dropout: float | None = None,
+        feat_proj_dropout: float = 0.0,
+        mask_time_prob: float = 0.0,
+        mask_time_length: int = 10,
+        mask_feature_prob: float = 0.0,
+        mask_feature_length: int = 64,
+        shared_layers: int | None = None,
+        speaker_dims: int | None = None,
+        class_token: str | None = None,
+        gradient_checkpointing: bool = False,
+        freeze_cnn: bool = True,
     ):
         super().__init__()
         settings = {
@@ -147,8 +147,8 @@ class Wav2Vec2Encoder(nn.Module):
             "feat_proj_dropout": feat_proj_dropout,
             "mask_time_length": mask_time_length,
             "mask_feature_length": mask_feature_length,
-            # Above zero only while the model is built: HuggingFace leaves the
-            # mask embedding out otherwise, and the checkpoint holds it.
+            # HuggingFace makes the mask embedding, which checkpoints hold, only when
+            # this is above zero. The real share follows below.
             "mask_time_prob": 0.05,
             "attn_implementation": "sdpa",
         }
@@ -177,7 +177,7 @@ class Wav2Vec2Encoder(nn.Module):
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            # HuggingFace obeys the stored configuration: that of wav2vec2-base has it.
+            # The stored configuration of wav2vec2-base would switch it on.
             self.model.activation_checkpointing_disable()
         self.freeze_cnn = freeze_cnn
         self.model.feature_extractor.requires_grad_(not freeze_cnn)
@@ -222,21 +222,21 @@ class Wav2Vec2Encoder(nn.Module):
 
     @property
     def _norm_comes_last(self):
-        """Whether the layers are pre-LN, as wav2vec2-large's, and not post-LN."""
+        """Whether the layers are pre-LN, as those of wav2vec2-large."""
         return self.model.config.do_stable_layer_norm
 
     @property
-    def speech_size(self):
+    def speech_size(self) -> int:
         """Channels of ``Frames.speech``."""
         return self.model.config.hidden_size - (self.speaker_dims or 0)
 
     @property
-    def speaker_size(self):
+    def speaker_size(self) -> int:
         """Channels of ``Frames.speaker``, and of ``Frames.cls``."""
         return self.speaker_dims or self.model.config.hidden_size
 
     def frame_lengths(self, samples):
-        """Frames that so many samples give (int, or tensor of int).
+        """Number of frames from a number of samples (int, or tensor of int).
 
         wav2vec2's convolutions take no padding: 16,000 samples give 49 frames.
         """
@@ -245,12 +245,12 @@ class Wav2Vec2Encoder(nn.Module):
             samples = (samples - kernel) // stride + 1
         return samples
 
-    def never_trained(self):
+    def never_trained(self) -> list[nn.Parameter]:
         """Parameters that no optimizer may hold: those of a frozen CNN."""
         return list(self.model.feature_extractor.parameters()) * self.freeze_cnn
 
-    def freeze(self, frozen):
-        """Freeze, or thaw, the encoder; with ``freeze_cnn`` the CNN stays frozen."""
+    def freeze(self, frozen: bool) -> None:
+        """Freeze or thaw the encoder; with ``freeze_cnn`` the CNN stays frozen."""
         if frozen == self.frozen:
             return
         self.frozen = frozen
@@ -258,16 +258,21 @@ class Wav2Vec2Encoder(nn.Module):
         self.model.feature_extractor.requires_grad_(not (frozen or self.freeze_cnn))
         self.train(self.training)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True):
         """Set training mode, except for frozen parts, which stay in eval mode."""
         super().train(mode and not self.frozen)
         self.training = mode
-        # No dropout lives there; HuggingFace's gradient checkpointing of the CNN,
-        # which recomputing cheap layers does not repay, is active in training only.
+        # The CNN has no dropout. In training mode HuggingFace would checkpoint its
+        # gradients, but recomputing its cheap layers does not repay.
         self.model.feature_extractor.eval()
         return self
 
-    def forward(self, wavs, lengths, need=("speech", "speaker")):
+    def forward(
+        self,
+        wavs: torch.Tensor,
+        lengths: torch.Tensor,
+        need: Collection[str] = ("speech", "speaker"),
+    ) -> Frames:
         """Encode a batch.
 
         Arguments
@@ -278,13 +283,8 @@ class Wav2Vec2Encoder(nn.Module):
             Samples of each [batch], int64, on the host.
         need : collection of str
             Views of the frames that the batch's tasks use: ``speech``, ``speaker``,
-            ``cls``, and ``letters``, which is ``speech`` without a gradient. A
-            shared encoder gives all of them for the price of one, a branched one
-            runs the towers that are needed.
-
-        Returns
-        -------
-        Frames
+            ``cls``, and ``letters``, which is ``speech`` without a gradient. A shared
+            encoder always gives all; a branched one runs only the towers it needs.
         """
         frame_lengths = self.frame_lengths(lengths)
         if int(frame_lengths.min()) < 1:
@@ -313,9 +313,9 @@ class Wav2Vec2Encoder(nn.Module):
         return Frames(speech, speaker, frame_lengths, mask, cls)
 
     def _towers(self, tokens, mask, need):
-        """The transformer's last layer for speech and for speaker, class token first.
+        """The last layer for speech and for speaker, each [batch, time, channel].
 
-        [batch, time, channel] each; the same tensor without branches.
+        The class token comes first. Without branches both are one tensor.
         """
         encoder = self.model.encoder
         if mask is not None:
@@ -350,25 +350,24 @@ class Wav2Vec2Encoder(nn.Module):
         return speech, speaker
 
     def _layers(self, layers, hidden, attention):
-        """Some layers one after another, each left out as often as LayerDrop says."""
+        """Run some layers one after another; LayerDrop leaves out some of them."""
         layerdrop = self.model.config.layerdrop if self.model.training else 0.0
         for layer in layers:
-            # Drawn on the host: no device has to be waited for.
+            # Draw on the host, so that it need not wait for a device.
             if layerdrop > 0 and torch.rand([]) < layerdrop:
                 continue
             hidden = layer(hidden, attention_mask=attention)
         return hidden
 
-    def project(self, features):
+    def project(self, features: torch.Tensor) -> torch.Tensor:
         """The CNN's features as the transformer's input [batch, time, channel]."""
         return self.model.feature_projection(features)[0]
 
-    def augment(self, tokens, lengths):
-        """Masks over frames and channels of [batch, time, channel] (SpecAugment).
+    def augment(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Mask frames and channels of [batch, time, channel] (SpecAugment).
 
-        HuggingFace's masks from HuggingFace's numbers, but drawn from the lengths in
-        frames, which are on the host, and laid without indices: no device has to be
-        waited for.
+        Draws as HuggingFace does, but on the host from the ``lengths`` in frames, and
+        masks without indices, so that a GPU is never waited for.
         """
         config = self.model.config
         batch, time, channels = tokens.shape
@@ -383,7 +382,9 @@ class Wav2Vec2Encoder(nn.Module):
             tokens = tokens.masked_fill(chosen, 0.0)
         return tokens
 
-    def features(self, wavs, lengths, frame_lengths):
+    def features(
+        self, wavs: torch.Tensor, lengths: torch.Tensor, frame_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The CNN's output [batch, time, channel], and its mask or None."""
         padded = bool((lengths != wavs.shape[1]).any())
         hidden = wavs[:, None]
@@ -404,30 +405,30 @@ class Wav2Vec2Encoder(nn.Module):
         return hidden.transpose(1, 2), mask
 
 
-# Attention makes it of a bool mask by itself, in every layer; but inside a compiled
-# graph torch 2.11 takes its layout to be that of the length it was compiled for, and
-# the backward pass fails at the next one (tests/recipes/test_loss_curves.py).
+# Attention could make this bias of a bool mask by itself, in every layer. But in a
+# compiled graph torch 2.11 keeps the layout of the length it was compiled for, and the
+# backward pass fails at the next length (tests/recipes/test_loss_curves.py).
 @torch.compiler.disable
 def _attention_bias(mask, dtype):
     """0 where a frame may be attended to, else -inf: [batch, 1, 1, time]."""
     batch, time = mask.shape
-    # Rows of a multiple of 8: a GPU's kernels copy others, in every layer.
+    # A GPU's kernels would copy rows that are no multiple of 8, in every layer.
     shape = batch, 1, 1, -(-time // 8) * 8
     bias = torch.zeros(shape, dtype=dtype, device=mask.device)[..., :time]
     return bias.masked_fill_(~mask[:, None, None], -torch.inf)
 
 
-# The compiler would put its own random numbers in the place of numpy's.
+# The compiler would replace numpy's random numbers with its own.
 @torch.compiler.disable
 def _spans(config, axis, shape, lengths=None):
     """HuggingFace's random spans of a mask, bool [batch, place], on the host.
 
-    ``axis`` is the one whose settings count, ``time`` or ``feature``.
+    ``axis``, ``time`` or ``feature``, names the settings to use.
     """
     names = ("prob", "length", "min_masks")
     share, length, least = (getattr(config, f"mask_{axis}_{name}") for name in names)
     if length > shape[1]:
-        # HuggingFace raises. In a batch with longer ones it gives such rows no mask.
+        # HuggingFace raises here, but masks no such row in a batch with longer ones.
         return torch.zeros(shape, dtype=torch.bool)
     valid = None if lengths is None else _mask(lengths, shape[1])
     return torch.from_numpy(
@@ -443,9 +444,9 @@ def _mask(lengths, time):
 def _masked_group_norm(norm, hidden, valid):
     """Group norm of [batch, channel, time] with statistics over valid frames.
 
-    For one channel a group, as wav2vec2's is. Padded places come out arbitrary.
+    Each group has one channel, as in wav2vec2. Padded places come out arbitrary.
     """
-    # The largest tensor of a step: few passes over it, and few copies of it.
+    # This is the largest tensor of a step: pass over it and copy it seldom.
     hidden = hidden.float()
     valid = valid[:, None]
     count = valid.sum(-1, keepdim=True)
@@ -460,9 +461,8 @@ def _masked_group_norm(norm, hidden, valid):
 def _check_config(config, name, config_class):
     """Raise ``UserError`` for a configuration (dict) of another kind of model."""
     kind = config.get("model_type")
-    known = (config_class.model_type,)
-    if config_class is Wav2Vec2Config:
-        known = SAME_MODELS
+    ours = config_class is Wav2Vec2Config
+    known = SAME_MODELS if ours else (config_class.model_type,)
     if kind is not None and kind not in known:
         raise UserError(
             f"{name} is a model of the kind {kind}, which has other parts; supported "
@@ -476,7 +476,7 @@ def _check_config(config, name, config_class):
             )
 
 
-#: What else a stored configuration must not decide, at HuggingFace's defaults.
+#: HuggingFace's defaults of what a stored configuration must not decide either.
 DEFAULTS = {
     "mask_time_min_masks": 2,
     "mask_feature_min_masks": 0,
@@ -495,13 +495,13 @@ def _load_pretrained(model_class, source, settings):
             source,
             output_loading_info=True,
             trust_remote_code=False,
-            # Weights stored in half precision would train in it.
+            # Weights stored in half precision would otherwise train in it.
             dtype=torch.float32,
             **DEFAULTS,
             **settings,
         )
     except pickle.UnpicklingError as error:
-        # torch's own words tell how to run what is in it.
+        # torch's own words tell how to run the code in it.
         raise UserError(
             f"source: the weights in {source} hold more than tensors, maybe code, and "
             "were not loaded; take them from where you trust them"
@@ -512,11 +512,11 @@ def _load_pretrained(model_class, source, settings):
         raise UserError(
             f"source: no {model_class.config_class.model_type} model can be loaded "
             f"from the {where} {source!r} ({reason}); name a folder written by "
-            "save_pretrained with --source=FOLDER"
+            "save_pretrained with --encoder.source=FOLDER"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing == ["masked_spec_embed"]:
-        # Fine-tuned models come without: they were trained without masks.
+        # A model that was fine-tuned without masks has none.
         logger.warning(
             "source: %s has no masked_spec_embed, what masked frames become; it starts "
             "at random",

@@ -7,33 +7,33 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeedForward
 
 
 class LeanFeedForward(Wav2Vec2FeedForward):
-    """HuggingFace's block without the GELU's output among the stored activations.
+    """HuggingFace's block, which computes the GELU again instead of storing its output.
 
-    It is four times as wide as a frame, a quarter of what a layer stores, and cheap
-    to compute again. Outputs and gradients are the same numbers.
+    That output is four times as wide as a frame: a quarter of what a layer stores.
+    Outputs and gradients are the same numbers.
     """
 
     @classmethod
-    def replace(cls, model):
-        """Let the blocks of a model be of this class; names of weights stay."""
+    def replace(cls, model: torch.nn.Module) -> None:
+        """Give the blocks of a model this class; the names of their weights stay."""
         for module in model.modules():
             if type(module) is Wav2Vec2FeedForward:
                 if isinstance(module.intermediate_act_fn, GELUActivation):
                     module.__class__ = cls
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., channel] to [..., channel]."""
         if self.training and self.intermediate_dropout.p > 0:
             return super().forward(hidden)
         hidden = self.intermediate_dense(hidden)
         weight, bias = self.output_dense.weight, self.output_dense.bias
-        # What autocast does for a linear layer: it does not see into ours.
+        # Autocast does this for a linear layer, but cannot see into ours.
         weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
         return self.output_dropout(_GeluLinear.apply(hidden, weight, bias))
 
 
 class _GeluLinear(torch.autograd.Function):
-    """``linear(gelu(inputs))``, of which only the inputs are stored."""
+    """``linear(gelu(inputs))``, which stores only the inputs."""
 
     @staticmethod
     def forward(ctx, inputs, weight, bias):

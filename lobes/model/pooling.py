@@ -1,27 +1,28 @@
 """Poolings: a sequence of speaker frames to one embedding.
 
-Every pooling is an ``nn.Module`` called with ``lobes.model.encoder.Frames``; it names
-the views it needs in ``need`` and the size of its embedding in
-``output_size(channels)``, and returns embeddings [batch, size] in float32.
+A pooling is an ``nn.Module`` that takes ``lobes.model.encoder.Frames`` and returns
+embeddings [batch, size] in float32. ``need`` names the views that it uses, and
+``output_size(channels)`` gives the size of its embedding.
 """
 
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import AttentiveStatisticsPooling
 from torch import nn
 
+from lobes.model.encoder import Frames, Wav2Vec2Encoder
 from lobes.system.distributed import summed
 
 
 class Pooling(nn.Module):
-    """What most poolings have in common: speaker frames in, one frame's size out."""
+    """What most poolings share: they take speaker frames and keep a frame's size."""
 
     need = ("speaker",)
 
-    def output_size(self, channels):
-        """Size of the embedding for frames of so many channels."""
+    def output_size(self, channels: int) -> int:
+        """Size of the embedding of frames with this many channels."""
         return channels
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """Embeddings [batch, size], float32."""
         raise NotImplementedError
 
@@ -31,14 +32,13 @@ class MeanPooling(Pooling):
 
     Example
     -------
-    >>> from lobes.model.encoder import Frames
     >>> hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
     >>> mask = torch.tensor([[True, True, False]])
     >>> MeanPooling()(Frames(hidden, hidden, torch.tensor([2]), mask))
     tensor([[2.]])
     """
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         return masked_mean(frames.speaker, frames.mask)
 
@@ -51,7 +51,7 @@ class ClassTokenPooling(Pooling):
 
     need = ("cls",)
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         return frames.cls.float()
 
@@ -59,7 +59,7 @@ class ClassTokenPooling(Pooling):
 class FirstPooling(Pooling):
     """The first speaker frame."""
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         return frames.speaker[:, 0].float()
 
@@ -67,7 +67,7 @@ class FirstPooling(Pooling):
 class MaxPooling(Pooling):
     """Every channel's maximum over the valid speaker frames."""
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         hidden = frames.speaker.float()
         if frames.mask is not None:
@@ -78,31 +78,31 @@ class MaxPooling(Pooling):
 class MeanStdPooling(Pooling):
     """Mean and standard deviation over the valid speaker frames, concatenated."""
 
-    def output_size(self, channels):
+    def output_size(self, channels: int) -> int:
         """Twice the channels."""
         return 2 * channels
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         mean = masked_mean(frames.speaker, frames.mask)
         centred = frames.speaker.float() - mean[:, None]
         variance = masked_mean(centred.square(), frames.mask)
-        # The root has no finite gradient at 0, say with a single frame.
+        # At 0, say with a single frame, the root's gradient would be infinite.
         return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], dim=1)
 
 
 class FrameNorm(nn.BatchNorm1d):
     """Batch norm of [batch, channel, time] over the valid frames of all processes.
 
-    SpeechBrain's takes padded frames along, and those of one process only, so that its
-    running statistics would differ between processes. ``mask`` [batch, time] is set
+    SpeechBrain's counts padded frames, and only those of one process: its running
+    statistics would differ between processes. The caller sets ``mask`` [batch, time]
     before each call; None: all frames are valid.
     """
 
-    mask = None
+    mask: torch.Tensor | None = None
 
-    def forward(self, hidden):
-        """See the class; in evaluation the running statistics count."""
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See the class. Evaluation uses the running statistics."""
         if not self.training:
             return super().forward(hidden)
         mask = self.mask
@@ -125,17 +125,17 @@ class FrameNorm(nn.BatchNorm1d):
 class AttentivePooling(Pooling):
     """SpeechBrain's attentive statistics pooling (of its ECAPA-TDNN).
 
-    Its batch norm is ours: padding is no part of its statistics.
+    ``FrameNorm`` replaces its batch norm: padding is no part of the statistics.
 
     Arguments
     ---------
     encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Asked for ``speaker_size``.
+        Gives the size of its speaker frames.
     attention_channels : int
         Size of the attention's hidden layer.
     """
 
-    def __init__(self, encoder, attention_channels=128):
+    def __init__(self, encoder: Wav2Vec2Encoder, attention_channels: int = 128):
         super().__init__()
         self.statistics = AttentiveStatisticsPooling(
             encoder.speaker_size, attention_channels=attention_channels
@@ -146,16 +146,16 @@ class AttentivePooling(Pooling):
     def _norm(self):
         return self.statistics.tdnn.norm.norm
 
-    def output_size(self, channels):
+    def output_size(self, channels: int) -> int:
         """Twice the channels: mean and standard deviation."""
         return 2 * channels
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         hidden = frames.speaker.float().transpose(1, 2)
         shares = None
         if frames.mask is not None:
-            # Half a frame less: SpeechBrain multiplies them by the length again, and
+            # Half a frame less, because SpeechBrain multiplies by the length again:
             # rounding up there would let a padded frame in.
             shares = (frames.mask.sum(1) - 0.5) / frames.mask.shape[1]
         self._norm.mask = frames.mask
@@ -163,55 +163,53 @@ class AttentivePooling(Pooling):
 
 
 class CTCPooling(Pooling):
-    """Mean over the frames that say a blank, or a letter (paper section 3.1.1).
+    """Mean over the frames of blanks, or of letters (paper section 3.1.1).
 
-    The letters are the most likely symbols of the speech head on the same
-    utterances; it gets no gradient from here. An utterance without such a frame
-    gives the mean over all its valid frames.
+    The speech head tells each frame's most likely symbol, and gets no gradient from
+    here. An utterance without such a frame gives the mean over all its valid frames.
 
     Arguments
     ---------
     speech : lobes.model.tasks.SpeechRecognition
         The speech head.
     blank : bool
-        True takes the frames whose symbol is the CTC blank (``ctc_blank``), False
-        those with any other symbol (``ctc_nonblank``).
+        True takes the frames of the CTC blank (``ctc_blank``), False those of any
+        other symbol (``ctc_nonblank``).
     """
 
     need = ("speaker", "letters")
 
-    def __init__(self, speech, blank):
+    def __init__(self, speech: nn.Module, blank: bool):
         super().__init__()
-        # In a tuple: the head's parameters are the speech task's, not ours.
+        # The tuple hides the head from torch: its parameters are the speech task's.
         self._speech = (speech,)
         self.blank = blank
 
     @property
-    def speech(self):
+    def speech(self) -> nn.Module:
         """The speech head."""
         return self._speech[0]
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """See the module's docstring."""
         with torch.no_grad():
             symbols = self.speech.linear(frames.speech.float()).argmax(-1)
             chosen = (symbols == self.speech.vocabulary.blank_index) == self.blank
             if frames.mask is not None:
                 chosen = chosen & frames.mask
-            found = chosen.any(1, keepdim=True)
-            everything = True if frames.mask is None else frames.mask
-            chosen = torch.where(found, chosen, everything)
+            valid = True if frames.mask is None else frames.mask
+            chosen = torch.where(chosen.any(1, keepdim=True), chosen, valid)
         return masked_mean(frames.speaker, chosen)
 
 
-def masked_mean(frames, mask):
+def masked_mean(frames: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over time of [batch, time, channel] where ``mask`` [batch, time] is True.
 
-    None stands for a mask that is True everywhere. Accumulates in float32.
+    None stands for a mask that is True everywhere. The mean is float32.
     """
     frames = frames.float()
     if mask is None:
         return frames.mean(1)
-    # Not a product: 0 x inf in a padded place would spoil the sum.
+    # A product with the mask would not do: 0 x inf in a padded place is NaN.
     frames = frames.masked_fill(~mask[:, :, None], 0.0)
     return frames.sum(1) / mask.sum(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""The pre-trained encoder that ``source`` names, looked at before it is loaded.
+"""Checks of the pre-trained encoder that ``source`` names, before it is loaded.
 
-A folder's files are judged by their first bytes and their sizes; a model of the hub is
-taken from the local cache where it is there, and the hub is asked once, and shortly.
+A folder's files are judged by their first bytes and their sizes. A hub model comes from
+the local cache if it is there; if not, the hub is asked once, and for a short time.
 """
 
 import json
@@ -25,7 +25,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_TIMEOUT = 5
 
 _POINTER = b"version https://git-lfs"
-_REMEDY = "name a whole folder written by save_pretrained with --source=FOLDER"
+_REMEDY = "name a whole folder written by save_pretrained with --encoder.source=FOLDER"
 _AGAIN = "download it again, whole"
 
 # Weights under the names that older versions of torch gave them.
@@ -35,32 +35,34 @@ _RENAMED = {
 }
 
 
-def check_source(source, model_class=None, weights=True):
-    """Look at the model that ``source`` names.
+def check_source(
+    source: str | Path, model_class: type | None = None, weights: bool = True
+) -> str:
+    """Check the model that ``source`` names, and return what to load it from.
 
     Arguments
     ---------
     source : str or Path
         A folder, or a model of the hub.
     model_class : type
-        The sizes of the weights must be those that this transformers class has with
-        the folder's config.json. By default only the files are looked at.
+        A transformers class. The weights must have the sizes that it has with the
+        folder's config.json. None: only the files are checked.
     weights : bool
-        False where the configuration is enough.
+        False if the configuration is enough.
 
     Returns
     -------
     str
-        What to load it from: the folder, the local copy of a hub model, or the name
-        of one that the hub has and the local cache has not.
+        The folder, the local copy of a hub model, or the name of a model that the hub
+        has and the local cache has not.
 
     Raises
     ------
     UserError
-        No such folder; no config.json, or one that cannot be read; no weights; a
-        git-lfs pointer, a part of a download or a pickle in their place; other sizes
-        than config.json's; a hub model that is not in the cache while the hub cannot
-        be reached.
+        There is no such folder. Its config.json is missing or cannot be read. There
+        are no weights, or only a git-lfs pointer, a part of a download, or a pickle.
+        Their sizes are not those of config.json. A hub model is not in the cache, and
+        the hub cannot be reached.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -96,7 +98,7 @@ def _weights(folder):
 
 
 def _check_pointer(path):
-    """Refuse what git leaves in a file's place where git-lfs is not installed."""
+    """Refuse the pointer that git leaves in a file's place without git-lfs."""
     if _start(path, len(_POINTER)) == _POINTER:
         raise UserError(
             f"{path} is a git-lfs pointer, not the file itself; run git lfs pull in "
@@ -105,7 +107,7 @@ def _check_pointer(path):
 
 
 def _check_weights(path):
-    """Judge one file; returns the shapes by name where it tells them."""
+    """Judge one file; returns the tensors' shapes by name if its format tells them."""
     _check_pointer(path)
     size = path.stat().st_size
     if size == 0:
@@ -121,12 +123,12 @@ def _check_weights(path):
 
 
 def _safetensors_shapes(path, size):
-    """Shape of each tensor by name, from the header of a file that is whole."""
+    """Shape of each tensor by name, from the header; the file must be whole."""
     start = _start(path, 8)
     length = int.from_bytes(start, "little")
     cut = UserError(f"{path} is cut, or no safetensors ({size:,} bytes); {_AGAIN}")
     if start.startswith((b"PK", b"\x80")):
-        # A zip or pickle, if it turns out to be no safetensors.
+        # Such a start also fits a safetensors; if it is none, it is a zip or pickle.
         cut = UserError(
             f"{path} holds a pickle, which may hold code, and no safetensors; it was "
             "not loaded; take the weights from where you trust them"
@@ -155,11 +157,11 @@ def _check_shapes(folder, model_class, shapes):
         described = model_class.config_class.from_pretrained(
             folder, output_attentions=False
         )
-        # The kernel is the encoder's choice, and no matter of sizes.
+        # The encoder chooses the kernel itself; sizes do not depend on it.
         described._attn_implementation = "sdpa"
         with torch.device("meta"):
             model = model_class(described)
-    # Whatever numbers stand there: transformers raises by their kind.
+    # transformers raises many kinds of errors, as the numbers there may be.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{config} describes no model ({reason}); {_REMEDY}") from error
@@ -193,18 +195,15 @@ def _start(path, length):
 
 
 def _from_hub(name, weights):
-    """The folder of a hub model in the cache; None where the hub has to be asked.
+    """The folder of a hub model in the cache; None if only the hub has it.
 
     Raises ``UserError`` when it is in neither.
     """
     if not _is_hub_name(name):
         raise UserError(f"source: the folder {name} does not exist; {_REMEDY}")
     cached = huggingface_hub.try_to_load_from_cache
-    folders = {
-        file: os.path.dirname(found)
-        for file in ("config.json", *WEIGHTS)
-        if isinstance(found := cached(name, file), str)
-    }
+    paths = {file: cached(name, file) for file in ("config.json", *WEIGHTS)}
+    folders = {n: os.path.dirname(p) for n, p in paths.items() if isinstance(p, str)}
     folder = folders.get("config.json")
     if folder and (not weights or folder in [folders.get(file) for file in WEIGHTS]):
         return folder
@@ -212,11 +211,10 @@ def _from_hub(name, weights):
     return None
 
 
-def cache_alone_if_offline(name):
-    """Let the hub's library ask nobody, and for no minute, if it cannot be reached.
+def cache_alone_if_offline(name: str) -> None:
+    """Let the hub's library use the cache only, if the hub does not answer for a model.
 
-    ``name`` is that of a model; one that is neither there nor in the cache is left to
-    the library, too.
+    The library would ask for minutes. It still tells when the cache has no ``name``.
     """
     try:
         _ask_hub(name)
@@ -225,7 +223,7 @@ def cache_alone_if_offline(name):
 
 
 def _ask_hub(name):
-    """Ask the hub once whether it has a model; ``UserError`` if it does not answer."""
+    """Ask the hub once for a model; ``UserError`` if it has none or does not answer."""
     try:
         if hub_constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
@@ -240,12 +238,13 @@ def _ask_hub(name):
         raise UserError(
             f"source: {name} has no config.json on the hub; name another model"
         ) from error
-    # Of several libraries below it.
+    # The libraries below raise errors of their own.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"source: {name} is not in the local cache, and the hub cannot be reached "
-            f"({reason}); connect to it once, or name a folder with --source=FOLDER"
+            f"({reason}); connect to it once, or name a folder with "
+            "--encoder.source=FOLDER"
         ) from error
 
 

@@ -1,10 +1,10 @@
 """The tasks: each owns a head, a loss, and its validation.
 
-What the Brain asks of a task (an ``nn.Module``):
+The Brain asks these of a task, which is an ``nn.Module``:
 
 ``reports``
-    Names of the metrics that its evaluation gives, or None where they are not known
-    before: ``lobes.runs.names`` then cannot find a misspelt one.
+    Names of the metrics that its evaluation gives. None: they are not known before,
+    and ``lobes.runs.names`` cannot find a misspelt one.
 ``need``
     Views of the encoder's frames that it uses (``lobes.model.encoder.Frames``).
 ``forward(frames) -> output``
@@ -14,12 +14,11 @@ What the Brain asks of a task (an ``nn.Module``):
 ``check_tasks(tasks)``
     Raises ``UserError`` when the system lacks a task that this one needs.
 ``prepare(stream, encoder)``
-    Called once before training with the task's opened stream: raises ``UserError``,
-    or warns, when the data do not fit, and takes from them what a head starts with.
+    Called once before training with the task's opened stream. A head may start with
+    values from its data. Raises ``UserError``, or warns, when the data do not fit.
 ``start()``, ``update(output, batch)``, ``results(name, evaluation_set, folder)``
     Evaluation: forget, collect one batch, and return ``{name: {metric: value}}``
-    over what all processes collected; details are written into ``folder`` when
-    one is given.
+    over what all processes collected. Details go into ``folder``, if there is one.
 
 ``Task`` has all of it but ``need``, ``forward`` and ``loss``.
 """
@@ -37,19 +36,26 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from torch import nn
 from torch.nn import functional
 
+from lobes.data.evaluation_sets import EvaluationSet
+from lobes.data.labels import Categories
+from lobes.data.streams import TaskStream
 from lobes.data.trials import write_scores
+from lobes.data.utterances import Batch
 from lobes.data.vocabulary import Vocabulary, ctc_frames, edit_distances
 from lobes.errors import UserError
-from lobes.evaluation.plots import plot_det, plot_score_histogram
 from lobes.evaluation.verification import (
     TARGET_PRIORS,
     cosine_scores,
     verification_metrics,
 )
+from lobes.model.encoder import Frames, Wav2Vec2Encoder
 from lobes.system.distributed import gather
 from lobes.system.files import write_atomically
 
 logger = logging.getLogger(__name__)
+
+#: Metrics by name of an evaluation set or trial list.
+Results = dict[str, dict[str, float]]
 
 # Embeddings whose losses are computed together after a validation.
 _CHUNK = 1024
@@ -58,37 +64,39 @@ _CHUNK = 1024
 class Task(nn.Module):
     """What most tasks share; a subclass adds ``need``, ``forward`` and ``loss``.
 
-    It then gives either ``metrics``, whose values are averaged over the
-    utterances of an evaluation set, or its own ``update`` and ``results``.
+    It also has either ``metrics``, whose values are averaged over the utterances of an
+    evaluation set, or its own ``update`` and ``results``.
     """
 
-    reports = None
+    reports: tuple[str, ...] | None = None
 
     def __init__(self):
         super().__init__()
         self.start()
 
-    def check_tasks(self, tasks):
+    def check_tasks(self, tasks: dict[str, nn.Module]) -> None:
         """Any system will do."""
 
-    def prepare(self, stream, encoder):
+    def prepare(self, stream: TaskStream, encoder: nn.Module) -> None:
         """Any training data fit."""
 
-    def start(self):
+    def start(self) -> None:
         """Forget what was collected."""
         self.collected = {}
 
-    def metrics(self, output, batch):
+    def metrics(self, output, batch: Batch) -> dict:
         """``{metric: value of each utterance}``, tensors or lists of [batch]."""
         raise NotImplementedError(f"{type(self).__name__} has no metrics")
 
-    def update(self, output, batch):
+    def update(self, output, batch: Batch) -> None:
         """Keep the metrics of one batch by utterance."""
         for metric, values in self.metrics(output, batch).items():
             for identity, value in zip(batch.ids, values, strict=True):
                 self.collected.setdefault(identity, {})[metric] = float(value)
 
-    def results(self, name, evaluation_set, folder=None):
+    def results(
+        self, name: str, evaluation_set: EvaluationSet, folder: str | None = None
+    ) -> Results:
         """Every metric's mean over the utterances."""
         rows = [row for _, row in sorted(gather(self.collected).items())]
         if not rows:
@@ -104,7 +112,7 @@ class SpeechRecognition(Task):
     Arguments
     ---------
     encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Asked for the size of its speech frames only.
+        Gives the size of its speech frames.
     dropout : float
         Before the linear layer.
     label : str
@@ -114,10 +122,9 @@ class SpeechRecognition(Task):
     vocabulary : lobes.data.vocabulary.Vocabulary
         Symbols; by default the paper's 32.
     letter_prior : str or None
-        Where the linear layer's bias starts: ``log``, at the logarithm of every
-        symbol's share of the training frames; ``relative``, at every letter's
-        share of the training text, and at 10 for the blank (as the follow-up's
-        code); None, at random.
+        Start of the linear layer's bias. ``log``: the logarithm of every symbol's
+        share of the training frames. ``relative``: every letter's share of the
+        training text, and 10 for the blank (as the follow-up's code). None: random.
     """
 
     need = ("speech",)
@@ -137,12 +144,12 @@ class SpeechRecognition(Task):
 
     def __init__(
         self,
-        encoder,
-        dropout=0.0,
-        label="letters",
-        column="wrd",
-        vocabulary=None,
-        letter_prior=None,
+        encoder: Wav2Vec2Encoder,
+        dropout: float = 0.0,
+        label: str = "letters",
+        column: str = "wrd",
+        vocabulary: Vocabulary | None = None,
+        letter_prior: str | None = None,
     ):
         super().__init__()
         if letter_prior not in (None, "log", "relative"):
@@ -156,13 +163,13 @@ class SpeechRecognition(Task):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(encoder.speech_size, len(self.vocabulary))
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> tuple[torch.Tensor, torch.Tensor]:
         """Log probabilities [batch, time, symbol] and valid frames [batch]."""
         logits = self.linear(self.dropout(frames.speech.float()))
         return functional.log_softmax(logits, dim=-1), frames.lengths
 
-    def loss(self, output, batch):
-        """CTC loss, each utterance divided by its number of letters, then averaged.
+    def loss(self, output, batch: Batch) -> torch.Tensor:
+        """CTC loss, divided by the letters of each utterance, then averaged.
 
         An utterance with more letters than frames contributes 0.
         """
@@ -184,7 +191,7 @@ class SpeechRecognition(Task):
         counts = counts.to(losses.device, non_blocking=True)
         return losses / counts.clamp(min=1)
 
-    def prepare(self, stream, encoder):
+    def prepare(self, stream: TaskStream, encoder: Wav2Vec2Encoder) -> None:
         """Set the letter prior, and warn about transcripts longer than their frames.
 
         CTC cannot learn these.
@@ -224,10 +231,10 @@ class SpeechRecognition(Task):
             bias[blank] = 10.0
             return bias
         counts[blank] = frames - counts.sum()
-        # A symbol that never occurs counts once: its logarithm is finite.
+        # A symbol that never occurs counts once, so that its logarithm is finite.
         return torch.log(counts.clamp(min=1.0) / frames)
 
-    def update(self, output, batch):
+    def update(self, output, batch: Batch) -> None:
         """Decode one batch greedily and keep hypotheses, references and losses."""
         best = output[0].argmax(-1).cpu()
         losses = self._losses(output, batch).cpu()
@@ -235,47 +242,39 @@ class SpeechRecognition(Task):
         for row, identity in enumerate(batch.ids):
             symbols = best[row, : int(output[1][row])]
             hypothesis = self.vocabulary.decode(symbols.tolist())
-            blank = int((symbols == self.vocabulary.blank_index).sum())
-            self.collected[identity] = (
-                references[row],
-                hypothesis,
-                float(losses[row]),
-                blank,
-                len(symbols),
-            )
+            blanks = int((symbols == self.vocabulary.blank_index).sum())
+            loss, frames = float(losses[row]), len(symbols)
+            self.collected[identity] = references[row], hypothesis, loss, blanks, frames
 
-    def results(self, name, evaluation_set, folder=None):
+    def results(
+        self, name: str, evaluation_set: EvaluationSet, folder: str | None = None
+    ) -> Results:
         """WER and CER in percent over all words and letters, and the mean CTC loss.
 
-        The single spaces between words are letters; ``blank_frames`` is the percentage
-        of all ``frames`` whose best symbol is the blank. With a folder also
-        ``wer_<name>.txt``, the summary and every alignment, and
-        ``transcripts_<name>.csv``: ID, reference, hypothesis.
+        The single spaces between words are letters. ``blank_frames`` is the percentage
+        of all ``frames`` whose best symbol is the blank. Into the folder go
+        ``wer_<name>.txt`` (the summary and every alignment) and
+        ``transcripts_<name>.csv`` (ID, reference, hypothesis).
         """
-        rows = sorted(gather(self.collected).items())
-        if not rows:
+        collected = sorted(gather(self.collected).items())
+        if not collected:
             raise UserError(f"{evaluation_set.csv}: no utterance was decoded")
+        ids, rows = zip(*collected, strict=True)
+        references, hypotheses, losses, blanks, frames = zip(*rows, strict=True)
+        said, heard = ([t.split() for t in texts] for texts in (references, hypotheses))
         stats = ErrorRateStats()
-        stats.append(
-            [identity for identity, _ in rows],
-            [row[1].split() for _, row in rows],
-            [row[0].split() for _, row in rows],
-        )
+        stats.append(ids, heard, said)
         summary = stats.summarize()
         if folder is not None:
             text = io.StringIO()
             stats.write_stats(text)
             write_atomically(Path(folder) / f"wer_{name}.txt", text.getvalue())
-            texts = pandas.DataFrame([(i, row[0], row[1]) for i, row in rows])
-            texts.columns = ["ID", "reference", "hypothesis"]
-            path = Path(folder) / f"transcripts_{name}.csv"
-            write_atomically(path, texts.to_csv(index=False, lineterminator="\n"))
-        references, hypotheses = (
-            [" ".join(row[side].split()) for _, row in rows] for side in (0, 1)
-        )
-        letters = sum(map(len, references))
-        errors = int(edit_distances(references, hypotheses).sum())
-        frames = sum(row[4] for _, row in rows)
+            columns = {"ID": ids, "reference": references, "hypothesis": hypotheses}
+            texts = pandas.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+            write_atomically(Path(folder) / f"transcripts_{name}.csv", texts)
+        said, heard = ([" ".join(w) for w in words] for words in (said, heard))
+        letters = sum(map(len, said))
+        errors = int(edit_distances(said, heard).sum())
         metrics = {
             "wer": float(summary["WER"]),
             "cer": 100 * errors / max(letters, 1),
@@ -285,9 +284,9 @@ class SpeechRecognition(Task):
             "words": summary["num_scored_tokens"],
             "letters": letters,
             "utterances": len(rows),
-            "blank_frames": 100 * sum(row[3] for _, row in rows) / max(frames, 1),
-            "frames": frames,
-            "speech_loss": float(np.mean([row[2] for _, row in rows])),
+            "blank_frames": 100 * sum(blanks) / max(sum(frames), 1),
+            "frames": sum(frames),
+            "speech_loss": float(np.mean(losses)),
         }
         return {name: metrics}
 
@@ -295,13 +294,13 @@ class SpeechRecognition(Task):
 class SpeakerRecognition(Task):
     """Speaker embeddings trained with AAM-softmax (paper sections 2.1, 3.1, 4.2).
 
-    Pooling gives the embedding; a dropout and a cosine classifier without bias
-    follow in training only. Trials are scored by the cosine of two embeddings.
+    Pooling gives the embedding. In training a dropout and a cosine classifier without
+    bias follow. The score of a trial is the cosine of its two embeddings.
 
     Arguments
     ---------
     encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Asked for the size of its speaker frames only.
+        Gives the size of its speaker frames.
     pooling : nn.Module
         See ``lobes.model.pooling``.
     n_speakers : int
@@ -326,13 +325,13 @@ class SpeakerRecognition(Task):
 
     def __init__(
         self,
-        encoder,
-        pooling,
-        n_speakers,
-        dropout=0.0,
-        scale=30.0,
-        margin=0.2,
-        label="speaker",
+        encoder: Wav2Vec2Encoder,
+        pooling: nn.Module,
+        n_speakers: int,
+        dropout: float = 0.0,
+        scale: float = 30.0,
+        margin: float = 0.2,
+        label: str = "speaker",
     ):
         super().__init__()
         if "cls" in pooling.need and encoder.class_token is None:
@@ -348,13 +347,13 @@ class SpeakerRecognition(Task):
         self.weight = nn.Parameter(torch.empty(n_speakers, size))
         nn.init.xavier_normal_(self.weight)
         self.margin = AdditiveAngularMargin(margin=margin, scale=scale)
-        self.speakers = None
+        self.speakers: Categories | None = None
 
-    def forward(self, frames):
+    def forward(self, frames: Frames) -> torch.Tensor:
         """Embeddings [batch, channel], float32."""
         return self.pooling(frames).float()
 
-    def loss(self, output, batch):
+    def loss(self, output, batch: Batch) -> torch.Tensor:
         """AAM-softmax loss, mean over the batch, float32."""
         return self._loss(output, batch.labels[self.label], self.weight)
 
@@ -367,7 +366,7 @@ class SpeakerRecognition(Task):
             self.margin(cosines, targets), speakers, reduction=reduction
         )
 
-    def check_tasks(self, tasks):
+    def check_tasks(self, tasks: dict[str, nn.Module]) -> None:
         """Raise ``UserError`` when the pooling asks a speech head that never trains."""
         asked = getattr(self.pooling, "speech", None)
         if asked is not None and all(task is not asked for task in tasks.values()):
@@ -377,49 +376,38 @@ class SpeakerRecognition(Task):
                 "take another pooling"
             )
 
-    def prepare(self, stream, encoder):
+    def prepare(self, stream: TaskStream, encoder: Wav2Vec2Encoder) -> None:
         """Raise ``UserError`` unless there are as many speakers as classes."""
-        found = len(stream.labels[self.label])
-        if found != len(self.weight):
-            raise UserError(
-                f"n_speakers is {len(self.weight)} but {stream.csv} has {found} "
-                f"speakers; set --n_speakers={found}"
-            )
         self.speakers = stream.labels[self.label]
+        count = len(self.speakers)
+        if count != len(self.weight):
+            verb = "has" if len(stream.csvs) == 1 else "have"
+            raise UserError(
+                f"n_speakers is {len(self.weight)} but {stream.csv} {verb} {count} "
+                f"speakers; set --speaker.n_speakers={count}"
+            )
 
-    def update(self, output, batch):
+    def update(self, output, batch: Batch) -> None:
         """Keep the embeddings of one batch."""
         embeddings = output.float().cpu().numpy()
         self.collected.update(zip(batch.ids, embeddings, strict=True))
 
-    def results(self, name, evaluation_set, folder=None):
+    def results(
+        self, name: str, evaluation_set: EvaluationSet, folder: str | None = None
+    ) -> Results:
         """EER, minDCF and threshold of every trial list of the evaluation set.
 
-        The loss, too, where ``name`` is ``valid`` and all speakers were trained on, as
-        when other recordings of theirs validate: ``speaker_loss``. With a folder also
-        ``scores_<list>.txt``, ``histogram_<list>.png``, and ``det.png`` of all lists.
-        Raises ``UserError`` for an embedding that is not finite: no metric is made
-        from broken scores.
+        A validation (``name`` is ``valid``) on speakers of the training also gives the
+        ``speaker_loss``. ``scores_<list>.txt`` go into the folder. Raises ``UserError``
+        for an embedding that is not finite: broken scores give no metric.
         """
         embeddings = gather(self.collected)
-        results, curves = {}, {}
+        results = {}
         for trials_name, trials in evaluation_set.trials.items():
             scores = cosine_scores(trials, embeddings)
-            metrics = verification_metrics(scores, trials.labels)
-            results[trials_name] = metrics
-            if folder is None:
-                continue
-            curves[trials_name] = (scores, trials.labels)
-            write_scores(Path(folder) / f"scores_{trials_name}.txt", trials, scores)
-            plot_score_histogram(
-                Path(folder) / f"histogram_{trials_name}.png",
-                scores,
-                trials.labels,
-                metrics["threshold"],
-                trials_name,
-            )
-        if curves:
-            plot_det(Path(folder) / "det.png", curves)
+            results[trials_name] = verification_metrics(scores, trials.labels)
+            if folder is not None:
+                write_scores(Path(folder) / f"scores_{trials_name}.txt", trials, scores)
         if name == "valid" and results:
             loss = self._valid_loss(embeddings, evaluation_set)
             results[trials_name].update(loss)

@@ -1,15 +1,20 @@
 """Weights of the task losses.
 
-A weighting is an ``nn.Module`` called as ``weighting(losses, step)`` with the
-losses by task (scalars with gradient) and the optimizer step; it returns the
-total and the weights by task. A fixed rule detaches its weights; a learnt one may
-own parameters, which join the optimizer. With one task the total is its loss.
+A weighting is an ``nn.Module``. ``weighting(losses, step)`` takes the losses by task
+(scalars with gradient) and the optimizer step; it returns their total and the weights
+by task. A fixed rule detaches its weights. A learnt one may own parameters: they join
+the optimizer. With one task the total is its loss.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from lobes.errors import UserError
+
+#: Losses, or weights, by task.
+Scalars = dict[str, torch.Tensor]
 
 
 class StaticWeighting(nn.Module):
@@ -28,11 +33,11 @@ class StaticWeighting(nn.Module):
     tensor(1.1200)
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: dict[str, float]):
         super().__init__()
         self.weights = dict(weights)
 
-    def forward(self, losses, step):
+    def forward(self, losses: Scalars, step: int) -> tuple[torch.Tensor, Scalars]:
         """See the module's docstring. Raises ``UserError`` for an unknown task."""
         missing = set(losses) - set(self.weights)
         if missing:
@@ -42,7 +47,7 @@ class StaticWeighting(nn.Module):
             )
         return weighted_sum(
             losses,
-            # A kernel writes it: a copy from the host would be waited for.
+            # A kernel writes this tensor; the host would wait for a copy.
             {t: torch.full_like(loss, self.weights[t]) for t, loss in losses.items()},
         )
 
@@ -65,13 +70,13 @@ class DynamicWeighting(nn.Module):
     tensor(0.1369)
     """
 
-    def __init__(self, reference="min"):
+    def __init__(self, reference: str = "min"):
         super().__init__()
         if reference not in ("min", "max"):
             raise UserError(f"weighting: reference is {reference!r}; it is min or max")
         self.reference = reference
 
-    def forward(self, losses, step):
+    def forward(self, losses: Scalars, step: int) -> tuple[torch.Tensor, Scalars]:
         """See the module's docstring."""
         values = torch.stack([loss.detach() for loss in losses.values()])
         level = values.min() if self.reference == "min" else values.max()
@@ -82,24 +87,29 @@ class DynamicWeighting(nn.Module):
 class DynamicWeightAverage(nn.Module):
     """Weight a task by how slowly its loss falls (DWA).
 
-    With r_p = mean of the newer half over mean of the older half of the last
-    losses of task p, the weights are ``scale`` x softmax(r / ``temperature``); r_p
-    is 1 until there are two losses. Of an odd number of losses the newer half has
-    one more. The losses seen are state and stand in the checkpoints; losses that
-    are not finite are not remembered.
+    r_p is the mean of the newer half of task p's last losses over the mean of their
+    older half; the weights are ``scale`` x softmax(r / ``temperature``). r_p is 1
+    until there are two losses. Of an odd number of losses the newer half has one more.
+    Checkpoints hold the losses seen. Losses that are not finite are not remembered.
 
     Arguments
     ---------
     tasks : sequence of str
     temperature : float
-        Large ones give equal weights.
+        A large one gives equal weights.
     scale : float
         Sum of the weights.
     window : int
         Losses remembered of each task.
     """
 
-    def __init__(self, tasks, temperature=2.0, scale=1.0, window=10):
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        temperature: float = 2.0,
+        scale: float = 1.0,
+        window: int = 10,
+    ):
         super().__init__()
         if temperature <= 0 or window < 2:
             raise UserError(
@@ -112,14 +122,14 @@ class DynamicWeightAverage(nn.Module):
         self.register_buffer("history", torch.zeros(len(self.tasks), window))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, losses, step):
+    def forward(self, losses: Scalars, step: int) -> tuple[torch.Tensor, Scalars]:
         """See the module's docstring. Raises ``UserError`` for other tasks."""
         if set(losses) != set(self.tasks):
             raise UserError(
                 f"weighting: it remembers the losses of {', '.join(self.tasks)}, the "
                 f"batch has {', '.join(losses)}; correct its tasks"
             )
-        # On the device throughout: nothing here waits for it.
+        # All of this stays on the device: nothing waits for it.
         window = self.history.shape[1]
         first = window - self.count
         middle = first + self.count // 2
@@ -137,12 +147,12 @@ class DynamicWeightAverage(nn.Module):
 
 
 def _mean_where(values, chosen):
-    """Mean over the chosen places of [task, place]; 0 where there are none."""
+    """Mean over the chosen places of [task, place]; 0 if none is chosen."""
     return (values * chosen).sum(1) / chosen.sum().clamp(min=1)
 
 
-def weighted_sum(losses, weights):
-    """Total of the losses under their weights, and the weights; one task counts 1."""
+def weighted_sum(losses: Scalars, weights: Scalars) -> tuple[torch.Tensor, Scalars]:
+    """Total of the weighted losses, and the weights; a single task has weight 1."""
     if len(losses) == 1:
         weights = {t: torch.ones_like(loss).detach() for t, loss in losses.items()}
     return sum(weights[task] * loss for task, loss in losses.items()), weights

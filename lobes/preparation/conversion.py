@@ -16,8 +16,9 @@ import functools
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import soundfile
@@ -31,15 +32,11 @@ from lobes.data.audio import (
     read_audio,
 )
 from lobes.errors import UserError
-from lobes.preparation.parts import (
-    csv_text,
-    existing_folder,
-    shown,
-    writable_folder,
-)
+from lobes.preparation.folders import existing_folder, shown, writable_folder
+from lobes.preparation.outputs import csv_text
 from lobes.system.files import write_atomically
 from lobes.system.locks import one_writer
-from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.parallel import map_in_chunks, worker_count
 from lobes.system.terminal import progress_bar, say
 
 #: File in the output folder that lists what could not be converted, and why.
@@ -50,7 +47,7 @@ _SUFFIXES = (*AAC_SUFFIXES, ".wav", ".flac")
 # Transcripts, trial lists, tables of speakers.
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".md")
 
-# Files handed to a worker at once: see lobes/preparation/parts.py.
+# Files handed to a worker at once.
 _CHUNK = 32
 
 # 16-bit audio: the largest sample, and how much rounding may change one.
@@ -69,12 +66,36 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
-def convert(folder, out, to, num_workers=None, delete=False, only=None):
-    """Convert every m4a, mp4, aac, wav and flac file below ``folder``.
+class Conversion(TypedDict):
+    """How many files were converted, ``kept`` (there before), failed and clipped.
+
+    ``copied`` counts lists, ``hours`` the audio converted, ``seconds`` what it took.
+    """
+
+    files: int
+    converted: int
+    kept: int
+    failed: int
+    clipped: int
+    copied: int
+    hours: float
+    seconds: float
+
+
+def convert(
+    folder: str | Path,
+    out: str | Path,
+    to: Literal["flac", "wav"],
+    num_workers: int | None = None,
+    delete: bool = False,
+    only: Sequence[str] | None = None,
+) -> Conversion:
+    """Convert every m4a, mp4, aac, wav and flac file below a folder.
 
     Arguments
     ---------
     folder : str or Path
+        The corpus.
     out : str or Path
         May be ``folder`` itself, but not lie in it. Complete outputs there are kept,
         judged by their headers, without decoding anything again; audio of another
@@ -90,13 +111,6 @@ def convert(folder, out, to, num_workers=None, delete=False, only=None):
     only : list of str
         Paths below ``folder`` of the files to convert; None for all.
 
-    Returns
-    -------
-    dict
-        ``files``, ``converted``, ``kept`` (there before), ``failed``, ``clipped``
-        (files), ``copied`` (lists), ``hours`` of audio converted, ``seconds`` that it
-        took.
-
     Raises ``UserError`` for missing folders, nothing to convert, two files with one
     output, a missing PyAV, a full disk, and another process that converts to ``out``.
     """
@@ -109,16 +123,18 @@ def convert(folder, out, to, num_workers=None, delete=False, only=None):
             f"a part of the corpus; choose a folder outside of it, or FOLDER itself"
         )
     listed, lists = (only, []) if only is not None else _list_files(folder)
-    sources, targets = _plan(folder, out, f".{to}", listed)
-    import_pyav_for(sources)
+    pairs = _plan(folder, out, f".{to}", listed)
+    import_pyav_for(source for source, _ in pairs)
     out = writable_folder(out, "OUT")
     with one_writer(out / ".convert.lock"):
-        counts = _convert_all(folder, out, sources, targets, to, num_workers, delete)
+        counts = _convert_all(pairs, out, to, num_workers, delete)
+        if delete:
+            _remove_empty_folders(folder, [source for source, _ in pairs])
         counts["copied"] = 0 if goal == home else _copy_lists(folder, out, lists)
     return counts
 
 
-def summary(counts, out):
+def summary(counts: Conversion, out: str | Path) -> str:
     """What was done, as one line; ``counts`` of a conversion to ``out``."""
     seconds = max(counts["seconds"], 1e-9)
     text = (
@@ -141,11 +157,9 @@ def summary(counts, out):
 
 
 def _plan(folder, out, suffix, listed):
-    """Paths of the files to convert, sorted, and of what they become."""
-    sources, others = [], []
-    for path in listed:
-        same = path.lower().endswith(suffix)
-        (others if same else sources).append(path)
+    """Paths of the files to convert, sorted, each with that of what it becomes."""
+    others = [path for path in listed if path.lower().endswith(suffix)]
+    sources = [path for path in listed if not path.lower().endswith(suffix)]
     origin, prefix = {}, os.path.join(folder, "")
     for path in sources:
         target = _target(path.removeprefix(prefix), out, suffix)
@@ -162,7 +176,7 @@ def _plan(folder, out, suffix, listed):
     others = sum(path not in origin for path in others)
     if others:
         say(f"{folder}: {others} files are {suffix[1:]} already; left as they are")
-    return sources, list(origin)
+    return [(source, target) for target, source in origin.items()]
 
 
 def _list_files(folder):
@@ -223,39 +237,33 @@ def _copy_lists(folder, out, lists):
     return copied
 
 
-def _convert_all(folder, out, sources, targets, to, num_workers, delete):
-    """``convert`` after its checks."""
-    starts = range(0, len(sources), _CHUNK)
-    chunks = (
-        list(zip(sources[i : i + _CHUNK], targets[i : i + _CHUNK], strict=True))
-        for i in starts
-    )
-    workers = min(worker_count(num_workers), len(starts))
+def _convert_all(pairs, out, to, num_workers, delete):
+    """Convert the (source, target) pairs; what failed is listed in ``out``."""
     function = functools.partial(_convert_chunk, to=to, delete=delete)
-    counts = dict.fromkeys(("converted", "kept", "failed", "clipped"), 0)
-    counts = {"files": len(sources), **counts}
-    samples, failed, began = 0, [], time.monotonic()
-    with progress_bar(f"converting to {to}", len(sources), "file") as progress:
-        for start, outcomes in zip(
-            starts, map_in_processes(function, chunks, workers), strict=True
-        ):
-            for index, outcome in enumerate(outcomes, start):
-                samples += outcome.samples
-                counts["clipped"] += outcome.clipped > 0
+    counts, failed, began = Counter(), [], time.monotonic()
+    with progress_bar(f"converting to {to}", len(pairs), "file") as progress:
+        for start, outcomes in map_in_chunks(function, pairs, _CHUNK, num_workers):
+            for place, outcome in enumerate(outcomes, start):
                 if outcome.reason is not None:
-                    failed.append((shown(sources[index]), shown(outcome.reason)))
+                    failed.append((shown(pairs[place][0]), shown(outcome.reason)))
                 else:
                     counts["converted" if outcome.samples else "kept"] += 1
-            speed = samples / SAMPLE_RATE / (time.monotonic() - began)
+                counts["samples"] += outcome.samples
+                counts["clipped"] += outcome.clipped > 0
+            speed = counts["samples"] / SAMPLE_RATE / (time.monotonic() - began)
             progress.set_postfix_str(f"{speed:.0f} h of audio per h", refresh=False)
             progress.update(len(outcomes))
-    counts["failed"] = len(failed)
-    counts["hours"] = samples / SAMPLE_RATE / 3600
-    counts["seconds"] = time.monotonic() - began
     _list_failures(out / FAILED, failed)
-    if delete:
-        _remove_empty_folders(folder, sources)
-    return counts
+    return Conversion(
+        files=len(pairs),
+        converted=counts["converted"],
+        kept=counts["kept"],
+        failed=len(failed),
+        clipped=counts["clipped"],
+        copied=0,
+        hours=counts["samples"] / SAMPLE_RATE / 3600,
+        seconds=time.monotonic() - began,
+    )
 
 
 def _convert_chunk(pairs, to, delete):

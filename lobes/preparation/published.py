@@ -10,7 +10,7 @@ class Count(NamedTuple):
     utterances: int
 
 
-class Trials(NamedTuple):
+class ListCount(NamedTuple):
     """Positive and negative trials of a list."""
 
     positives: int
@@ -36,19 +36,19 @@ COUNTS = {
     "VoxCeleb2/dev": Count(5_994, 1_092_009),
 }
 
-#: Name of a VoxCeleb1 list to ``Trials``; a 2 at the end of a name marks the cleaned
+#: Name of a VoxCeleb1 list to ``ListCount``; a 2 at the end of a name marks the cleaned
 #: list. From the summary table of PaddleSpeech's examples/voxceleb.
 TRIALS = {
-    "veri_test.txt": Trials(18_860, 18_860),
-    "veri_test2.txt": Trials(18_802, 18_809),
-    "list_test_all.txt": Trials(290_743, 290_737),
-    "list_test_all2.txt": Trials(289_921, 289_897),
-    "list_test_hard.txt": Trials(276_270, 276_266),
-    "list_test_hard2.txt": Trials(275_488, 275_406),
+    "veri_test.txt": ListCount(18_860, 18_860),
+    "veri_test2.txt": ListCount(18_802, 18_809),
+    "list_test_all.txt": ListCount(290_743, 290_737),
+    "list_test_all2.txt": ListCount(289_921, 289_897),
+    "list_test_hard.txt": ListCount(276_270, 276_266),
+    "list_test_hard2.txt": ListCount(275_488, 275_406),
 }
 
 
-def official_count(*splits):
+def official_count(*splits: str) -> Count | None:
     """``Count`` of several splits together, or None where one is unknown.
 
     No two published splits share a speaker.

@@ -1,10 +1,13 @@
-"""What a preparation made of a corpus: ``prepare_report.json``, and as a table."""
+"""The report on what a preparation made of a corpus, as JSON and as a table."""
 
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lobes.preparation.folders import LeftOut
+from lobes.preparation.outputs import CsvCounts, TrialCounts
 from lobes.preparation.published import TRIALS, official_count
 from lobes.system.files import read_rows, write_atomically
 from lobes.system.terminal import say
@@ -12,7 +15,14 @@ from lobes.system.terminal import say
 FILE_NAME = "prepare_report.json"
 
 
-def write_report(save_folder, corpus, counts, parts, official, left_out):
+def write_report(
+    save_folder: str | Path,
+    corpus: str,
+    counts: Mapping[str, CsvCounts | TrialCounts],
+    parts: Mapping[str, Sequence[str]],
+    official: Mapping[tuple[str, ...], Sequence[str]],
+    left_out: Mapping[str, LeftOut],
+) -> None:
     """Write ``prepare_report.json`` and say it as a table on standard error.
 
     The report is that of the last call: the same files give the same report.
@@ -22,27 +32,27 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
     save_folder : str or Path
     corpus : str
     counts : dict
-        What a ``prepare_...`` function returns.
+        By file name.
     parts : dict
-        By part how many utterances it left out, which ``<part>.skipped.csv`` lists.
+        The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them. Those
+        that were not written do not count.
     official : dict
-        Names of published splits (tuple of str) by the CSVs (tuple of str) that hold
-        them. Trial lists are known by their names.
+        Names of published splits by the CSVs that hold them. Trial lists are known by
+        their names.
     left_out : dict
-        By part ``{kind: number}`` of what lies there and is no utterance.
+        What lies in the corpus and is no utterance, by part.
     """
     report = {
         "corpus": corpus,
-        "files": {
-            name: {key: value for key, value in count.items() if key != "path"}
-            for name, count in counts.items()
-        },
+        "files": counts,
         "skipped": {
             part: _reasons(Path(save_folder) / f"{part}.skipped.csv")
-            for part, skipped in parts.items()
-            if skipped
+            for part, names in parts.items()
+            if any(counts[name]["skipped"] for name in names if name in counts)
         },
-        "left_out": {part: kinds for part, kinds in left_out.items() if kinds},
+        "left_out": {
+            part: kinds for part, rest in left_out.items() if (kinds := rest.counts())
+        },
         "official": _compared(counts, official),
     }
     path = Path(save_folder) / FILE_NAME
@@ -52,7 +62,7 @@ def write_report(save_folder, corpus, counts, parts, official, left_out):
     say(report_table(report))
 
 
-def report_table(report):
+def report_table(report: dict) -> str:
     """A report as lines of text.
 
     What is not of the published size is no fault: it may be a part of the corpus, or
@@ -80,14 +90,14 @@ def report_table(report):
             lines.append(f"left out of {part}: {number:,} {kind}")
     for one in report["official"]:
         numbers = [
-            f"{found:,} of {published:,} {what}"
-            for what, (found, published) in one["counts"].items()
+            f"{prepared:,} of {published:,} {what}"
+            for what, (prepared, published) in one["counts"].items()
         ]
         lines.append(f"{one['files']}: {', '.join(numbers)} of {one['published']}")
     return "\n".join(lines)
 
 
-def reason_kind(reason):
+def reason_kind(reason: str) -> str:
     """A reason without what differs between files: numbers, details, the remedy.
 
     >>> reason_kind("it has 399 samples, fewer than the 400 needed; leave it out")
@@ -105,8 +115,8 @@ def _reasons(path):
 
 
 def _compared(counts, official):
-    """Entries ``{files, published, counts: {what: [found, published]}}``."""
-    found = []
+    """Entries ``{files, published, counts: {what: [prepared, published]}}``."""
+    entries = []
     for files, splits in official.items():
         published = official_count(*splits)
         if published is None:
@@ -120,15 +130,13 @@ def _compared(counts, official):
         }
         names = [split.rpartition("/")[2] for split in splits]
         corpus = splits[0].partition("/")[0]
-        found.append(_entry(files, f"{corpus} {' + '.join(names)}", compared))
+        entries.append(_entry(files, f"{corpus} {' + '.join(names)}", compared))
     for name, count in counts.items():
         if "trials" in count and name in TRIALS:
-            compared = {
-                kind: [count[kind], getattr(TRIALS[name], kind)]
-                for kind in ("positives", "negatives")
-            }
-            found.append(_entry((name,), f"VoxCeleb1's {name}", compared))
-    return found
+            published = TRIALS[name]._asdict()
+            compared = {kind: [count[kind], published[kind]] for kind in published}
+            entries.append(_entry((name,), f"VoxCeleb1's {name}", compared))
+    return entries
 
 
 def _entry(files, published, compared):

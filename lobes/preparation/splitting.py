@@ -5,6 +5,8 @@ froze its numbers, so that a seed gives everybody the same split; those of its n
 generators may change.
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +15,17 @@ from lobes.errors import UserError
 from lobes.system.terminal import say
 
 
-class Trials(NamedTuple):
-    """Columns ``[trial]``: label (1 = same speaker), enrolment, test utterance."""
+class TrialRows(NamedTuple):
+    """Trials of a table, ``[trial]``: label (1 = same speaker), rows of both sides."""
 
     label: np.ndarray
     enrol: np.ndarray
     test: np.ndarray
 
 
-def check_split_settings(fractions, counts, seed):
+def check_split_settings(
+    fractions: Mapping[str, float], counts: Mapping[str, int], seed: int
+) -> None:
     """Raise ``UserError`` for numbers that cannot describe a split.
 
     Arguments
@@ -44,7 +48,7 @@ def check_split_settings(fractions, counts, seed):
         raise UserError(f"seed={seed}: use a number from 0 to 4294967295")
 
 
-def check_budget(skip_budget):
+def check_budget(skip_budget: int) -> None:
     """Raise ``UserError`` for a number of bad utterances that cannot be one."""
     if skip_budget < 0:
         raise UserError(
@@ -53,14 +57,21 @@ def check_budget(skip_budget):
         )
 
 
-def hold_out(recording, speakers, fraction, per_speaker, random, together=False):
+def hold_out(
+    recording: np.ndarray,
+    speakers: Sequence[str],
+    fraction: float,
+    per_speaker: int,
+    random: np.random.RandomState,
+    together: bool = False,
+) -> np.ndarray:
     """Choose whole recordings, in random order, until enough utterances are in them.
 
     Arguments
     ---------
     recording : numpy.ndarray
         Index of each utterance's recording, int64 ``[utterance]``.
-    speakers : list of str
+    speakers : sequence of str
         Speaker of each recording.
     fraction : float
         Of the utterances; the last recording may exceed it.
@@ -77,10 +88,8 @@ def hold_out(recording, speakers, fraction, per_speaker, random, together=False)
         bool ``[recording]``, true where one is held out.
     """
     sizes = np.bincount(recording)
-    left = {}
-    for speaker in speakers:
-        left[speaker] = left.get(speaker, 0) + 1
-    taken = dict.fromkeys(left, 0)
+    staying = Counter(speakers)
+    taken = Counter()
     held_out = np.zeros(len(sizes), dtype=bool)
     wanted = fraction * len(recording)
     total = 0
@@ -94,74 +103,110 @@ def hold_out(recording, speakers, fraction, per_speaker, random, together=False)
         if total >= wanted:
             break
         speaker = speakers[index]
-        if taken[speaker] < per_speaker and left[speaker] > 1:
+        if taken[speaker] < per_speaker and staying[speaker] > 1:
             taken[speaker] += 1
-            left[speaker] -= 1
+            staying[speaker] -= 1
             held_out[index] = True
             total += int(sizes[index])
     return held_out
 
 
+def held_out_rows(
+    speakers: Sequence[str],
+    recordings: Sequence,
+    fraction: float,
+    per_speaker: int,
+    random: np.random.RandomState,
+    together: bool = False,
+) -> np.ndarray:
+    """Which utterances ``hold_out`` chooses, bool ``[utterance]``.
+
+    The first two are columns ``[utterance]``, of any keys that can be sorted.
+    """
+    keys, recording = ranks(recordings)
+    speaker_of = dict(zip(recordings, speakers, strict=True))
+    speakers = [speaker_of[key] for key in keys]
+    chosen = hold_out(recording, speakers, fraction, per_speaker, random, together)
+    return chosen[recording]
+
+
+def report_few_held_out(
+    name: str, held_out: np.ndarray, fraction: float, per_speaker: int, kind: str
+) -> None:
+    """Say where fewer utterances can be held out than were asked for.
+
+    ``kind`` is what the corpus calls its recordings.
+    """
+    wanted = fraction * len(held_out)
+    if held_out.sum() < wanted:
+        say(
+            f"{name}: only {held_out.sum()} utterances can be held out of the "
+            f"{wanted:.0f} asked for (at most {per_speaker} {kind} of a speaker, and "
+            f"one must stay)"
+        )
+
+
 def draw_trials(
-    speaker, recording, positives, negatives, across_recordings, random, group=None
-):
+    speakers: Sequence,
+    recordings: Sequence,
+    positives: int,
+    negatives: int,
+    across_recordings: bool,
+    random: np.random.RandomState,
+    groups: Mapping | None = None,
+) -> TrialRows:
     """Pairs of utterances, none twice in either order.
 
     Arguments
     ---------
-    speaker, recording : numpy.ndarray
-        Index of each utterance's speaker and recording, int64 ``[utterance]``.
+    speakers, recordings : sequence
+        Of each utterance: keys that can be sorted.
     positives, negatives : int
         How many of each kind; all where there are fewer, if need be none.
     across_recordings : bool
         Take no positive trial within one recording (it is easy: same room, same
         microphone).
     random : numpy.random.RandomState
-    group : numpy.ndarray
-        Index of each speaker's group, int64 ``[speaker]``: both speakers of a
-        negative trial are of one group. None: any two speakers.
+    groups : mapping
+        The group of each speaker: both speakers of a negative trial are of one group.
+        None: any two speakers.
 
     Returns
     -------
-    Trials
-        Of rows; the positive ones first, each kind sorted.
+    TrialRows
+        The positive ones first, each kind sorted.
     """
+    names, speaker = ranks(speakers)
+    recording = ranks(recordings)[1]
+    group = ranks([0 if groups is None else groups[name] for name in names])[1]
     same = _positive_pairs(speaker, recording, positives, across_recordings, random)
     different = _negative_pairs(speaker, negatives, random, group)
     pairs = np.concatenate([same, different])
     label = np.repeat([1, 0], [len(same), len(different)])
-    return Trials(label, pairs[:, 0], pairs[:, 1])
+    return TrialRows(label, pairs[:, 0], pairs[:, 1])
 
 
-def report_shortage(name, trials, positives, negatives):
+def ranks(keys: Sequence) -> tuple[list, np.ndarray]:
+    """The distinct keys, sorted, and the index among them of each key, int64."""
+    distinct = sorted(set(keys))
+    rank = {key: index for index, key in enumerate(distinct)}
+    return distinct, np.array([rank[key] for key in keys], dtype=np.int64)
+
+
+def report_shortage(
+    name: str, trials: TrialRows, positives: int, negatives: int
+) -> None:
     """Say where fewer trials exist than were asked for."""
-    for label, kind, wanted in (
-        (1, "positives", positives),
-        (0, "negatives", negatives),
+    drawn = int(trials.label.sum())
+    for kind, wanted, exist in (
+        ("positives", positives, drawn),
+        ("negatives", negatives, len(trials.label) - drawn),
     ):
-        found = int((trials.label == label).sum())
-        if found < wanted:
+        if exist < wanted:
             say(
-                f"{name}: only {found} {kind} exist of the {wanted} asked for; all are "
+                f"{name}: only {exist} {kind} exist of the {wanted} asked for; all are "
                 f"taken"
             )
-
-
-def trial_text(name, ids, trials):
-    """Lines ``label enrol_ID test_ID``, and counts ``{trials, positives, negatives}``.
-
-    The counts are also said on standard error.
-    """
-    columns = (column.tolist() for column in trials)
-    lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
-    positives = int(trials.label.sum())
-    counts = {
-        "trials": len(lines),
-        "positives": positives,
-        "negatives": len(lines) - positives,
-    }
-    say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
-    return "".join(lines), counts
 
 
 def _positive_pairs(speaker, recording, wanted, across_recordings, random):
@@ -169,10 +214,10 @@ def _positive_pairs(speaker, recording, wanted, across_recordings, random):
     pairs = [np.zeros((0, 2), dtype=np.int64)]
     for rows in np.split(*_runs(speaker)):
         first, second = np.triu_indices(len(rows), 1)
-        found = np.stack([rows[first], rows[second]], axis=1)
+        some = np.stack([rows[first], rows[second]], axis=1)
         if across_recordings:
-            found = found[recording[found[:, 0]] != recording[found[:, 1]]]
-        pairs.append(found)
+            some = some[recording[some[:, 0]] != recording[some[:, 1]]]
+        pairs.append(some)
     return _sample(np.concatenate(pairs), wanted, random)
 
 
@@ -185,8 +230,7 @@ def _runs(values):
 def _negative_pairs(speaker, wanted, random, group):
     """Up to ``wanted`` pairs ``[pair, 2]`` of two speakers of a group, sorted."""
     count = len(speaker)
-    own = np.bincount(speaker, minlength=1 if group is None else len(group))
-    group = np.zeros(len(own), dtype=np.int64) if group is None else group
+    own = np.bincount(speaker, minlength=len(group))
     together = np.bincount(group, weights=own).astype(np.int64)
     total = (int((together * together).sum()) - int((own * own).sum())) // 2
 

@@ -1,6 +1,6 @@
-"""Automatic transcripts: reading them, spelling them in our letters, choosing.
+"""Automatic transcripts are read, spelt in our letters, and chosen.
 
-Files that are understood, by the end of their names:
+The end of a file's name says what it holds:
 
 ``.jsonl``, ``.json``
     One object a line: ``{"ID": "id00012--video--00001", "text": "Hello.",
@@ -12,19 +12,21 @@ Files that are understood, by the end of their names:
 everything else
     Kaldi's ``text``: the ID and the words, separated by blanks.
 
-An ID may also be a path, ``.../id00012/video/00001.m4a``: its last three parts count.
+An ID may also be a path, ``.../id00012/video/00001.m4a``. Its last three parts count.
 """
 
 import csv
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lobes.data.audio import SAMPLE_RATE, encoder_frames
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import UserError
+from lobes.system.files import read_text
 
 #: Utterances of this length, in seconds, and longer ones are left out.
 MAXIMUM_SECONDS = 25
@@ -32,8 +34,8 @@ MAXIMUM_SECONDS = 25
 #: Transcripts of so many characters, and longer ones, are left out.
 MAXIMUM_CHARACTERS = 300
 
-#: Why an utterance is left out: the first that applies. The last one concerns a
-#: transcript without utterance.
+#: Why an utterance is left out; the first reason that applies counts. The last reason
+#: is of a transcript without an utterance.
 REASONS = (
     "no transcript",
     f"{MAXIMUM_SECONDS} s or longer",
@@ -51,13 +53,13 @@ _AUDIO_SUFFIXES = (".wav", ".flac", ".m4a")
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032\u00b4`", "'"))
 
-# Punctuation to Unicode, but read aloud (&, %) or the marks of a remark ([Music]):
-# without it the text would not be what was said.
+# Unicode calls these punctuation, but they are read aloud (&, %) or mark a remark
+# ([Music]). Without them the text would not be what was said.
 _NOT_SILENT = frozenset("&%@#*/\\_\u00a7()[]{}")
 
 
 class Transcript(NamedTuple):
-    """What a file says of one utterance, and where; text and language may be None."""
+    """What a file says about one utterance, and where; two values may be None."""
 
     text: str | None
     language: str | None
@@ -66,14 +68,14 @@ class Transcript(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An utterance without usable transcript: its ID, one of REASONS, what it is."""
+    """An utterance without a usable transcript: its ID, one of REASONS, a detail."""
 
     utterance: str
     reason: str
     detail: str
 
 
-def transcript_files(paths):
+def transcript_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """One path or a list of them as a list; ``UserError`` if a file is absent."""
     paths = [paths] if isinstance(paths, str | Path) else paths
     paths = [Path(path) for path in paths]
@@ -86,7 +88,9 @@ def transcript_files(paths):
     return paths
 
 
-def read_transcripts(paths):
+def read_transcripts(
+    paths: str | Path | Sequence[str | Path],
+) -> dict[str, Transcript]:
     """The transcripts in files of the kinds above, ``{ID: Transcript}``.
 
     Raises ``UserError``, which names file and line, for a line that is malformed or
@@ -108,7 +112,7 @@ def read_transcripts(paths):
     return transcripts
 
 
-def normalise(text):
+def normalise(text: str) -> str:
     """``text`` in upper-case letters, apostrophes and single spaces, if it can be.
 
     Accents are dropped (NFKD), typographic apostrophes become ``'``, hyphens and
@@ -121,7 +125,7 @@ def normalise(text):
     >>> normalise("\u201cCaf\u00e9-owners don\u2019t \u2013 well, won't!\u201d")
     "CAFE OWNERS DON'T WELL WON'T"
     """
-    # Before NFKD, which makes a space and an accent of the acute accent.
+    # NFKD would turn the acute accent into a space and an accent.
     text = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES))
     letters = []
     for letter in text:
@@ -134,7 +138,9 @@ def normalise(text):
     return " ".join(word for word in words if word.strip("'"))
 
 
-def choose(transcripts, samples):
+def choose(
+    transcripts: Mapping[str, Transcript], samples: Mapping[str, int]
+) -> tuple[dict[str, str], list[Skipped]]:
     """The usable transcripts of some utterances.
 
     Arguments
@@ -164,7 +170,9 @@ def choose(transcripts, samples):
     return texts, skipped
 
 
-def unknown_utterances(transcripts, known):
+def unknown_utterances(
+    transcripts: Mapping[str, Transcript], known: Container[str]
+) -> list[Skipped]:
     """``Skipped`` of every transcript whose utterance is not in ``known``."""
     return [
         Skipped(utterance, REASONS[-1], f"{transcript.path.name}:{transcript.line}")
@@ -173,13 +181,13 @@ def unknown_utterances(transcripts, known):
     ]
 
 
-def reason_counts(skipped):
+def reason_counts(skipped: Iterable[Skipped]) -> str:
     """How many were left out for which reason, as text."""
     counts = Counter(one.reason for one in skipped)
     return ", ".join(f"{counts[r]} {r}" for r in REASONS if counts[r]) or "none"
 
 
-def json_lines(path, lines):
+def json_lines(path: str | Path, lines: Iterable[bytes]) -> Iterator[tuple[int, dict]]:
     """Yield ``(line number, object)`` of lines (bytes) of JSON objects.
 
     Raises ``UserError``, which names ``path`` and the line, for one that is no
@@ -261,16 +269,9 @@ def _kaldi(path):
 
 def _lines(path):
     """Yield (line number, line without its end) of a UTF-8 text file."""
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: the file is not UTF-8 ({error.reason}); "
-                    "re-encode it"
-                ) from None
-            yield number, text.rstrip("\r\n")
+    text = read_text(path, "re-encode it").removesuffix("\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        yield number, line.rstrip("\r")
 
 
 def _utterance(path, line, name):

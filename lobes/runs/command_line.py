@@ -13,13 +13,20 @@ import sys
 from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.comments import CommentedMap
 
 from lobes.data.prepared import name_csv_folders
 from lobes.errors import UserError
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import (
+    keys_of,
+    load_variant,
+    place_of,
+    placeholders,
+    put,
+    value_of,
+)
 from lobes.settings import checks, table, yamls
-from lobes.settings.kinds import Object, similar
+from lobes.settings.kinds import MappingOf, Object, similar, tag_of
 from lobes.settings.table import counts
 from lobes.system.checkout import ROOT, check_imports
 from lobes.system.files import read_json
@@ -85,7 +92,7 @@ def parse_arguments(argv=None, changes=None, corpora=None):
     argv : list of str
         Defaults to the command line.
     changes : dict
-        Further values of top-level keys, set by the calling program.
+        Further values by key, ``a.b`` included, set by the calling program.
     corpora : collection of str
         Keys of the corpora that the calling program prepares; a YAML with others is
         of another recipe.
@@ -137,7 +144,7 @@ def parse_arguments(argv=None, changes=None, corpora=None):
         origin=origin,
         allow_changes=allow_changes,
     )
-    source = tree.get("source")
+    source = _encoder(tree).get("source")
     if corpora is not None and source and not Path(str(source)).is_dir():
         # The hub may take its time: what a training lacks here must not show after it.
         _check_folders(tree)
@@ -190,17 +197,17 @@ def resolve(argv, changes=None, load=None):
     for key in ("output_folder", "seed"):
         if key not in tree:
             raise UserError(f"{path} has no key {key}; name a recipe's YAML file")
-    values = {key: _override(tree, key, text) for key, text in overrides.items()}
+    values = {key: _override(path, tree, key, text) for key, text in overrides.items()}
     changed = {
         key: value
         for key, value in values.items()
-        if tree[key] != value and counts(key, "named")
+        if value_of(tree, key) != value and counts(key, "named")
     }
     for key, value in {**values, **(changes or {})}.items():
-        tree[key] = value
+        put(tree, key, value, f"--{key}", path)
     if tree.get("init_from"):
         _build_like(tree, values)
-    elif "encoder_config" not in (changes or {}):
+    elif "encoder.config" not in (changes or {}):
         _check_encoder_config(path, tree)
     if other_base is not None:
         stems = [Path(name).stem for name in other_base.split("+")]
@@ -243,9 +250,10 @@ def _build_like(tree, values):
     """Let the encoder be built as that of the run in ``init_from``, without a hub."""
     folder = Path(str(tree["init_from"])).resolve()
     config = folder / "encoder_config.json"
-    if "source" in values or "encoder_config" in values:
+    if "encoder.source" in values or "encoder.config" in values:
         raise UserError(
-            "init_from gives the encoder; leave out --source and --encoder_config"
+            "init_from gives the encoder; leave out --encoder.source and "
+            "--encoder.config"
         )
     if not config.is_file():
         raise UserError(
@@ -253,8 +261,9 @@ def _build_like(tree, values):
             "of a training"
         )
     tree["init_from"] = str(folder)
-    tree["source"] = None
-    tree["encoder_config"] = read_json(config, RESTORE)
+    if encoder := _encoder(tree):
+        encoder["source"] = None
+        encoder["config"] = read_json(config, RESTORE)
 
 
 def _check_folders(tree):
@@ -271,9 +280,7 @@ def _check_folders(tree):
                 f"{key}: the folder {folder} does not exist; set it to where the "
                 "corpus lies"
             )
-        named = [k for k in tree if re.fullmatch(rf"{corpus}_.*_splits?", k)]
-        for name in named:
-            value = tree[name]
+        for name, value in _splits(tree, corpus):
             for split in value if isinstance(value, list) else [value]:
                 places = (Path(folder) / str(split), *Path(folder).glob(f"*/{split}"))
                 if not any(place.is_dir() for place in places):
@@ -281,6 +288,22 @@ def _check_folders(tree):
                         f"{name}: {folder} has no folder {split}; unpack it there, or "
                         f"name other splits with --{name}"
                     )
+
+
+def _splits(tree, corpus):
+    """Yield the keys that name a corpus's splits, and what they name."""
+    for key in tree:
+        if re.fullmatch(rf"{corpus}_.*_splits?", key):
+            yield key, tree[key]
+    train = tree[corpus].get("tr_splits") if corpus in tree else None
+    if isinstance(train, list):
+        yield f"{corpus}.tr_splits", train
+
+
+def _encoder(tree):
+    """The encoder's node, or an empty mapping where it is none with arguments."""
+    node = tree.get("encoder")
+    return node if isinstance(node, CommentedMap) and "source" in node else {}
 
 
 def _check_tensorboard():
@@ -310,13 +333,13 @@ def _print_help(first):
     if first.startswith("-"):
         return
     print(f"settings of {first}:")
-    for key, node in load_variant(first)[0].items():
-        tag = getattr(node, "tag", None)
-        plain = tag is None or not tag.value or tag.value == "!PLACEHOLDER"
-        row = table.find(key)
+    tree = load_variant(first)[0]
+    for key in keys_of(tree):
+        node, row = value_of(tree, key), table.find(key)
+        plain = tag_of(node) in ("", "!PLACEHOLDER", "!tuple")
         scalar = not isinstance(node, CommentedMap)
         if plain and (scalar or row and not isinstance(row.kind, Object)):
-            value = "(to be given)" if isinstance(node, TaggedScalar) else node
+            value = "(to be given)" if tag_of(node) == "!PLACEHOLDER" else node
             option = f"--{key}={'null' if value is None else value}"
             print(f"  {option}" if row is None else f"  {option:<40}  {row}")
 
@@ -383,24 +406,43 @@ def _run_options(arguments):
 def _check_keys(path, tree, overrides):
     """Refuse unknown keys; abbreviated run options are unknown keys, too."""
     for key in overrides:
-        if key not in tree:
-            everything = [*tree, *RunOptions().keys()]
+        *outer, last = key.split(".")
+        place = tree
+        if outer and outer[0] in tree:
+            place, last = place_of(tree, key, f"--{key}", path)
+        if last not in place and (place is tree or _row(key) is None):
+            everything = [*keys_of(tree), *RunOptions().keys()]
             raise UserError(
                 f"--{key} is neither a key of {path} nor a run option"
-                f"{similar(key, everything)}"
+                f"{_similar_key(key, everything)}"
             )
 
 
-def _override(tree, key, text):
-    """Value of ``--key=text``, of the same kind as the value it replaces."""
-    node = tree[key]
-    tagged = getattr(node, "tag", None) is not None and node.tag.value
-    if tagged and node.tag.value.startswith(("!new:", "!name:", "!apply:")):
-        raise UserError(
-            f"--{key}: {key} holds an object ({node.tag.value}); replace it in a "
-            "variant file (base: ...)"
-        )
+def _similar_key(key, keys):
+    """A hint at the keys that end so, or else at the nearest ones."""
+    ends = [other for other in keys if other.endswith(f".{key}")]
+    return f"; did you mean {' or '.join(ends[:3])}?" if ends else similar(key, keys)
+
+
+def _row(key):
+    """The row of a key; in a mapping of values of one kind it is a row of that kind."""
     row = table.find(key)
+    outer = table.find(key.rpartition(".")[0])
+    if row is None and outer is not None and isinstance(outer.kind, MappingOf):
+        return table.Setting(outer.kind.kind)
+    return row
+
+
+def _override(path, tree, key, text):
+    """Value of ``--key=text``, of the same kind as the value it replaces."""
+    node = value_of(tree, key)
+    tag = tag_of(node)
+    if tag.startswith(("!new:", "!name:", "!apply:")):
+        raise UserError(
+            f"--{key}: {key} holds an object ({tag}); replace it in a variant file "
+            "(base: ...)"
+        )
+    row = _row(key)
     if row is not None:
         return checks.parse(key, text, row)
     if text == "":
@@ -416,19 +458,11 @@ def _override(tree, key, text):
         if not is_text:
             raise UserError(f"--{key}={text} is not a YAML value; quote it") from None
         value = text
-    if value is None:
+    like = checks.kind_like("" if is_text else node)
+    if value is None or like is None:
         return value
-    if is_text:
-        return checks.parse(key, text, table.OWN_TEXT)
-    if node is None or tagged:
-        return value
-    kinds = ((bool, table.FLAG), (int, table.WHOLE), (float, table.NUMBER))
-    kinds += ((list, table.OWN_LIST), (dict, table.OWN_MAPPING))
-    for kind, own in kinds:
-        if isinstance(node, kind):
-            value = checks.parse(key, text, table.Setting(own))
-            return float(value) if kind is float else value
-    return value
+    value = checks.parse(key, text, like)
+    return float(value) if isinstance(node, float) else value
 
 
 def _output_folder(path, base, tree, values):
@@ -487,9 +521,9 @@ def _check_corpora(path, base, tree, corpora):
 
 def _check_encoder_config(path, tree):
     """Refuse misspelt fields of the configuration, which HuggingFace would keep."""
-    given = tree.get("encoder_config")
-    tag = getattr(getattr(tree.get("encoder"), "tag", None), "value", None)
-    if not given or tag != "!new:lobes.model.encoder.Wav2Vec2Encoder":
+    encoder = _encoder(tree)
+    given = encoder.get("config")
+    if not given or tag_of(encoder) != "!new:lobes.model.encoder.Wav2Vec2Encoder":
         return
     from transformers import Wav2Vec2Config
 
@@ -497,22 +531,19 @@ def _check_encoder_config(path, tree):
     unknown = [name for name in given if name not in fields and name[0] != "_"]
     if unknown:
         raise UserError(
-            f"{path}: encoder_config: Wav2Vec2Config has no field {unknown[0]}"
+            f"{path}: encoder.config: Wav2Vec2Config has no field {unknown[0]}"
             f"{similar(unknown[0], fields)}"
         )
 
 
 def _check_placeholders(path, tree):
     """Every value that the user must give, in one message."""
-    missing = [
-        key
-        for key, node in tree.items()
-        if isinstance(node, TaggedScalar) and node.tag.value == "!PLACEHOLDER"
-    ]
+    missing = placeholders(tree)
     if tree.get("skip_prep") is True:
         # Only the preparation looks at corpora and their transcripts.
-        unused = {k for k in missing if k.endswith(("_folder", "_transcripts"))}
-        tree.update(dict.fromkeys(unused))
+        unused = {k for k in missing if k.endswith(("_folder", "transcripts"))}
+        for key in unused:
+            put(tree, key, None, key, path)
         missing = [key for key in missing if key not in unused]
     if missing:
         given = " ".join(f"--{key}=..." for key in missing)

@@ -11,7 +11,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.model.source_check import check_source
 from lobes.preparation.published import TRIALS
 from lobes.runs.command_line import parse_arguments, resolve
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import load_variant, placeholders, value_of
 from lobes.settings.checks import parse
 from lobes.system.lazy import lazy
 
@@ -88,32 +88,30 @@ def load(path, overrides=()):
     """
     given = dict(item[2:].partition("=")[::2] for item in overrides)
     tree, _ = load_variant(path, given.get("base"))
-    tags = {k: node.tag.value for k, node in tree.items() if hasattr(node, "tag")}
-    empty = {key for key, tag in tags.items() if tag == "!PLACEHOLDER"} - given.keys()
-    changes = dict.fromkeys(empty, "unused")
+    changes = dict.fromkeys(set(placeholders(tree)) - given.keys(), "unused")
     # Masks need values; LayerDrop would make a step smaller by chance.
-    unwanted = {"mask_time_prob", "mask_feature_prob", "layerdrop"} & tree.keys()
-    changes.update(dict.fromkeys(unwanted, 0.0))
+    unwanted = ("mask_time_prob", "mask_feature_prob", "layerdrop")
+    changes |= {f"encoder.{key}": 0.0 for key in unwanted if key in tree["encoder"]}
     # A wrong option is told before torch is imported.
     resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
     source = source_of(path, overrides)
     if source == "facebook/wav2vec2-base":
-        changes["source"] = None
+        changes["encoder.source"] = None
     elif source is not None:
         source = check_source(source, weights=False)
         config = transformers.Wav2Vec2Config.from_pretrained(source).to_dict()
-        changes.update(source=None, encoder_config=config)
+        changes |= {"encoder.source": None, "encoder.config": config}
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         changes["output_folder"] = folder
         return parse_arguments([str(path), *overrides], changes)[0]
 
 
 def source_of(path, overrides=()):
-    """What the setting ``source`` of a YAML is, or None."""
+    """What the setting ``encoder.source`` of a YAML is, or None."""
     given = dict(item[2:].partition("=")[::2] for item in overrides)
-    if "source" in given:
-        return parse("source", given["source"])
-    return load_variant(path, given.get("base"))[0].get("source")
+    if "encoder.source" in given:
+        return parse("encoder.source", given["encoder.source"])
+    return value_of(load_variant(path, given.get("base"))[0], "encoder.source")
 
 
 def trace(hparams, frozen=False):

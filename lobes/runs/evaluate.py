@@ -23,10 +23,13 @@ brains = lazy("lobes.training.brain")
 checkpoints = lazy("lobes.training.checkpoints")
 distributed = lazy("lobes.system.distributed")
 ledger = lazy("lobes.runs.ledger")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 names = lazy("lobes.runs.names")
-opening = lazy("lobes.data.opening")
+plots = lazy("lobes.evaluation.plots")
+leaks = lazy("lobes.data.leaks")
 report = lazy("lobes.evaluation.report")
-streams = lazy("lobes.data.streams")
+utterances = lazy("lobes.data.utterances")
+summary = lazy("lobes.evaluation.summary")
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def evaluate(
     ending = brain.ending or ledger.ending(hparams)
     test_sets = test_sets or hparams["test_sets"]
     # All before the first is scored.
-    opening.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
+    evaluation_sets.open_sets({}, {}, test_sets, brain.rank, brain.world_size)
     found = load_checkpoint(brain.checkpointer, checkpoint)
     with _made(folder):
         sets = brain.test(test_sets, str(folder))
@@ -108,6 +111,8 @@ def evaluate(
         if own is not None:
             results["own"] = own
         if _first():
+            lists = {n: m for named in sets.values() for n, m in named.items()}
+            plots.plot_trials(folder, [n for n, m in lists.items() if "eer" in m])
             results.update(_assessed(brain, hparams, folder, sets, test_sets))
             results["assessment_seconds"] = round(time.perf_counter() - tested, 1)
             text = json.dumps(results, indent=2) + "\n"
@@ -124,7 +129,7 @@ def conclude(results, hparams):
     """
     if not results or not _first():
         return
-    report.print_summary(hparams["output_folder"])
+    summary.print_summary(hparams["output_folder"])
     ending = Ending(**results["training"])
     if ending.kind == DIVERGED:
         raise DivergedError(
@@ -206,8 +211,8 @@ def load_run(what, arguments=()):
         changes = {"output_folder": str(what), "init_from": None}
         config = what / "encoder_config.json"
         if config.is_file():
-            changes["source"] = None
-            changes["encoder_config"] = read_json(config, RESTORE)
+            changes["encoder.source"] = None
+            changes["encoder.config"] = read_json(config, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
@@ -233,7 +238,7 @@ def load_checkpoint(checkpointer, which):
         wanted = Path(which).resolve()
         listed = checkpointer.list_checkpoints()
         found = next((c for c in listed if c.path.resolve() == wanted), None)
-        problem = found and checkpoints.damage(found.path)
+        problem = found and checkpoints.checkpoint_problem(found.path)
         if problem:
             raise UserError(f"{which} is damaged: {problem}; name another checkpoint")
     if found is None:
@@ -309,7 +314,7 @@ def main(argv=None):
         folder = own_folder(folder, own)
     sets = _own_sets(options, hparams)
     if sets is not None:
-        opening.open_sets({}, {}, sets, brain.rank, brain.world_size)
+        evaluation_sets.open_sets({}, {}, sets, brain.rank, brain.world_size)
         _warn_of_leaks(hparams, sets)
     elif not brain.allow_changes:
         check_test_sets(
@@ -328,7 +333,7 @@ def main(argv=None):
             )
         )
     if results and _first():
-        report.print_summary(folder)
+        summary.print_summary(folder)
 
 
 def own_folder(run, own):
@@ -374,13 +379,13 @@ def _look_at_own_sets(options):
     """Find what is wrong with the files of the user's own before a model is loaded."""
     sets = {"speech": {}, "speaker": {}}
     if options.speech_csv:
-        sets["speech"]["own"] = streams.EvaluationSet(options.speech_csv)
+        sets["speech"]["own"] = evaluation_sets.EvaluationSet(options.speech_csv)
     if options.speaker_csv:
         trials = options.trials
-        sets["speaker"]["own"] = streams.EvaluationSet(
+        sets["speaker"]["own"] = evaluation_sets.EvaluationSet(
             options.speaker_csv, trial_paths=trials
         )
-    opening.open_sets({}, {}, sets)
+    evaluation_sets.open_sets({}, {}, sets)
 
 
 def _warn_of_leaks(hparams, sets):
@@ -393,8 +398,8 @@ def _warn_of_leaks(hparams, sets):
     # A fault in the CSVs of a training that is over is not this evaluation's.
     with contextlib.suppress(UserError):
         for stream in trained.values():
-            stream.utterances = streams.Utterances(stream.csvs, {})
-        opening.check_leaks(trained, {}, sets, allowed=True)
+            stream.utterances = utterances.Utterances(stream.csvs, {})
+        leaks.check_leaks(trained, {}, sets, allowed=True)
 
 
 def _own_sets(options, hparams):
@@ -412,7 +417,7 @@ def _own_sets(options, hparams):
         name = Path(options.speech_csv).stem
         labels = {"letters": hparams["letters"]}
         sets["speech"] = {
-            name: streams.EvaluationSet(
+            name: evaluation_sets.EvaluationSet(
                 options.speech_csv,
                 labels=labels,
                 max_batch_samples=budget,
@@ -422,7 +427,7 @@ def _own_sets(options, hparams):
         }
     if options.speaker_csv:
         sets["speaker"] = {
-            "own": streams.EvaluationSet(
+            "own": evaluation_sets.EvaluationSet(
                 options.speaker_csv,
                 trial_paths=options.trials,
                 max_batch_samples=budget,

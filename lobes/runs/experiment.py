@@ -1,5 +1,6 @@
 """From a command line to a running experiment: variants, overrides, folders."""
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -130,8 +131,14 @@ def _own_modules(path):
     folders = code_folders(path)
     # Not getattr: SpeechBrain's lazy modules would be imported by it.
     files = [vars(module).get("__file__") for module in list(sys.modules.values())]
-    paths = {Path(file).resolve() for file in files if file}
-    return {path for path in paths if str(path.parent) in folders}
+    paths = {Path(file) for file in files if file}
+    # A few hundred folders of thousands of files.
+    real = {parent: parent.resolve() for parent in {path.parent for path in paths}}
+    return {
+        real[path.parent] / path.name
+        for path in paths
+        if str(real[path.parent]) in folders
+    }
 
 
 def _environment():
@@ -139,14 +146,19 @@ def _environment():
 
     SpeechBrain's own description asks whatever `pip` comes first in PATH.
     """
-    packages = sorted(
-        {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
-    )
     lines = [
         f"Python {platform.python_version()}",
         platform.platform(),
         f"Commit {commit() or 'unknown (no git checkout)'}",
         *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
-        *packages,
+        *_packages(),
     ]
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _packages():
+    """The installed packages with their versions; they stay as long as the process."""
+    return sorted(
+        {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
+    )

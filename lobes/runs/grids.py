@@ -28,12 +28,10 @@ import sys
 import time
 from pathlib import Path
 
-from ruamel.yaml.comments import TaggedScalar
-
 from lobes.errors import UserError
 from lobes.runs import ledger
 from lobes.runs.command_line import resolve
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import load_variant, placeholders
 from lobes.settings import yamls
 from lobes.system.checkout import ROOT
 from lobes.system.locks import take
@@ -185,7 +183,7 @@ def members(grid, draws=None, draw_seed=0, fill=False, many=False):
     for word in filter(_other_corpus, grid.options):
         # Left out where a recipe has not that corpus, it must be known to one.
         if not any(
-            _name(word) in load(words[0], None)[0] for words in grid.runs.values()
+            _has(load(words[0], None)[0], word) for words in grid.runs.values()
         ):
             raise UserError(f"{word} is a setting of none of the runs")
     count = len(grid.runs) * len(points)
@@ -215,12 +213,8 @@ def _member(run, values, words, load, fill):
     bases = [w.partition("=")[2] for w in overrides if _name(w) == "base"]
     base = bases[-1] if bases else None
     tree = load(path, base)[0]
-    overrides = [w for w in overrides if not _other_corpus(w) or _name(w) in tree]
-    empty = {
-        key: "unused"
-        for key, node in tree.items()
-        if isinstance(node, TaggedScalar) and node.tag.value == "!PLACEHOLDER"
-    }
+    overrides = [w for w in overrides if not _other_corpus(w) or _has(tree, w)]
+    empty = dict.fromkeys(placeholders(tree), "unused")
     # The last of several words about one setting counts, as in train.py.
     latest = {_name(word): word for word in overrides}
     arguments = [path, *latest.values()]
@@ -253,9 +247,14 @@ def _name(word):
     return word[2:].partition("=")[0]
 
 
+def _has(tree, word):
+    """Whether a tree has the top-level key that a word is about."""
+    return _name(word).partition(".")[0] in tree
+
+
 def _other_corpus(word):
     """Whether a word is about one of the corpora, which not every recipe has."""
-    return _name(word).startswith(("librispeech_", "voxceleb"))
+    return _name(word).startswith(("librispeech", "voxceleb"))
 
 
 def _points(axes, draws, draw_seed):

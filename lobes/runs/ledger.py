@@ -23,8 +23,8 @@ from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import read_values
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
+from lobes.evaluation.metrics import CHANCE
 from lobes.evaluation.progress import ProgressLog
-from lobes.evaluation.verification import CHANCE
 from lobes.settings import yamls
 from lobes.settings.table import counts
 from lobes.system.checkout import ROOT, commit
@@ -34,7 +34,7 @@ from lobes.system.locks import take
 from lobes.system.machine import device_name, peak_memory
 
 distributed = lazy("lobes.system.distributed")
-streams = lazy("lobes.data.streams")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
@@ -392,7 +392,7 @@ def data_hashes(hparams):
         groups[f"test {task}"] = sets
     for group, sets in groups.items():
         for name, found in sets.items():
-            if not isinstance(found, streams.EvaluationSet):
+            if not isinstance(found, evaluation_sets.EvaluationSet):
                 continue
             files[f"{group} {name}"] = [found.csv]
             for path in found.trial_paths:

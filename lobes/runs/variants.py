@@ -1,85 +1,219 @@
-"""YAML files that stand on one another, merged into one tree."""
+"""YAML files that stand on one another, merged into one tree for the chosen tasks."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
+from lobes.data.prepared import CORPORA
 from lobes.errors import UserError
 from lobes.settings import checks, table, yamls
-from lobes.settings.kinds import similar
+from lobes.settings.kinds import MappingOf, similar, tag_of
+from lobes.system.checkout import ROOT
+
+#: The one full YAML of the system. It belongs to no recipe.
+BASE = ROOT / "hparams" / "base.yaml"
+
+#: Keys that hold one entry for each task.
+_BY_TASK = ("train_streams", "valid_sets", "test_sets")
 
 
-def load_variant(path, other_base=None, above=()):
-    """The merged YAML tree of a file and its bases, includes put in place.
+def load_variant(
+    path: str | Path, other_base: str | None = None
+) -> tuple[CommentedMap, Path]:
+    """The merged YAML tree of a file and its bases, for the tasks that it chooses.
 
     Arguments
     ---------
     path : str or Path
     other_base : str or Path or None
-        A variant that takes the place of the file at the end of the chain of bases,
-        of which it must be a variant itself; several are joined by ``+``.
-    above : sequence of Path
-        The files that name this one as their base.
+        A variant that takes the place of the recipe's file below ``path``, of which
+        it must be a variant itself; several are joined by ``+``.
 
     Returns
     -------
     tree : ruamel.yaml.comments.CommentedMap
-    base : Path
-        The file that has no ``base`` of its own.
+        Includes are put in place; what only absent tasks need is left out
+        (``keep_tasks``).
+    recipe : Path
+        The recipe's file: the last of the chain of bases but for ``BASE``.
+
+    Raises ``UserError`` for a file, key or value that cannot be.
     """
-    path = Path(path)
+    tree, recipe = _merged(Path(path), other_base)
+    keep_tasks(tree)
+    return tree, recipe
+
+
+def keep_tasks(tree: CommentedMap):
+    """Leave out the streams, sets and corpora of tasks that ``tasks`` does not name.
+
+    With them goes every other key that nothing refers to any more. A stream or set
+    of a name that no object of the tree has is kept: it is a mistake, to be told.
+    """
+    tasks = tree.get("tasks")
+    if not isinstance(tasks, CommentedMap):
+        return
+    before = _references(tree)
+    by_task = [tree[key] for key in _BY_TASK if isinstance(tree.get(key), CommentedMap)]
+    for sets in by_task:
+        for name in list(sets):
+            if name not in tasks and tag_of(tree.get(name)).startswith("!new:"):
+                before["tasks"].add(name)
+                del sets[name]
+    while unused := _unused(tree, before):
+        for key in unused:
+            del tree[key]
+
+
+def _unused(tree, before):
+    """Keys that only the absent tasks needed."""
+    references = _references(tree)
+    now = set().union(*references.values())
+    once = set().union(*before.values())
+    unused = [key for key in tree if key in once and key not in now]
+    return unused or [name for name in CORPORA if _is_idle(name, references, before)]
+
+
+def _is_idle(corpus, now, before):
+    """Whether sets were read from a corpus's CSVs before, and none is now."""
+    folder = f"{corpus}_csv_folder"
+    users, earlier = (
+        {key for key, targets in references.items() if folder in targets} - {corpus}
+        for references in (now, before)
+    )
+    return corpus in now and bool(earlier) and not users
+
+
+def _references(tree):
+    """For each top-level key: the keys that its node refers to."""
+    return {key: set(_targets(node)) for key, node in tree.items()}
+
+
+def _targets(node):
+    """Yield the key of every reference within a node."""
+    if isinstance(node, TaggedScalar):
+        yield from re.findall(r"<(\w+)[^<>]*>", str(node.value))
+    for child in node.values() if isinstance(node, dict) else ():
+        yield from _targets(child)
+    for child in node if isinstance(node, list) else ():
+        yield from _targets(child)
+
+
+def place_of(tree: CommentedMap, key: str, where: str, file) -> tuple:
+    """The mapping or object that holds a dotted key, and its last name.
+
+    Arguments
+    ---------
+    where : str
+        Begins messages.
+    file : str or Path
+        What the tree was read from, for messages.
+
+    Raises ``UserError`` when there is no such place.
+    """
+    *outer, last = key.split(".")
+    place = tree
+    for name in outer:
+        inner = place.get(name)
+        if tag_of(inner) == "!ref":
+            raise UserError(
+                f"{where}: {name} is only a reference to {inner.value} in {file}; "
+                "change that node instead"
+            )
+        if not isinstance(inner, CommentedMap):
+            raise UserError(
+                f"{where}: {name} is no mapping in {file}{similar(name, place)}"
+            )
+        place = inner
+    return place, last
+
+
+def keys_of(tree: CommentedMap) -> Iterator[str]:
+    """Every key and, dotted, every key within the mappings and objects."""
+    for key, node in tree.items():
+        yield str(key)
+        if isinstance(node, CommentedMap):
+            yield from (f"{key}.{inner}" for inner in keys_of(node))
+
+
+def value_of(tree: CommentedMap, key: str):
+    """The node of a dotted key, or None."""
+    node = tree
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, CommentedMap) else None
+    return node
+
+
+def placeholders(tree: CommentedMap) -> list[str]:
+    """The keys whose values the user must give."""
+    keys = keys_of(tree)
+    return [key for key in keys if tag_of(value_of(tree, key)) == "!PLACEHOLDER"]
+
+
+def put(tree: CommentedMap, key: str, value, where: str, file):
+    """Set a dotted key; arguments as for ``place_of``.
+
+    Raises ``UserError`` for a value that the enclosing mapping may not hold.
+    """
+    place, last = place_of(tree, key, where, file)
+    place[last] = value
+    outer = tuple(key.split(".")[:-1])
+    row = table.find(outer) if outer else None
+    if row is not None and isinstance(row.kind, MappingOf):
+        checks.checked(row, place, f"{where}: ", outer)
+
+
+def _merged(path, other_base, above=()):
+    """The whole tree of a file and its bases; ``above`` are those that stand on it."""
     tree = _read_yaml(path)
-    if "base" not in tree:
-        if other_base is not None:
-            return _other_base(path, other_base, above)
+    below = path.parent / str(tree["base"]) if "base" in tree else None
+    if other_base is not None and (below is None or _is_base(below)):
+        return _other_base(path, other_base, above)
+    if below is None:
         for key in tree:
             tree[key] = _inline(tree[key], path, (key,))
         return tree, path
-    below = path.parent / str(tree.pop("base"))
+    del tree["base"]
     above = (*above, path.resolve())
     if below.resolve() in above:
         raise UserError(f"{path}: its base {below} is a variant of this file")
     if not below.is_file():
         raise UserError(f"{path}: its base {below} does not exist; correct base:")
-    merged, base = load_variant(below, other_base, above)
+    merged, recipe = _merged(below, other_base, above)
     for key, node in tree.items():
-        *outer, last = key.split(".")
-        place = merged
-        for name in outer:
-            inner = place.get(name)
-            if isinstance(inner, TaggedScalar) and inner.tag.value == "!ref":
-                raise UserError(
-                    f"{path}: {key}: {name} is only a reference to {inner.value} in "
-                    f"{below}; change that node instead"
-                )
-            if not isinstance(inner, CommentedMap):
-                raise UserError(
-                    f"{path}: {key}: {name} is no mapping in {below}"
-                    f"{similar(name, place)}"
-                )
-            place = inner
-        if not outer and key not in merged:
+        if "." not in key and key not in merged:
             raise UserError(
                 f"{path}: the key {key} is not in {below}{similar(key, merged)}"
             )
-        if table.find(key) is None:
-            checks.check_switch(place.get(last), node, f"{path}: ", key)
-        place[last] = _inline(node, path, tuple(key.split(".")))
-    return merged, base
+        where = f"{path}: {key}"
+        names = tuple(key.split("."))
+        place, last = place_of(merged, key, where, below)
+        if table.find(names) is None:
+            checks.check_like(place.get(last), node, f"{path}: ", key, place)
+        put(merged, key, _inline(node, path, names), where, below)
+    return merged, path if _is_base(below) else recipe
+
+
+def _is_base(path):
+    return path.resolve() == BASE
 
 
 def _other_base(path, other_base, above):
-    """Load ``other_base`` where ``path``, the end of the chain, would stand."""
+    """Load ``other_base`` where ``path``, the recipe's file, would stand."""
     if not above:
-        raise UserError(f"--base: {path} has no base; name a variant of it instead")
+        raise UserError(
+            f"--base: {path} has no base in its recipe; name a variant of it instead"
+        )
     first, _, others = str(other_base).partition("+")
-    merged, base = load_variant(first, others or None)
-    if base.resolve() != path.resolve():
+    merged, recipe = _merged(Path(first), others or None)
+    if recipe.resolve() != path.resolve():
         raise UserError(
             f"--base: {other_base} is no variant of {path}, on which {above[0]} "
             "stands; name one that is"
         )
-    return merged, base
+    return merged, recipe
 
 
 def _read_yaml(path, top=()):
@@ -90,25 +224,25 @@ def _read_yaml(path, top=()):
 
 
 def _inline(node, path, names):
-    """``node`` with every ``!include:`` replaced by the file and its body's knobs.
+    """``node`` with every ``!include:`` replaced by the file and its body's values.
 
-    A fragment is a leaf: it refers to nothing, and its keys are its knobs.
-    Putting it in place (HyperPyYAML would do so when loading) keeps references
-    in the stored settings, and finds misspelt knobs. ``!beside PATH`` becomes the
+    A fragment is a leaf: it refers to nothing, and its keys are what the body may
+    set. Putting it in place (HyperPyYAML would do so when loading) keeps references
+    in the stored settings, and finds misspelt keys. ``!beside PATH`` becomes the
     absolute path of what is named relative to this YAML, wherever a command is
     started. ``names`` is the key that ``node`` is the value of.
     """
-    tag = getattr(node, "tag", None)
-    if tag is not None and tag.value == "!beside":
+    tag = tag_of(node)
+    if tag == "!beside":
         return str((path.parent / node.value).resolve())
-    if tag is None or not (tag.value or "").startswith("!include:"):
+    if not tag.startswith("!include:"):
         if isinstance(node, (CommentedMap, CommentedSeq)):
             places = node if isinstance(node, CommentedMap) else range(len(node))
             for place in places:
                 inner = (*names, place) if isinstance(place, str) else names
                 node[place] = _inline(node[place], path, inner)
         return node
-    source = path.parent / tag.value[len("!include:") :]
+    source = path.parent / tag[len("!include:") :]
     fragment = _read_yaml(source, names)
     for key in node if isinstance(node, CommentedMap) else ():
         if key not in fragment:

@@ -33,10 +33,10 @@ def changed_settings(old, new):
     """
     trees = []
     for tree in map(copy.deepcopy, (old, new)):
-        for key in ("source", "init_from"):
+        for node, key in ((tree.get("encoder"), "source"), (tree, "init_from")):
             # A model that was moved is still the same one.
-            if tree.get(key):
-                tree[key] = Path(str(tree[key])).name
+            if isinstance(node, dict) and isinstance(node.get(key), str):
+                node[key] = Path(node[key]).name
         trees.append(_counting(tree))
     return differences(*trees)
 

@@ -10,14 +10,19 @@ from lobes.settings import yamls
 from lobes.settings.kinds import (
     OLD_FLAGS,
     OLD_NULLS,
+    Anything,
+    ListOf,
+    MappingOf,
+    Number,
     Object,
     PathText,
+    Whole,
     Wrong,
     because,
     shown,
     tag_of,
 )
-from lobes.settings.table import FLAG, PATHS, SETTINGS, Setting, find
+from lobes.settings.table import FLAG, PATHS, TEXT, Setting, find
 
 _NULL = {"null", "Null", "NULL"}
 
@@ -150,19 +155,21 @@ def check_together(tree, file):
 
 
 def _of(tree, name, key):
-    """The number that an object's argument is, or stands at the top, or None."""
+    """The number that an object's argument is, or None."""
     node = tree.get(name)
-    value = node.get(key, tree.get(key)) if isinstance(node, dict) else tree.get(key)
+    value = node.get(key) if isinstance(node, dict) else None
     value = tree.get(_target(value), value)
     return value if isinstance(value, (int, float)) else None
 
 
 def _model_width(tree):
     """Channels of the encoder where they are known without loading it, or None."""
-    if tree.get("source", "") is None:
-        config = tree.get("encoder_config") or {}
-    elif isinstance(tree.get("source"), str):
-        path = Path(tree["source"]) / "config.json"
+    encoder = tree.get("encoder")
+    source = encoder.get("source", "") if isinstance(encoder, dict) else ""
+    if source is None:
+        config = encoder.get("config") or {}
+    elif isinstance(source, str):
+        path = Path(source) / "config.json"
         try:
             config = yamls.value(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -176,7 +183,7 @@ def _model_width(tree):
 
 def parse(key, text, row=None):
     """The value of ``--key=text``; raises ``UserError`` when it is none."""
-    row = row or SETTINGS[key]
+    row = row or find(key)
     if text == "":
         null = f", or --{key}=null for none" if row.null else ""
         raise UserError(
@@ -205,11 +212,26 @@ def _is_old_word(kind, text):
     return text.lower() in old
 
 
-def check_switch(old, value, where, key):
-    """Refuse another YAML's word for True or False in place of a user's own switch."""
-    if isinstance(old, bool) and isinstance(value, str):
-        if value.lower() in OLD_FLAGS:
-            checked(Setting(FLAG), value, where, (key,))
+def kind_like(old) -> Setting | None:
+    """A row for what has none: the kind of the value that stands there, if any."""
+    kinds = {bool: FLAG, int: Whole(), float: Number(), str: TEXT}
+    kinds |= {list: ListOf(Anything()), dict: MappingOf(Anything())}
+    for kind, row in kinds.items():
+        if isinstance(old, kind) and not tag_of(old):
+            return Setting(row, null=row is not FLAG)
+    return None
+
+
+def check_like(old, value, where, key, place):
+    """Check the value of a key without a row by the one that it replaces.
+
+    An argument of one of our objects must be of the same kind. A user's own key may
+    hold anything, but for another YAML's word in the place of True or False.
+    """
+    row = None if _open(value) else kind_like(old)
+    is_word = isinstance(value, str) and value.lower() in OLD_FLAGS
+    if row and (_is_ours(place) or (isinstance(old, bool) and is_word)):
+        checked(row, value, where, (key,))
 
 
 def _is_ours(node):

@@ -90,11 +90,6 @@ _PRECISION = Choice(("fp32", "fp16", "bf16"))
 SEED = Whole(0, LARGEST_SEED)
 _SAMPLES = Whole(400, MANY)
 
-#: Of a user's own keys, which take the kind of the value that stands there.
-WHOLE, NUMBER = Whole(), Number()
-OWN_TEXT = Setting(TEXT, null=True)
-OWN_LIST, OWN_MAPPING = ListOf(Anything()), MappingOf(Anything())
-
 SETTINGS = {
     # Where things are
     "seed": Setting(SEED, named=False, compared=False),
@@ -111,25 +106,16 @@ SETTINGS = {
     "allow_leaks": Setting(FLAG, resumed=False),
     "init_from": Setting(PATH, null=True),
     # Corpora
-    "librispeech_train_splits": Setting(ListOf(TEXT)),
     "librispeech_valid_split": Setting(TEXT),
     "librispeech_test_splits": _way(ListOf(TEXT)),
     "voxceleb_trial_lists": _way(ListOf(PATH)),
-    "voxceleb_convert": _way(Choice(("flac", "wav")), null=True),
-    "voxceleb_transcripts": Setting(PATHS, null=True, resumed=False),
-    "n_speakers": Setting(Whole(2, 10**7), "speakers"),
-    "valid_fraction": Setting(_SHARE, "share of the utterances"),
-    "valid_trials": Setting(COUNT, "trials of each kind"),
-    "valid_different_video": Setting(FLAG),
-    "valid_same_sex": Setting(FLAG),
-    "split_seed": Setting(SEED),
     "skip_budget": Setting(_COUNT_OR_0, "utterances", resumed=False),
     "strict": _way(FLAG),
     "header_only": _way(FLAG),
     "headline_sets": _way(MappingOf(TEXT)),
     "mfcc_baseline": _way(FLAG),
-    "librispeech": Setting(OBJECT, resumed=False),
-    "voxceleb": Setting(OBJECT, resumed=False),
+    "librispeech": Setting(OBJECT),
+    "voxceleb": Setting(OBJECT),
     "*.data_folder": _way(PATH, null=True),
     "*.test_folder": _way(PATH, null=True),
     "*.save_folder": _way(PATH, null=True),
@@ -137,45 +123,46 @@ SETTINGS = {
     "*.without_test_speakers": Setting(FLAG),
     "*.tr_splits": Setting(ListOf(TEXT)),
     "*.dev_splits": Setting(ListOf(TEXT)),
-    "*.te_splits": Setting(ListOf(TEXT)),
+    "*.te_splits": _way(ListOf(TEXT)),
     "*.speaker_valid_fraction": Setting(_SHARE, "share of the utterances", null=True),
     "*.trial_splits": Setting(ListOf(TEXT)),
     "*.positive_trials": Setting(COUNT, "trials"),
     "*.negative_trials": Setting(COUNT, "trials"),
     "*.trials_across_chapters": Setting(FLAG),
+    "librispeech.seed": Setting(SEED),
+    "voxceleb.seed": Setting(SEED),
+    "*.valid_fraction": Setting(_SHARE, "share of the utterances"),
+    "*.valid_different_video": Setting(FLAG),
+    "*.valid_same_sex": Setting(FLAG),
     "*.valid_recordings_per_speaker": Setting(COUNT, "recordings"),
     "*.valid_positive_trials": Setting(COUNT, "trials"),
     "*.valid_negative_trials": Setting(COUNT, "trials"),
     "*.transcripts": Setting(PATHS, null=True, resumed=False),
-    "*.convert": Setting(Choice(("flac", "wav")), null=True),
+    "*.convert": _way(Choice(("flac", "wav")), null=True),
     "librispeech.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
     "voxceleb.num_workers": _way(Whole(1, MOST_WORKERS), "processes", null=True),
     # Model
-    "source": Setting(PATH, null=True),
-    "encoder_config": Setting(MappingOf(Anything()), resumed=False),
-    "layerdrop": Setting(_DROPOUT),
-    "hidden_dropout": Setting(_DROPOUT),
-    "input_dropout": Setting(_DROPOUT, null=True),
-    "attention_dropout": Setting(_DROPOUT),
-    "activation_dropout": Setting(_DROPOUT),
-    "feat_proj_dropout": Setting(_DROPOUT),
-    "mask_time_prob": Setting(_PROBABILITY, "share of the frames"),
-    "mask_time_length": Setting(COUNT, "frames"),
-    "mask_feature_prob": Setting(_PROBABILITY, "share of the channels"),
-    "mask_feature_length": Setting(COUNT, "channels"),
-    "shared_layers": Setting(Whole(0, 1000), "layers", null=True),
-    "speaker_dims": Setting(COUNT, "channels", null=True),
-    "class_token": Setting(Choice(("constant", "learnt")), null=True),
-    "gradient_checkpointing": Setting(FLAG, resumed=False),
-    "freeze_cnn": Setting(FLAG),
     "encoder": Setting(OBJECT),
-    "encoder.config": Setting(MappingOf(Anything())),
-    "speech_dropout": Setting(_DROPOUT),
-    "letter_prior": Setting(Choice(("log", "relative")), null=True),
-    "speaker_dropout": Setting(_DROPOUT),
+    "encoder.source": Setting(PATH, null=True),
+    "encoder.config": Setting(MappingOf(Anything()), resumed=False),
+    "encoder.layerdrop": Setting(_DROPOUT),
+    "encoder.hidden_dropout": Setting(_DROPOUT),
+    "encoder.input_dropout": Setting(_DROPOUT, null=True),
+    "encoder.attention_dropout": Setting(_DROPOUT),
+    "encoder.activation_dropout": Setting(_DROPOUT),
+    "encoder.feat_proj_dropout": Setting(_DROPOUT),
+    "encoder.mask_time_prob": Setting(_PROBABILITY, "share of the frames"),
+    "encoder.mask_time_length": Setting(COUNT, "frames"),
+    "encoder.mask_feature_prob": Setting(_PROBABILITY, "share of the channels"),
+    "encoder.mask_feature_length": Setting(COUNT, "channels"),
+    "encoder.shared_layers": Setting(Whole(0, 1000), "layers", null=True),
+    "encoder.speaker_dims": Setting(COUNT, "channels", null=True),
+    "encoder.class_token": Setting(Choice(("constant", "learnt")), null=True),
+    "encoder.gradient_checkpointing": Setting(FLAG, resumed=False),
+    "encoder.freeze_cnn": Setting(FLAG),
     "*.dropout": Setting(_DROPOUT),
-    "aam_scale": Setting(Number(above=0, high=1000)),
-    "aam_margin": Setting(Number(0, 1.5), "radians"),
+    "speech.letter_prior": Setting(Choice(("log", "relative")), null=True),
+    "speaker.n_speakers": Setting(Whole(2, 10**7), "speakers"),
     "speaker.scale": Setting(Number(above=0, high=1000)),
     "speaker.margin": Setting(Number(0, 1.5), "radians"),
     "speaker.label": Setting(TEXT),
@@ -199,13 +186,13 @@ SETTINGS = {
     "crop_seconds": Setting(Number(0.025, 3600), "seconds"),
     "valid_sets.*.crop_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
     "test_sets.*.crop_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
-    "length_jitter": Setting(Number(0, below=1), "share of the length"),
+    "*.length_jitter": Setting(Number(0, below=1), "share of the length"),
     "valid_batch_samples": _way(_SAMPLES, "samples", null=True),
     "test_batch_samples": _way(_SAMPLES, "samples", null=True),
     "valid_sets.*.max_batch_samples": Setting(_SAMPLES, "samples", null=True),
     "test_sets.*.max_batch_samples": Setting(_SAMPLES, "samples", null=True),
     "length_grid_seconds": Setting(Number(0, 3600), "seconds"),
-    "max_utterance_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
+    "*.max_utterance_seconds": Setting(Number(0.025, 3600), "seconds", null=True),
     "num_workers": _way(Whole(0, MOST_WORKERS), "processes"),
     "loader_timeout": _way(Number(0, 10**6), "seconds"),
     "*.timeout": _way(Number(0, 10**6), "seconds"),
@@ -224,11 +211,11 @@ SETTINGS = {
     "steps": Setting(COUNT, _STEPS),
     "freeze_steps": Setting(_COUNT_OR_0, _STEPS),
     "lr": Setting(Number(above=0, high=10)),
-    "initial_lr": Setting(Number(0, 10)),
-    "final_lr": Setting(Number(above=0, high=10)),
-    "relative_ends": Setting(FLAG),
-    "warmup": Setting(Number(0, 1), "share of the steps"),
-    "hold": Setting(Number(0, 1), "share of the steps"),
+    "schedule.initial_lr": Setting(Number(0, 10)),
+    "schedule.final_lr": Setting(Number(above=0, high=10)),
+    "schedule.relative_ends": Setting(FLAG),
+    "schedule.warmup": Setting(Number(0, 1), "share of the steps"),
+    "schedule.hold": Setting(Number(0, 1), "share of the steps"),
     "precision": Setting(_PRECISION),
     "grad_accumulation_factor": Setting(Whole(1, 10**6), "batches"),
     "max_grad_norm": Setting(Number(0, 10**6), "0: no clipping"),
@@ -242,8 +229,7 @@ SETTINGS = {
     "schedule": Setting(OBJECT),
     # Validation and checkpoints
     "valid_interval": Setting(COUNT, _STEPS),
-    "patience_steps": Setting(COUNT, _STEPS, null=True),
-    "max_valid_loss": Setting(Number(above=0, high=10**12), null=True),
+    "stopping.patience_steps": Setting(COUNT, _STEPS, null=True),
     "selection": Setting(_WEIGHTS),
     "rate_selection": Setting(_WEIGHTS, null=True),
     "checkpoints_to_keep": _way(Whole(1, 10**6), "checkpoints"),
@@ -285,11 +271,11 @@ def find(path):
     Arguments
     ---------
     path : str or tuple of str
-        A key, or its names from the outermost on. The row of the dotted name is taken
-        (``*`` stands for the names between, or for all above), else that of the last
-        name.
+        A key, ``a.b``, or its names from the outermost on. The row of the dotted name
+        is taken (``*`` stands for the names between, or for all above), else that of
+        the last name.
     """
-    path = (path,) if isinstance(path, str) else path
+    path = tuple(path.split(".")) if isinstance(path, str) else path
     for top, length, row in _DOTTED.get(path[-1], ()) if len(path) > 1 else ():
         if top in ("*", path[0]) and len(path) >= length:
             return row
@@ -312,8 +298,12 @@ _DOTTED = _dotted()
 
 
 def option(*path):
-    """The kind of a setting, as a ``type`` for a tool's option."""
-    return find(path).kind
+    """The kind of a setting, as a ``type`` for a tool's option.
+
+    An argument of one object alone is found by its last name, too.
+    """
+    row = find(path)
+    return (row or _DOTTED[path[-1]][0][-1]).kind
 
 
 def counts(path, column):
@@ -321,5 +311,5 @@ def counts(path, column):
     row = find(path)
     if row is not None:
         return getattr(row, column)
-    name = path if isinstance(path, str) else str(path[-1])
+    name = path.split(".")[-1] if isinstance(path, str) else str(path[-1])
     return not _PLACES.fullmatch(name)

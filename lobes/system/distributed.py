@@ -7,6 +7,8 @@ are averaged before the optimizer sees them.
 """
 
 import atexit
+import functools
+import logging
 import os
 import random
 from datetime import timedelta
@@ -17,6 +19,8 @@ import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group
 
 from lobes.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 #: Gradients of fewer elements are exchanged together.
 SMALL = 2**18
@@ -94,6 +98,13 @@ def rank_and_world_size():
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@functools.cache
+def warn_once(text):
+    """Log a warning in the first process, however many processes or sets say it."""
+    if rank_and_world_size()[0] == 0:
+        logger.warning("%s", text)
 
 
 def gather(items):

@@ -4,15 +4,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from lobes.errors import UserError
 from lobes.system.machine import usable_cores
 
+T, R = TypeVar("T"), TypeVar("R")
 
-def worker_count(num_workers):
-    """Processes to use; all cores that this process may run on for None."""
+
+def worker_count(num_workers: int | None) -> int:
+    """The number of processes to use: None means all cores that this one may use."""
     if num_workers is None:
         return usable_cores()
     if num_workers < 1:
@@ -23,7 +27,25 @@ def worker_count(num_workers):
     return num_workers
 
 
-def map_in_processes(function, tasks, workers):
+def map_in_chunks(
+    function: Callable[[Sequence[T]], list[R]],
+    items: Sequence[T],
+    size: int,
+    num_workers: int | None,
+) -> Iterator[tuple[int, list[R]]]:
+    """Yield the place and the results of each chunk of ``size`` items, in order.
+
+    Large chunks hide the cost of passing messages; small ones let a progress bar move.
+    """
+    starts = range(0, len(items), size)
+    chunks = (items[start : start + size] for start in starts)
+    workers = min(worker_count(num_workers), len(starts))
+    yield from zip(starts, map_in_processes(function, chunks, workers), strict=True)
+
+
+def map_in_processes(
+    function: Callable[[T], R], tasks: Iterable[T], workers: int
+) -> Iterator[R]:
     """Like ``map``, in ``workers`` processes where there is more than one.
 
     Results come in the order of ``tasks``. The workers end with this process,

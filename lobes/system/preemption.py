@@ -64,7 +64,7 @@ def protect_worker(_):
 
     It must go on reading until its trainer has finished the step, however often it is
     told to end; it ends when its trainer asks it to, or is gone
-    (``lobes.data.streams.end_loading``).
+    (``lobes.data.utterances.Utterances.batches``).
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,15 +40,22 @@ MANIFEST = "MANIFEST.json"
 class Checkpointer(stock.Checkpointer):
     """SpeechBrain's Checkpointer, for machines that stop at any moment.
 
-    A checkpoint is written into a hidden folder, flushed to the disk with a manifest
-    of sizes and SHA-256, and takes its name in one rename; a deletion begins with a
-    rename. What is loaded was verified against its manifest; a damaged checkpoint is
-    named in the log and the next best one taken. With several processes the first
-    one writes, and no process waits for it.
+    A checkpoint is written into a hidden folder and flushed to the disk with a
+    manifest of sizes and SHA-256. Then one rename gives it its name; a deletion begins
+    with a rename. A checkpoint is compared with its manifest before it is loaded. The
+    log names a damaged one, and the next best is taken. Of several processes the first
+    one writes, and no process waits for it. The folder is made with the first
+    checkpoint: a refused command leaves none behind.
 
     Raises ``UserError`` when a checkpoint cannot be written, when there are
     checkpoints but none is whole, and when one is of another model.
     """
+
+    def __init__(self, checkpoints_dir, recoverables=None, **hooks):
+        # SpeechBrain's makes its folder at once.
+        with tempfile.TemporaryDirectory() as folder:
+            super().__init__(folder, recoverables, **hooks)
+        self.checkpoints_dir = Path(checkpoints_dir)
 
     def save_checkpoint(
         self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO
@@ -64,7 +72,7 @@ class Checkpointer(stock.Checkpointer):
             final = self.checkpoints_dir / written.path.name.removeprefix(".")
             written.path.rename(final)
             _flush(self.checkpoints_dir)
-        # torch reports a full disk as a RuntimeError of its writer in C++.
+        # torch's writer in C++ reports a full disk as a RuntimeError.
         except (OSError, RuntimeError) as error:
             if LOADER_DIED in str(error):
                 raise
@@ -96,30 +104,31 @@ class Checkpointer(stock.Checkpointer):
         orders += [{"max_key": key} for key in max_keys or ()]
         # SpeechBrain's callers append the same key to one list with every call.
         orders += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
-        found, kept = {}, set()
+        ours, kept = set(), set()
         for order in orders:
             ranked = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)
-            found.update({checkpoint.path: checkpoint for checkpoint in ranked})
-            kept.update(checkpoint.path for checkpoint in ranked[:num_to_keep])
-        for path in found.keys() - kept:
+            paths = [checkpoint.path for checkpoint in ranked]
+            ours.update(paths)
+            kept.update(paths[:num_to_keep])
+        for path in ours - kept:
             hidden = path.with_name(f".deleted-{path.name}")
             path.rename(hidden)
             shutil.rmtree(hidden)
             logger.log(verbosity, "Deleted %s", path)
 
     def find_checkpoint(self, *args, **kwargs):
-        """See SpeechBrain: the best one that is whole.
+        """See SpeechBrain: the best checkpoint that is whole.
 
         None when there is no checkpoint at all of the wanted kind.
         """
-        ddp_barrier()  # the first process may still be deleting
+        ddp_barrier()  # The first process may still be deleting.
         ranked = self.find_checkpoints(*args, **kwargs)
         for checkpoint in ranked:
-            problem = damage(checkpoint.path)
+            problem = checkpoint_problem(checkpoint.path)
             if problem is None:
                 return checkpoint
             logger.warning("%s is damaged: %s", checkpoint.path, problem)
-        # Unreadable ones are in no ranking; a run must not start anew over them.
+        # No ranking has unreadable checkpoints; a run must not start anew over them.
         folders = self._list_checkpoint_dirs()
         if ranked or (folders and not self.list_checkpoints()):
             raise UserError(
@@ -130,13 +139,14 @@ class Checkpointer(stock.Checkpointer):
         return None
 
     def recover_if_possible(self, *args, **kwargs):
-        """See SpeechBrain; reports and removes what interrupted saves left.
+        """See SpeechBrain. What interrupted saves left is reported and removed.
 
-        Damaged checkpoints are renamed, so that none keeps its rank as the best one.
+        Damaged checkpoints are renamed: none of them stays the best one.
         """
         if if_main_process():
             self._remove_leftovers()
-            problems = {path: damage(path) for path in self._list_checkpoint_dirs()}
+            folders = self._list_checkpoint_dirs()
+            problems = {path: checkpoint_problem(path) for path in folders}
             if None in problems.values():
                 for path in filter(problems.get, problems):
                     aside = path.with_name(f"damaged-{path.name}")
@@ -151,7 +161,7 @@ class Checkpointer(stock.Checkpointer):
         try:
             super().load_checkpoint(checkpoint)
         except pickle.UnpicklingError as error:
-            # torch's own words tell how to run what is in it.
+            # torch's own words tell how to run the code in it.
             raise UserError(
                 f"{checkpoint.path}: a file there holds more than tensors, maybe code, "
                 "and was not loaded; restore the folder from where you trust it"
@@ -165,7 +175,7 @@ class Checkpointer(stock.Checkpointer):
             ) from error
 
     def _new_checkpoint_dirpath(self):
-        # Hidden until it is whole: its name does not begin as a checkpoint's does.
+        # A checkpoint is hidden until it is whole: the dot keeps it out of all lists.
         final = super()._new_checkpoint_dirpath()
         return final.with_name(f".{final.name}")
 
@@ -174,12 +184,9 @@ class Checkpointer(stock.Checkpointer):
         return final.with_name(f".{final.name}")
 
     def _list_checkpoint_dirs(self):
-        # Also without readable metadata: it is damaged, not absent.
-        return sorted(
-            path
-            for path in self.checkpoints_dir.iterdir()
-            if path.is_dir() and path.name.startswith(stock.CKPT_PREFIX)
-        )
+        # A folder without readable metadata counts: it is damaged, not absent.
+        folders = self.checkpoints_dir.glob(f"{stock.CKPT_PREFIX}*")
+        return sorted(path for path in folders if path.is_dir())
 
     def _construct_checkpoint_objects(self, checkpoint_dirs):
         checkpoints = []
@@ -203,7 +210,7 @@ class Checkpointer(stock.Checkpointer):
 
     def _save_checkpoint_metafile(self, fpath, meta_to_include=None, end_of_epoch=True):
         meta = {name: _plain(name, v) for name, v in (meta_to_include or {}).items()}
-        # The clock of another node may be behind; the newest must stay the newest.
+        # The newest stays the newest, even if the clock of another node is behind.
         times = [c.meta["unixtime"] for c in self.list_checkpoints()]
         now = max([time.time(), *(moment + 1e-3 for moment in times)])
         meta = {"unixtime": now, "end-of-epoch": end_of_epoch, **meta}
@@ -220,18 +227,18 @@ class Checkpointer(stock.Checkpointer):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def damage(folder):
+def checkpoint_problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, compared with its manifest.
 
     None when every file has the size and the SHA-256 that were written.
     """
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, (size, digest) in expected.items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes, not {size}"
-            if file_hash(folder / name) != digest:
+        for name, (size, sha256) in expected.items():
+            size_now = (folder / name).stat().st_size
+            if size_now != size:
+                return f"{name} has {size_now} bytes, not {size}"
+            if file_hash(folder / name) != sha256:
                 return f"the content of {name} has changed"
     except OSError as error:
         return f"{Path(error.filename or '').name}: {error.strerror}"
@@ -262,7 +269,7 @@ def _flush(path):
 
 
 def _plain(name, value):
-    """A value of the metadata as YAML can hold it, and as can be compared."""
+    """A value of the metadata as a plain one, for YAML and for comparisons."""
     if isinstance(value, (bool, int, str)):
         return value
     value = float(value)
@@ -275,12 +282,12 @@ def _plain(name, value):
 class RandomState:
     """The global random generators (dropout, LayerDrop, masks), as a recoverable.
 
-    Rank 0 saves; the other ranks resume with generators seeded from that state
-    and their rank, so that their dropout masks differ.
+    Rank 0 saves. The other ranks seed theirs from that state and their rank: their
+    dropout masks differ.
     """
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path) -> None:
         """Write the states of Python, NumPy and torch to ``path``."""
         version, keys, gauss = random.getstate()
         kind, numpy_keys, *numpy_rest = np.random.get_state()
@@ -288,7 +295,7 @@ class RandomState:
             "python": [version, list(keys), gauss],
             "numpy": [kind, numpy_keys.tolist(), *numpy_rest],
             "torch": torch.get_rng_state().tolist(),
-            # Of the device in use; how many others there are may differ.
+            # Only of the device in use: a resumed run may see more or fewer of them.
             "cuda": torch.cuda.get_rng_state().tolist()
             if torch.cuda.is_initialized()
             else None,
@@ -297,7 +304,7 @@ class RandomState:
             json.dump(state, stream)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch):
+    def load(self, path, end_of_epoch) -> None:
         """Restore the states in ``path``."""
         with open(path, encoding="utf-8") as stream:
             state = json.load(stream)
@@ -311,101 +318,3 @@ class RandomState:
         elif torch.cuda.is_available():
             logger.warning("%s has no random state of a GPU: dropout differs", path)
         spread_random_state()
-
-
-def load_initial_weights(folder, modules):
-    """Start from the best checkpoint of another run: weights only.
-
-    Optimizer, schedule, weighting and streams stay fresh. A branch that the other
-    run did not have starts as its shared layers. A head's tensor of another size (a
-    classifier of other speakers) stays random, and is named in the log.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Results folder of the other run.
-    modules : torch.nn.ModuleDict
-        ``encoder`` and the tasks.
-
-    Raises
-    ------
-    UserError
-        There is no checkpoint, or it does not fill the encoder.
-    """
-    saves = Path(folder) / "save"
-    found = None
-    if saves.is_dir():
-        found = Checkpointer(saves).find_checkpoint(min_key="score")
-    if found is None:
-        raise UserError(
-            f"init_from: {saves} holds no checkpoint; name the results folder of a "
-            "training that has validated once"
-        )
-    fresh = []
-    for name, module in modules.items():
-        if name == "weighting":
-            continue
-        path = found.path / f"{name}.ckpt"
-        if name == "encoder" and not path.is_file():
-            raise UserError(
-                f"init_from: {found.path} holds no weights of an encoder "
-                f"({path.name}); name the results folder of a whole training"
-            )
-        if not path.is_file():
-            fresh.append(name)
-            continue
-        stored = _tensors(path)
-        if name == "encoder":
-            stored = _with_branch(stored, module)
-        state = module.state_dict()
-        fits = {
-            key: tensor
-            for key, tensor in stored.items()
-            if key in state and state[key].shape == tensor.shape
-        }
-        missing = sorted(set(state) - set(fits))
-        odd = sorted({*missing, *(set(stored) - set(state))})
-        if odd and name == "encoder":
-            # Also what is left over: the layers of other branches are other layers.
-            raise UserError(
-                f"init_from: {path} does not fit the encoder ({odd[0]} and "
-                f"{len(odd) - 1} more); give the same shared_layers and class_token"
-            )
-        fresh += [f"{name}.{key}" for key in missing]
-        module.load_state_dict(fits, strict=False)
-    logger.info(
-        "Starting from the weights of %s; random at the start: %s",
-        found.path,
-        ", ".join(fresh) or "nothing",
-    )
-
-
-def _tensors(path):
-    """The tensors of a checkpoint's file by name; nothing else is loaded."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"init_from: {path} holds no tensors, or more than that, and was not "
-            "loaded; name the results folder of a training that you trust"
-        ) from error
-    if not isinstance(stored, dict):
-        raise UserError(f"init_from: {path} holds no weights by name; name another run")
-    return {n: t for n, t in stored.items() if isinstance(t, torch.Tensor)}
-
-
-def _with_branch(stored, encoder):
-    """An encoder's stored tensors, the speaker's own layers copied where absent."""
-    stored = dict(stored)
-    if any(key.startswith("speaker_layers.") for key in stored):
-        return stored
-    places = {
-        f"model.encoder.layers.{encoder.shared_layers + i}.": f"speaker_layers.{i}."
-        for i in range(len(encoder.speaker_layers))
-    }
-    if encoder.speaker_norm is not None:
-        places["model.encoder.layer_norm."] = "speaker_norm."
-    for source, target in places.items():
-        for key in [key for key in stored if key.startswith(source)]:
-            stored[target + key.removeprefix(source)] = stored[key]
-    return stored

@@ -4,11 +4,11 @@
 class TriStage:
     """Linear warm-up, constant, exponential decay (paper section 4.2).
 
-    With N steps, step i (0 is the first update) and peak ``lr``: over the first
-    ``warmup`` N steps the rate rises linearly from ``initial_lr`` to ``lr``, stays
-    there to ``(warmup + hold)`` N, then falls exponentially so that step N would
-    come one step before ``final_lr``. Both ends are lowered to ``lr`` when it is
-    smaller, so that the rate never falls while it should rise.
+    A run has N steps; step 0 is the first update. Over the first ``warmup`` N steps
+    the rate rises linearly from ``initial_lr`` to the peak ``lr``. It stays there to
+    step ``(warmup + hold)`` N. Then it falls exponentially: step N would come one step
+    before ``final_lr``. A smaller ``lr`` lowers both ends to itself, so that the rate
+    never falls while it should rise.
 
     Arguments
     ---------
@@ -19,8 +19,8 @@ class TriStage:
     initial_lr, final_lr : float
         Rates at both ends.
     relative_ends : bool
-        Whether these two are absolute rates or shares of ``lr`` (the follow-up's
-        LR / 100 at the start and LR / 20 at the end).
+        Whether these two are shares of ``lr`` (as the follow-up's LR / 100 at the
+        start and LR / 20 at the end) or absolute rates.
     warmup, hold : float
         Shares of N; the rest decays.
 
@@ -33,13 +33,13 @@ class TriStage:
 
     def __init__(
         self,
-        lr,
-        steps,
-        initial_lr=5e-6,
-        final_lr=5e-6,
-        warmup=0.1,
-        hold=0.4,
-        relative_ends=False,
+        lr: float,
+        steps: int,
+        initial_lr: float = 5e-6,
+        final_lr: float = 5e-6,
+        warmup: float = 0.1,
+        hold: float = 0.4,
+        relative_ends: bool = False,
     ):
         self.lr = lr
         self.steps = steps
@@ -50,7 +50,7 @@ class TriStage:
         self.warmup_end = round(warmup * steps)
         self.hold_end = round((warmup + hold) * steps)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         """Learning rate of the update number ``step``, counted from 0."""
         if step < self.warmup_end - 1:
             rise = step / (self.warmup_end - 1)

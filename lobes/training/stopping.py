@@ -1,8 +1,9 @@
-"""When training ends: the number of steps, a stalled metric, or divergence."""
+"""What the validations decide: which checkpoint is best, and when training ends."""
 
 import copy
 import json
 import math
+from collections.abc import Sequence
 
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
@@ -11,7 +12,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from lobes.errors import UserError
+from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import DIVERGED, PATIENCE
 
 
@@ -22,10 +23,9 @@ class EarlyStopping:
     Paper section 4.2: stop when either WER or EER has not decreased for 20 k
     steps; the published runs also stop when the dev CTC loss exceeds 10.
 
-    A limit counts from the first validation within it. A run starts above it where
-    little is said: 32 equal outputs cost 9 nats a letter at LibriSpeech's rate of
-    speech, but 17 at 8 letters a second. A value that is not finite is beyond any
-    limit.
+    A limit counts from the first validation within it. A run on slow speech may start
+    above it: 32 equal outputs cost 9 nats a letter at LibriSpeech's rate of speech, but
+    17 at 8 letters a second. A value that is not finite is beyond any limit.
 
     Arguments
     ---------
@@ -34,15 +34,20 @@ class EarlyStopping:
     metrics : sequence of str
         Watched metrics, lower is better; those of an absent task are ignored.
     limits : dict
-        Metric name to the value above which a run has diverged that was within it.
+        By metric the value above which a run has diverged, once it was within it.
 
     Attributes
     ----------
     kind, reason : str or None
-        ``PATIENCE`` or ``DIVERGED``, and the same in words, once there is one.
+        ``PATIENCE`` or ``DIVERGED`` once the run shall stop, and the same in words.
     """
 
-    def __init__(self, patience_steps=20_000, metrics=("wer", "eer"), limits=None):
+    def __init__(
+        self,
+        patience_steps: int | None = 20_000,
+        metrics: Sequence[str] = ("wer", "eer"),
+        limits: dict[str, float] | None = None,
+    ):
         self.patience_steps = patience_steps or None
         self.metrics = tuple(metrics)
         self.limits = dict(limits or {})
@@ -59,8 +64,8 @@ class EarlyStopping:
         other._forget()
         return other
 
-    def update(self, step, metrics):
-        """Take the metrics of one validation; sets and returns ``reason`` or None."""
+    def update(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Judge the metrics of one validation; sets and returns ``reason``."""
         known = {*self.limits, *self.metrics}
         self.last = [step, {n: float(v) for n, v in metrics.items() if n in known}]
         self.reason = self._judge()
@@ -94,19 +99,19 @@ class EarlyStopping:
         return reason
 
     @mark_as_saver
-    def save(self, path):
+    def save(self, path) -> None:
         """Write the best and the last values to ``path``."""
         with open(path, "w", encoding="utf-8") as stream:
             state = {"best": self.best, "last": self.last, "within": [*self.within]}
             json.dump(state, stream)
 
     @mark_as_loader
-    def load(self, path, end_of_epoch):
+    def load(self, path, end_of_epoch) -> None:
         """Restore what ``save`` wrote, and judge it by the patience of this run."""
         with open(path, encoding="utf-8") as stream:
             state = json.load(stream)
         self.best, self.last = state["best"], state["last"]
-        # Checkpoints of before it was noted have none.
+        # Older checkpoints do not have it.
         self.within = set(state.get("within", ()))
         self.kind = None
         self.reason = None if self.last is None else self._judge()
@@ -122,12 +127,12 @@ class Epochs(EpochCounter):
     valid_interval : int
         Optimizer steps of one nominal epoch.
     stopping : EarlyStopping
-        Asked for a reason to stop before every epoch.
+        Its ``reason`` also ends the count.
 
     Raises ``UserError`` when either number is below 1.
     """
 
-    def __init__(self, steps, valid_interval, stopping):
+    def __init__(self, steps: int, valid_interval: int, stopping: EarlyStopping):
         if min(steps, valid_interval) < 1:
             raise UserError(
                 f"steps is {steps} and valid_interval {valid_interval}; both must be "
@@ -140,3 +145,20 @@ class Epochs(EpochCounter):
         if self.stopping.reason is not None:
             raise StopIteration
         return super().__next__()
+
+
+def selection_score(metrics: dict[str, float], selection: dict[str, float]) -> float:
+    """Weighted sum of the selecting metrics; an absent task contributes 0.
+
+    Paper section 4.2: WER / 4 + EER. Raises ``DivergedError`` when a metric is not
+    finite: such a checkpoint must never be the best one.
+    """
+    score = 0.0
+    for name, weight in selection.items():
+        value = metrics.get(name, 0.0)
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the validation {name} is {value}; the run has diverged: lower --lr"
+            )
+        score += weight * value
+    return score

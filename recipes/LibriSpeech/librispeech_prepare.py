@@ -10,48 +10,47 @@ speaker recognition there may also be a validation split and trial lists, lines
         --speaker_valid_fraction 0.05 --trials test-other
 """
 
-import csv
-import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from lobes.data.audio import SAMPLE_RATE, encoder_frames
-from lobes.data.scan_cache import Journal
+from lobes.data.audio import encoder_frames
 from lobes.data.vocabulary import Vocabulary, ctc_frames
-from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
-from lobes.preparation.parts import (
+from lobes.errors import UserError, enumeration, user_errors_exit
+from lobes.preparation.folders import (
     Inputs,
     LeftOut,
-    Part,
-    Problem,
     best_audio,
-    check_owner,
-    children,
-    csv_counts,
-    csv_text,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
-    one_preparation,
     outside,
-    scan_audio,
-    with_paths,
-    writable_folder,
 )
-from lobes.preparation.report import write_report
-from lobes.preparation.splitting import (
-    check_budget,
-    check_split_settings,
-    draw_trials,
-    hold_out,
-    report_shortage,
+from lobes.preparation.outputs import (
+    CsvCounts,
+    TrialCounts,
+    csv_text,
+    read_prepared,
+    rows_csv,
     trial_text,
 )
-from lobes.settings.table import option
-from lobes.system.files import file_hash
-from lobes.system.parallel import worker_count
+from lobes.preparation.parts import Problem
+from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
+from lobes.preparation.splitting import (
+    check_split_settings,
+    draw_trials,
+    held_out_rows,
+    report_few_held_out,
+    report_shortage,
+)
+from lobes.settings.signatures import Command
+from lobes.system.files import read_text
 from lobes.system.terminal import say
 
 HEADER = ("ID", "duration", "wav", "spk_id", "wrd", "mean", "std")
@@ -69,26 +68,35 @@ _CHAPTERS_PER_SPEAKER = 2
 _SPEAKER_PARTS = ("train_speakers", "valid_speakers")
 
 
+class Drawing(NamedTuple):
+    """How trials are drawn; ``prepare_librispeech`` tells the arguments."""
+
+    positives: int
+    negatives: int
+    across_chapters: bool
+    seed: int
+
+
 def prepare_librispeech(
-    data_folder,
-    save_folder,
-    tr_splits=(),
-    dev_splits=(),
-    te_splits=(),
-    merge_name="train.csv",
-    journal_folder=None,
-    speaker_valid_fraction=None,
-    trial_splits=(),
-    positive_trials=5000,
-    negative_trials=5000,
-    trials_across_chapters=True,
-    seed=42133724,
-    skip_budget=0,
-    strict=False,
-    header_only=False,
-    num_workers=None,
-    skip_prep=False,
-):
+    data_folder: str | Path,
+    save_folder: str | Path,
+    tr_splits: str | Sequence[str] = (),
+    dev_splits: str | Sequence[str] = (),
+    te_splits: str | Sequence[str] = (),
+    merge_name: str | None = "train.csv",
+    journal_folder: str | Path | None = None,
+    speaker_valid_fraction: float | None = None,
+    trial_splits: str | Sequence[str] = (),
+    positive_trials: int = 5000,
+    negative_trials: int = 5000,
+    trials_across_chapters: bool = True,
+    seed: int = 42133724,
+    skip_budget: int = 0,
+    strict: bool = False,
+    header_only: bool = False,
+    num_workers: int | None = None,
+    skip_prep: bool = False,
+) -> dict[str, CsvCounts | TrialCounts]:
     """Write ``<save_folder>/<split>.csv`` for every split, rows sorted by ID.
 
     Every audio file is decoded once, also when the preparation is killed and started
@@ -161,85 +169,57 @@ def prepare_librispeech(
     if skip_prep:
         return {}
     tr_splits, dev_splits, te_splits = map(_as_list, (tr_splits, dev_splits, te_splits))
-    trial_splits = _as_list(trial_splits)
-    _check_splits(tr_splits, dev_splits + te_splits, merge_name)
-    drawing = {
-        "positives": positive_trials,
-        "negatives": negative_trials,
-        "across_chapters": trials_across_chapters,
-        "seed": seed,
-    }
-    _check_drawing(
-        drawing,
-        speaker_valid_fraction,
-        tr_splits,
-        merge_name,
-        trial_splits,
-        dev_splits + te_splits,
+    trial_splits, other_splits = _as_list(trial_splits), dev_splits + te_splits
+    _check_splits(tr_splits, other_splits, merge_name)
+    drawing = Drawing(positive_trials, negative_trials, trials_across_chapters, seed)
+    _check_drawing(drawing, trial_splits, other_splits)
+    if speaker_valid_fraction is not None:
+        _check_fraction(speaker_valid_fraction, tr_splits, other_splits, merge_name)
+    budget = 0 if strict else skip_budget
+    run = Preparation(
+        CORPUS, save_folder, journal_folder, budget, header_only, num_workers
     )
-    check_budget(skip_budget)
-    worker_count(num_workers)
     data_folder = existing_folder(data_folder, "data_folder (librispeech_folder)")
-    splits = list(dict.fromkeys(tr_splits + dev_splits + te_splits))
+    splits = list(dict.fromkeys(tr_splits + other_splits))
     # All folders first: a misspelt test set must not show up hours later.
     folders = {split: _find_split(data_folder, split) for split in splits}
     outside(save_folder, folders.values())
     if os.path.realpath(save_folder) in map(os.path.realpath, _homes(data_folder)):
         outside(save_folder, [data_folder])
-    _check_leak(folders, tr_splits, dev_splits + te_splits)
-    save_folder = writable_folder(save_folder)
-    journal_folder = writable_folder(journal_folder or save_folder, "journal_folder")
-    skip_budget = 0 if strict else skip_budget
-    speakers_file = None
-    if trial_splits or speaker_valid_fraction is not None:
-        speakers_file = _find_speakers_file(data_folder)
+    _check_leak(folders, tr_splits, other_splits)
+    run.make_folders()
     outputs = {split: [f"{split}.csv"] for split in splits}
     if tr_splits and merge_name:
         outputs[Path(merge_name).stem] = [merge_name]
     if speaker_valid_fraction is not None:
         outputs[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
-    for split in trial_splits:
-        outputs[f"{split}_trials"] = [f"{split}_trials.txt"]
-    for name, files in outputs.items():
-        check_owner(save_folder, name, CORPUS, files)
-    counts, left_out = {}, {}
-    # Two trainings that start together share one folder.
-    with one_preparation(save_folder, journal_folder):
+    outputs |= {f"{split}_trials": [f"{split}_trials.txt"] for split in trial_splits}
+    speakers_file = None
+    if trial_splits or speaker_valid_fraction is not None:
+        speakers_file = _find_speakers_file(data_folder)
+    left_out = {split: LeftOut(folder) for split, folder in folders.items()}
+    official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
+    if tr_splits and merge_name:
+        official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
+    with run.writing(outputs):
         for split, folder in folders.items():
-            rest = LeftOut(folder)
-            journal = Journal(journal_folder / f"{split}.scan", folder)
-            counts[f"{split}.csv"] = _prepare_split(
-                split,
-                folder,
-                save_folder,
-                skip_budget,
-                header_only,
-                num_workers,
-                journal,
-                rest,
-            )
-            left_out[split] = rest.counts()
-        if tr_splits and merge_name and [merge_name] != [f"{s}.csv" for s in tr_splits]:
-            counts[merge_name] = _merge(save_folder, merge_name, tr_splits, counts)
+            _prepare_split(run, split, folder, left_out[split])
+        if merge_name and merge_name not in run.counts and tr_splits:
+            _merge(run, merge_name, tr_splits)
         if speaker_valid_fraction is not None:
-            splitting = {"fraction": speaker_valid_fraction, **drawing}
-            counts |= _prepare_speakers(
-                save_folder, tr_splits, speakers_file, splitting, counts
+            _prepare_speakers(
+                run, tr_splits, speakers_file, speaker_valid_fraction, drawing
             )
         for split in trial_splits:
-            counts |= _prepare_trials(save_folder, split, speakers_file, drawing)
-        official = {(f"{split}.csv",): (f"{CORPUS}/{split}",) for split in splits}
-        if tr_splits and merge_name:
-            official[(merge_name,)] = tuple(f"{CORPUS}/{split}" for split in tr_splits)
-        skipped = {split: counts[f"{split}.csv"]["skipped"] for split in splits}
-        write_report(save_folder, CORPUS, counts, skipped, official, left_out)
-    return with_paths(save_folder, counts)
+            _prepare_trials(run, split, speakers_file, drawing)
+        csvs = {split: [f"{split}.csv"] for split in splits}
+        return run.report(csvs, official, left_out)
 
 
 def _check_leak(folders, tr_splits, other_splits):
     """Refuse a reader who is in training and in dev or test data."""
     readers = {
-        split: {entry.name for entry in children(folder, folders=True)}
+        split: {entry.name for entry in listing(folder)[0]}
         for split, folder in folders.items()
     }
     for split in tr_splits:
@@ -252,70 +232,38 @@ def _check_leak(folders, tr_splits, other_splits):
                 )
 
 
-def _prepare_split(
-    split,
-    folder,
-    save_folder,
-    skip_budget,
-    header_only,
-    num_workers,
-    journal,
-    left_out,
-):
-    """Write one split's CSV, or keep it; returns its counts."""
+def _prepare_split(run, split, folder, left_out):
+    """Write one split's CSV, or keep it."""
     chapters, inputs = _list_split(folder, left_out)
     left_out.say(split)
-    options = {"folder": os.fspath(folder), "header_only": header_only}
-    part = Part(save_folder, split, CORPUS, options, inputs)
-    kept = part.reusable(skip_budget)
-    if kept is not None:
-        return kept
-    ids, paths, speakers, texts, problems = _read_chapters(chapters)
-    if not ids and not problems:
-        raise UserError(
-            f"{folder}: no utterances found; looked for <speaker>/<chapter>/*.flac "
-            f"(or .wav) beside <speaker>-<chapter>.trans.txt: check that the split "
-            f"{split} is unpacked there"
-        )
-    if len(problems) > skip_budget:
-        # Raises: no reason to decode hours of audio first.
-        part.skip(problems, skip_budget)
-    scan = scan_audio(paths, num_workers, split, journal, header_only)
-    needed = [ctc_frames(text) for text in texts]
-    available = encoder_frames(scan.frames)
-    keep = []
-    for index, (utterance, path) in enumerate(zip(ids, paths, strict=True)):
-        if index in scan.reasons:
-            problems.append(Problem(utterance, path, scan.reasons[index]))
-        elif needed[index] > available[index]:
-            reason = (
-                f"CTC needs {needed[index]} frames for its transcript but the audio "
-                f"has {available[index]} of 20 ms"
+
+    def build(part):
+        utterances, problems = _read_chapters(chapters)
+        if not utterances.ids and not problems:
+            raise UserError(
+                f"{folder}: no utterances found; looked for <speaker>/<chapter>/*.flac "
+                f"(or .wav) beside <speaker>-<chapter>.trans.txt: check that the split "
+                f"{split} is unpacked there"
             )
-            problems.append(Problem(utterance, path, reason))
-        else:
-            keep.append(index)
-    part.skip(problems, skip_budget)
-    if not keep:
-        raise UserError(f"{folder}: no usable utterance is left; repair the corpus")
-    keep.sort(key=ids.__getitem__)
-    speakers = [speakers[i] for i in keep]
-    frames = scan.frames[keep]
-    columns = (
-        [ids[i] for i in keep],
-        frames / SAMPLE_RATE,
-        [paths[i] for i in keep],
-        speakers,
-        [texts[i] for i in keep],
-        scan.mean[keep],
-        scan.std[keep],
-    )
-    name = f"{split}.csv"
-    counts = csv_counts(name, speakers, frames, len(problems))
-    header = HEADER[:-2] if header_only else HEADER
-    columns = columns[: len(header)]
-    part.write({name: csv_text(header, columns)}, counts, len(problems))
-    return counts
+        usable, skipped = run.decode(part, folder, utterances, problems, _too_long)
+        csv = f"{split}.csv"
+        return {csv: utterances_csv(csv, HEADER, usable, skipped)}, skipped
+
+    options = {"folder": os.fspath(folder), "header_only": run.header_only}
+    run.part(split, options, inputs, build, run.skip_budget)
+
+
+def _too_long(utterances):
+    """Reasons of the utterances whose letters CTC cannot place in their frames."""
+    frames = encoder_frames(utterances.frames)
+    return {
+        row: f"CTC needs {needed} frames for its transcript but the audio has "
+        f"{available} of 20 ms"
+        for row, (text, available) in enumerate(
+            zip(utterances.texts, frames, strict=True)
+        )
+        if (needed := ctc_frames(text)) > available
+    }
 
 
 def _list_split(folder, left_out):
@@ -326,18 +274,11 @@ def _list_split(folder, left_out):
     chapters = []
     inputs = Inputs()
     prefix = os.path.join(folder, "")
-    speakers, files = listing(folder)
     stray = "file(s) that lie in no <speaker>/<chapter>"
-    for entry in files:
-        left_out.add(stray, entry.path)
-    for speaker in speakers:
-        folders, files = listing(speaker.path)
-        for entry in files:
-            left_out.add(stray, entry.path)
-        for chapter in folders:
-            deeper, entries = listing(chapter.path)
-            for entry in deeper:
-                left_out.add("folder(s) below <speaker>/<chapter>", entry.path)
+    for speaker in folders_in(folder, left_out, stray):
+        for chapter in folders_in(speaker.path, left_out, stray):
+            deeper = "folder(s) below <speaker>/<chapter>"
+            entries = files_in(chapter.path, left_out, deeper)
             transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
             audio = best_audio(others, _SUFFIXES, left_out)
@@ -356,9 +297,9 @@ def _list_split(folder, left_out):
 
 
 def _read_chapters(chapters):
-    """Columns ID, path, speaker and text of the good utterances, and the rest."""
+    """The table of the utterances that can be decoded, and the problems of others."""
     vocabulary = Vocabulary()
-    ids, paths, speakers, texts, problems = [], [], [], [], []
+    rows, problems = [], []
     seen = {}
     for speaker, transcripts, audio in chapters:
         spoken = {}
@@ -397,11 +338,8 @@ def _read_chapters(chapters):
                 )
                 problems.append(Problem(utterance, where, reason))
             else:
-                ids.append(utterance)
-                paths.append(path)
-                speakers.append(speaker)
-                texts.append(text)
-    return ids, paths, speakers, texts, problems
+                rows.append((utterance, path, speaker, os.path.dirname(path), text))
+    return Utterances.of(rows), problems
 
 
 def _read_transcript(path):
@@ -410,174 +348,136 @@ def _read_transcript(path):
     84-121123-0000 GO DO YOU HEAR
     84-121123-0001 BUT IN LESS THAN FIVE MINUTES
     """
-    try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
+    lines = read_text(path, "save the file as UTF-8").split("\n")
     for number, line in enumerate(lines, 1):
         utterance, *words = line.split() or [None]
         if utterance is not None:
             yield number, utterance, " ".join(words).upper()
 
 
-def _merge(save_folder, merge_name, tr_splits, counts):
-    """Write all training splits as one CSV, or keep it; returns its counts."""
-    sources = [save_folder / f"{split}.csv" for split in tr_splits]
-    inputs = json.dumps([file_hash(path) for path in sources])
-    name = Path(merge_name).stem
-    part = Part(save_folder, name, CORPUS, {"splits": tr_splits}, inputs)
-    skipped = sum(counts[path.name]["skipped"] for path in sources)
-    kept = part.reusable(skipped)
-    if kept is not None:
-        return kept
-    rows = _merged_rows(sources)
-    columns = list(zip(*rows, strict=True))
-    merged = {
-        "speakers": len(set(columns[HEADER.index("spk_id")])),
-        "utterances": len(rows),
-        "hours": sum(counts[path.name]["hours"] for path in sources),
-        "skipped": skipped,
-    }
-    # Without mean and std in all of them, or in none.
-    header = HEADER[: len(columns)]
-    part.write({merge_name: csv_text(header, columns)}, merged)
-    return merged
+def _merge(run, merge_name, tr_splits):
+    """Write all training splits as one CSV, or keep it."""
+    sources = [run.save_folder / f"{split}.csv" for split in tr_splits]
+    parts = [run.counts[path.name] for path in sources]
 
+    def build(_):
+        header, rows = _merged_rows(sources)
+        merged = CsvCounts(
+            speakers=len({row["spk_id"] for row in rows}),
+            utterances=len(rows),
+            hours=sum(part["hours"] for part in parts),
+            skipped=sum(part["skipped"] for part in parts),
+        )
+        columns = [[row[column] for row in rows] for column in header]
+        return {merge_name: (csv_text(header, columns), merged)}, 0
 
-def _read_rows(path):
-    """Rows of a CSV that was written here."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        reader = csv.reader(stream)
-        next(reader)
-        return list(reader)
+    run.part(Path(merge_name).stem, {"splits": tr_splits}, sources, build)
 
 
 def _merged_rows(sources):
-    """Rows of all CSVs, sorted by ID; a ``UserError`` for one that occurs twice."""
-    rows = {}
-    for row in (row for path in sources for row in _read_rows(path)):
-        if row[0] in rows:
-            raise UserError(
-                f"{row[2]}: the utterance {row[0]} occurs twice, also as "
-                f"{rows[row[0]][2]}; remove one of the two"
-            )
-        rows[row[0]] = row
-    return [rows[utterance] for utterance in sorted(rows)]
-
-
-def _prepare_speakers(save_folder, tr_splits, speakers_file, splitting, counts):
-    """Hold out chapters of every training split, or keep them; returns the counts."""
-    sources = [save_folder / f"{split}.csv" for split in tr_splits]
-    inputs = json.dumps([file_hash(path) for path in (*sources, speakers_file)])
-    train_name, valid_name = (f"{name}.csv" for name in _SPEAKER_PARTS)
-    options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER, **splitting}
-    part = Part(save_folder, _SPEAKER_PARTS[0], CORPUS, options, inputs)
-    kept = part.reusable(skip_budget=0)
-    if kept is not None:
-        return kept
-    fraction, drawing = splitting["fraction"], dict(splitting)
-    del drawing["fraction"]
-    held_out = set()
+    """Columns and rows of all CSVs, sorted by ID; each ID may occur only once."""
+    merged = {}
     for path in sources:
-        # From the seed again for each split: what is held out of train-clean-100 is
-        # the same with 100 h and with 960 h.
-        held_out |= _held_out_ids(
-            path.name, _read_rows(path), fraction, drawing["seed"]
+        # With mean and std in all of them, or in none.
+        header, rows = read_prepared(path)
+        for row in rows:
+            other = merged.setdefault(row["ID"], row)
+            if other is not row:
+                raise UserError(
+                    f"{row['wav']}: the utterance {row['ID']} occurs twice, also as "
+                    f"{other['wav']}; remove one of the two"
+                )
+    return header, [merged[utterance] for utterance in sorted(merged)]
+
+
+def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing):
+    """Hold out chapters of every training split, or keep them."""
+    sources = [run.save_folder / f"{split}.csv" for split in tr_splits]
+
+    def build(_):
+        held_out = set()
+        for path in sources:
+            # From the seed again for each split: what is held out of train-clean-100
+            # is the same with 100 h and with 960 h.
+            held_out |= _held_out_ids(path, fraction, drawing.seed)
+        header, rows = _merged_rows(sources)
+        train = [row for row in rows if row["ID"] not in held_out]
+        valid = [row for row in rows if row["ID"] in held_out]
+        skipped = sum(run.counts[path.name]["skipped"] for path in sources)
+        texts = {
+            csv: rows_csv(csv, header, chosen, left_out)
+            for csv, chosen, left_out in (
+                (f"{_SPEAKER_PARTS[0]}.csv", train, skipped),
+                (f"{_SPEAKER_PARTS[1]}.csv", valid, 0),
+            )
+        }
+        trials = f"{_SPEAKER_PARTS[1]}_trials.txt"
+        remedy = (
+            "raise speaker_valid_fraction, or use training splits with speakers of "
+            "three or more chapters"
         )
-    rows = _merged_rows(sources)
-    skipped = sum(counts[path.name]["skipped"] for path in sources)
-    train = [row for row in rows if row[0] not in held_out]
-    valid = [row for row in rows if row[0] in held_out]
-    files, found = {}, {}
-    for name, chosen, left_out in (
-        (train_name, train, skipped),
-        (valid_name, valid, 0),
-    ):
-        header = HEADER[: len(rows[0])]
-        files[name] = csv_text(header, list(zip(*chosen, strict=True)))
-        frames = np.array([round(float(row[1]) * SAMPLE_RATE) for row in chosen])
-        found[name] = csv_counts(name, _speakers(chosen), frames, left_out)
-    name = f"{_SPEAKER_PARTS[1]}_trials.txt"
-    remedy = (
-        "raise speaker_valid_fraction, or use training splits with speakers of three "
-        "or more chapters"
-    )
-    files[name], found[name] = _draw(name, valid, speakers_file, remedy, **drawing)
-    part.write(files, found)
-    return found
+        texts[trials] = _draw(trials, valid, speakers_file, remedy, drawing)
+        return texts, 0
+
+    options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER}
+    options |= {"fraction": fraction, **drawing._asdict()}
+    run.part(_SPEAKER_PARTS[0], options, [*sources, speakers_file], build)
 
 
-def _held_out_ids(name, rows, fraction, seed):
+def _held_out_ids(path, fraction, seed):
     """IDs of the utterances held out of one split."""
-    chapters, recording = np.unique(_chapters(rows), return_inverse=True)
-    speaker = dict(zip(recording.tolist(), _speakers(rows), strict=True))
-    held_out = hold_out(
-        recording,
-        [speaker[index] for index in range(len(chapters))],
+    _, rows = read_prepared(path)
+    held_out = held_out_rows(
+        [row["spk_id"] for row in rows],
+        _chapters(rows),
         fraction,
         _CHAPTERS_PER_SPEAKER,
         np.random.RandomState(seed),
         together=True,
     )
-    ids = {
-        row[0] for row, index in zip(rows, recording, strict=True) if held_out[index]
-    }
-    if len(ids) < fraction * len(rows):
-        say(
-            f"{name}: only {len(ids)} utterances can be held out of the "
-            f"{fraction * len(rows):.0f} asked for (at most {_CHAPTERS_PER_SPEAKER} "
-            f"chapters of a speaker, and one must stay)"
-        )
-    return ids
+    report_few_held_out(
+        path.name, held_out, fraction, _CHAPTERS_PER_SPEAKER, "chapters"
+    )
+    return {row["ID"] for row, held in zip(rows, held_out, strict=True) if held}
 
 
-def _prepare_trials(save_folder, split, speakers_file, drawing):
-    """Write one split's trial list, or keep it; returns its counts."""
-    source = save_folder / f"{split}.csv"
-    inputs = json.dumps([file_hash(path) for path in (source, speakers_file)])
-    part = Part(save_folder, f"{split}_trials", CORPUS, drawing, inputs)
-    kept = part.reusable(skip_budget=0)
-    if kept is not None:
-        return kept
+def _prepare_trials(run, split, speakers_file, drawing):
+    """Write one split's trial list, or keep it."""
+    source = run.save_folder / f"{split}.csv"
     name = f"{split}_trials.txt"
-    remedy = f"take {split} out of trial_splits"
-    text, counts = _draw(name, _read_rows(source), speakers_file, remedy, **drawing)
-    part.write({name: text}, {name: counts})
-    return {name: counts}
+
+    def build(_):
+        _, rows = read_prepared(source)
+        remedy = f"take {split} out of trial_splits"
+        return {name: _draw(name, rows, speakers_file, remedy, drawing)}, 0
+
+    options = drawing._asdict()
+    run.part(f"{split}_trials", options, [source, speakers_file], build)
 
 
-def _draw(
-    name, rows, speakers_file, remedy, positives, negatives, across_chapters, seed
-):
+def _draw(name, rows, speakers_file, remedy, drawing):
     """Text and counts of a trial list over the utterances of some CSV rows."""
-    speakers, speaker = np.unique(_speakers(rows), return_inverse=True)
-    chapter = np.unique(_chapters(rows), return_inverse=True)[1]
+    speakers, chapters = [row["spk_id"] for row in rows], _chapters(rows)
+    distinct = sorted(set(speakers))
     sexes = _read_sexes(speakers_file)
-    unknown = [identity for identity in speakers.tolist() if identity not in sexes]
+    unknown = [speaker for speaker in distinct if speaker not in sexes]
     if unknown:
         raise UserError(
             f"{speakers_file}: no line for {len(unknown)} speaker(s) of {name}: "
             f"{enumeration(unknown)}; their sex is needed: take the file of the same "
             f"release of LibriSpeech, or add the lines"
         )
-    sex = np.unique([sexes[s] for s in speakers.tolist()], return_inverse=True)[1]
+    positives, negatives, across_chapters, seed = drawing
+    random = np.random.RandomState(seed)
     trials = draw_trials(
-        speaker,
-        chapter,
-        positives,
-        negatives,
-        across_chapters,
-        np.random.RandomState(seed),
-        sex,
+        speakers, chapters, positives, negatives, across_chapters, random, sexes
     )
     if across_chapters:
-        pairs = np.unique(np.stack([speaker, chapter]), axis=1)
-        single = int((np.bincount(pairs[0]) == 1).sum())
+        pairs = {*zip(speakers, chapters, strict=True)}
+        single = list(Counter(speaker for speaker, _ in pairs).values()).count(1)
         if single:
             say(
-                f"{name}: {single} of {len(speakers)} speakers have a single chapter, "
+                f"{name}: {single} of {len(distinct)} speakers have a single chapter, "
                 f"which gives no positive trial"
             )
     if not trials.label.any():
@@ -586,7 +486,7 @@ def _draw(
             where = " from two chapters"
             remedy += ", or set trials_across_chapters=False (--trials_within_chapters)"
         raise UserError(
-            f"{name}: the {len(rows)} utterances of {len(speakers)} speakers give no "
+            f"{name}: the {len(rows)} utterances of {len(distinct)} speakers give no "
             f"positive trial{where}; {remedy}"
         )
     if trials.label.all():
@@ -595,17 +495,12 @@ def _draw(
             f"they give no negative trial; use more speakers"
         )
     report_shortage(name, trials, positives, negatives)
-    return trial_text(name, [row[0] for row in rows], trials)
-
-
-def _speakers(rows):
-    """Speaker of each CSV row."""
-    return [row[HEADER.index("spk_id")] for row in rows]
+    return trial_text(name, [row["ID"] for row in rows], trials)
 
 
 def _chapters(rows):
     """Folder of each CSV row's audio: the chapter, read in one session."""
-    return [os.path.dirname(row[HEADER.index("wav")]) for row in rows]
+    return [os.path.dirname(row["wav"]) for row in rows]
 
 
 def _read_sexes(path):
@@ -642,26 +537,23 @@ def _homes(data_folder):
 
 def _find_speakers_file(data_folder):
     """``SPEAKERS.TXT``, directly in ``data_folder`` or one level below."""
-    name = "SPEAKERS.TXT"
-    candidates = [home / name for home in _homes(data_folder)]
-    for path in candidates:
-        if path.is_file():
-            return path
+    first, second = (home / "SPEAKERS.TXT" for home in _homes(data_folder))
+    if first.is_file() or second.is_file():
+        return first if first.is_file() else second
     raise UserError(
-        f"neither {candidates[0]} nor {candidates[1]} exists, and trials need the sex "
-        f"of every speaker; put LibriSpeech's {name} there (it is in every archive)"
+        f"neither {first} nor {second} exists, and trials need the sex of every "
+        f"speaker; put LibriSpeech's {first.name} there (it is in every archive)"
     )
 
 
 def _find_split(data_folder, split):
     """Folder of a split, directly in ``data_folder`` or one level below."""
-    candidates = [home / split for home in _homes(data_folder)]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
+    first, second = (home / split for home in _homes(data_folder))
+    if first.is_dir() or second.is_dir():
+        return first if first.is_dir() else second
     raise UserError(
-        f"the split {split} was not found: neither {candidates[0]} nor {candidates[1]} "
-        f"is a folder; unpack {split}.tar.gz there or correct the name"
+        f"the split {split} was not found: neither {first} nor {second} is a folder; "
+        f"unpack {split}.tar.gz there or correct the name"
     )
 
 
@@ -701,32 +593,13 @@ def _check_splits(tr_splits, other_splits, merge_name):
         )
 
 
-def _check_drawing(
-    drawing, fraction, tr_splits, merge_name, trial_splits, other_splits
-):
-    """Refuse what can give no validation split and no trial list."""
-    counts = {"positive_trials": "positives", "negative_trials": "negatives"}
+def _check_drawing(drawing, trial_splits, other_splits):
+    """Refuse what can give no trial list."""
     check_split_settings(
-        {} if fraction is None else {"speaker_valid_fraction": fraction},
-        {argument: drawing[key] for argument, key in counts.items()},
-        drawing["seed"],
+        {},
+        {"positive_trials": drawing.positives, "negative_trials": drawing.negatives},
+        drawing.seed,
     )
-    if fraction is not None:
-        if not tr_splits:
-            raise UserError(
-                f"speaker_valid_fraction={fraction} holds out training data, but "
-                f"tr_splits (--train) names none; name the training splits"
-            )
-        for name in (
-            *tr_splits,
-            *other_splits,
-            (merge_name or "").removesuffix(".csv"),
-        ):
-            if name in _SPEAKER_PARTS:
-                raise UserError(
-                    f"{name}.csv is what speaker_valid_fraction writes; choose another "
-                    f"name"
-                )
     for split in trial_splits:
         if split not in other_splits:
             raise UserError(
@@ -735,92 +608,46 @@ def _check_drawing(
             )
 
 
+def _check_fraction(fraction, tr_splits, other_splits, merge_name):
+    """Refuse what can give no validation split of speakers."""
+    check_split_settings({"speaker_valid_fraction": fraction}, {}, 0)
+    if not tr_splits:
+        raise UserError(
+            f"speaker_valid_fraction={fraction} holds out training data, but "
+            f"tr_splits (--train) names none; name the training splits"
+        )
+    merged = (merge_name or "").removesuffix(".csv")
+    for name in _SPEAKER_PARTS:
+        if name in (*tr_splits, *other_splits, merged):
+            raise UserError(
+                f"{name}.csv is what speaker_valid_fraction writes; choose another name"
+            )
+
+
 def _as_list(splits):
     """A list; in YAML a single split is easily written without the brackets."""
     return [splits] if isinstance(splits, str) else list(splits or ())
 
 
+COMMAND = Command(
+    prepare_librispeech,
+    positional=("data_folder", "save_folder"),
+    names={
+        "tr_splits": "train",
+        "dev_splits": "dev",
+        "te_splits": "test",
+        "trial_splits": "trials",
+        "trials_across_chapters": "trials_within_chapters",
+    },
+    hidden=("journal_folder", "skip_prep"),
+    section="librispeech",
+)
+
+
 @user_errors_exit
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``prepare_librispeech``."""
-    parser = ArgumentParser(
-        description="Prepare LibriSpeech: one CSV per split, one with all training "
-        "splits together; for speaker recognition a validation split and trials.",
-    )
-    parser.add_argument(
-        "data_folder", metavar="DATA_FOLDER", help="folder that holds the splits"
-    )
-    parser.add_argument("save_folder", metavar="SAVE_FOLDER", help="for the CSVs")
-    for flag, use in (
-        ("train", "training, merged into one CSV"),
-        ("dev", "validation"),
-        ("test", "evaluation"),
-    ):
-        parser.add_argument(
-            f"--{flag}",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="SPLIT",
-            help=f"for {use}",
-        )
-    parser.add_argument(
-        "--merge_name", default="train.csv", help="the merged CSV (%(default)s)"
-    )
-    parser.add_argument(
-        "--speaker_valid_fraction",
-        type=option("librispeech", "speaker_valid_fraction"),
-        help="utterances of each training split held out by chapter for the "
-        "validation of speaker recognition, 0.05 for one (default: none)",
-    )
-    parser.add_argument(
-        "--trials",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SPLIT",
-        help="dev and test splits that get a trial list (default: none)",
-    )
-    for flag, default, use in (
-        ("positive_trials", 5000, "trials of one speaker in each list"),
-        ("negative_trials", 5000, "trials of two speakers of one sex in each list"),
-        ("seed", 42133724, "of the held-out chapters and of the trials"),
-        ("skip_budget", 0, "bad utterances that may be left out per split"),
-    ):
-        parser.add_argument(
-            f"--{flag}",
-            type=option("librispeech", flag),
-            default=default,
-            help=f"{use} (%(default)s)",
-        )
-    parser.add_argument(
-        "--trials_within_chapters",
-        dest="trials_across_chapters",
-        action="store_false",
-        help="allow positive trials within one chapter, too",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="any bad utterance is an error"
-    )
-    parser.add_argument(
-        "--header_only",
-        action="store_true",
-        help="lengths from headers, no mean and std: fast, and overlooks damage",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=option("librispeech", "num_workers"),
-        help="decoding processes (default: all cores)",
-    )
-    options = vars(parser.parse_args(arguments))
-    for flag, argument in (
-        ("train", "tr_splits"),
-        ("dev", "dev_splits"),
-        ("test", "te_splits"),
-        ("trials", "trial_splits"),
-    ):
-        options[argument] = options.pop(flag)
-    prepare_librispeech(**options)
+    prepare_librispeech(**COMMAND.parse(arguments))
 
 
 if __name__ == "__main__":

@@ -10,47 +10,49 @@ With automatic transcripts there are also CSVs with a column ``wrd``.
         --test_folder /data/VoxCeleb1 --trial_lists /data/veri_test2.txt
 """
 
-import csv
-import json
 import os
 import re
-from array import array
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lobes.data.audio import AAC_SUFFIXES, SAMPLE_RATE
-from lobes.data.scan_cache import Journal
-from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
+from lobes.data.audio import AAC_SUFFIXES
+from lobes.errors import UserError, enumeration, user_errors_exit
 from lobes.preparation import conversion
-from lobes.preparation.parts import (
+from lobes.preparation.folders import (
     Inputs,
     LeftOut,
-    Part,
-    Problem,
     best_audio,
-    check_owner,
-    csv_counts,
-    csv_text,
     existing_folder,
+    files_in,
+    folders_in,
     listing,
     name_problem,
-    one_preparation,
     outside,
-    scan_audio,
-    with_paths,
     writable_folder,
 )
-from lobes.preparation.report import write_report
+from lobes.preparation.outputs import (
+    CsvCounts,
+    TrialCounts,
+    csv_text,
+    read_prepared,
+    rows_csv,
+    trial_text,
+)
+from lobes.preparation.parts import Problem
+from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
 from lobes.preparation.splitting import (
-    Trials,
-    check_budget,
+    TrialRows,
     check_split_settings,
     draw_trials,
-    hold_out,
+    held_out_rows,
+    ranks,
+    report_few_held_out,
     report_shortage,
-    trial_text,
 )
 from lobes.preparation.transcripts import (
     choose,
@@ -59,9 +61,8 @@ from lobes.preparation.transcripts import (
     transcript_files,
     unknown_utterances,
 )
-from lobes.settings.table import option
-from lobes.system.files import file_hash
-from lobes.system.parallel import worker_count
+from lobes.settings.signatures import Command
+from lobes.system.files import file_hash, read_text
 from lobes.system.terminal import say
 
 HEADER = ("ID", "duration", "wav", "start", "stop", "spk_id", "mean", "std")
@@ -83,47 +84,49 @@ _SUFFIXES = (".wav", ".flac", ".m4a")
 # What else may be audio, where other files are expected, too.
 _OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 
-# Outputs of each part.
 _TRAIN_FILES = ("train.csv", "valid.csv", "valid_trials.txt")
-_TRANSCRIBED_FILES = ("train_transcribed.csv", "valid_transcribed.csv")
+
+# The CSVs of each part that lack the utterances in <part>.skipped.csv.
+_PARTS = {
+    "train": ("train.csv",),
+    "test": ("test.csv",),
+    "transcripts": ("train_transcribed.csv", "valid_transcribed.csv"),
+}
 
 
-class Utterances(NamedTuple):
-    """Columns ``[utterance]`` and the recordings that these are from.
+class Splitting(NamedTuple):
+    """How validation data are chosen; ``prepare_voxceleb`` tells the arguments."""
 
-    Sorted by speaker, video and name; ``recording`` indexes ``recordings``, a
-    list of (speaker, video). ``problems`` are those that cannot be used.
-    """
-
-    ids: list
-    paths: list
-    recording: np.ndarray
-    recordings: list
-    problems: tuple = ()
+    fraction: float
+    per_speaker: int
+    positives: int
+    negatives: int
+    different_video: bool
+    seed: int
 
 
 def prepare_voxceleb(
-    data_folder,
-    test_folder,
-    save_folder,
-    trial_lists=TRIAL_LISTS,
-    journal_folder=None,
-    without_test_speakers=False,
-    transcripts=None,
-    valid_fraction=0.02,
-    valid_recordings_per_speaker=2,
-    valid_positive_trials=5000,
-    valid_negative_trials=5000,
-    valid_different_video=False,
-    valid_same_sex=False,
-    convert=None,
-    seed=42133724,
-    skip_budget=0,
-    strict=False,
-    header_only=False,
-    num_workers=None,
-    skip_prep=False,
-):
+    data_folder: str | Path | None,
+    test_folder: str | Path | None,
+    save_folder: str | Path,
+    trial_lists: str | Path | Sequence[str | Path] = TRIAL_LISTS,
+    journal_folder: str | Path | None = None,
+    without_test_speakers: bool = False,
+    transcripts: str | Path | Sequence[str | Path] | None = None,
+    valid_fraction: float = 0.02,
+    valid_recordings_per_speaker: int = 2,
+    valid_positive_trials: int = 5000,
+    valid_negative_trials: int = 5000,
+    valid_different_video: bool = False,
+    valid_same_sex: bool = False,
+    convert: Literal["flac", "wav"] | None = None,
+    seed: int = 42133724,
+    skip_budget: int = 0,
+    strict: bool = False,
+    header_only: bool = False,
+    num_workers: int | None = None,
+    skip_prep: bool = False,
+) -> dict[str, CsvCounts | TrialCounts]:
     """Write the CSVs and trial lists of VoxCeleb, rows sorted by ID.
 
     Training data become ``train.csv``, ``valid.csv`` and ``valid_trials.txt``;
@@ -213,26 +216,93 @@ def prepare_voxceleb(
     """
     if skip_prep:
         return {}
-    check_voxceleb(data_folder, test_folder, transcripts)
-    splitting = {
-        "fraction": valid_fraction,
-        "per_speaker": valid_recordings_per_speaker,
-        "positives": valid_positive_trials,
-        "negatives": valid_negative_trials,
-        "different_video": valid_different_video,
-        "seed": seed,
-    }
-    check_budget(skip_budget)
-    worker_count(num_workers)
-    skip_budget = 0 if strict else skip_budget
-    check_split_settings(
-        {"valid_fraction": valid_fraction},
-        {
-            "valid_recordings_per_speaker": valid_recordings_per_speaker,
-            "valid_positive_trials": valid_positive_trials,
-            "valid_negative_trials": valid_negative_trials,
-        },
+    data_folder, test_folder = check_voxceleb(data_folder, test_folder, transcripts)
+    splitting = Splitting(
+        valid_fraction,
+        valid_recordings_per_speaker,
+        valid_positive_trials,
+        valid_negative_trials,
+        valid_different_video,
         seed,
+    )
+    budget = 0 if strict else skip_budget
+    run = Preparation(
+        CORPUS, save_folder, journal_folder, budget, header_only, num_workers
+    )
+    _check_options(splitting, convert, data_folder, test_folder, without_test_speakers)
+    for folder, roots in ((data_folder, _TRAIN_ROOTS), (test_folder, _TEST_ROOTS)):
+        if folder is not None:
+            _check_outside(save_folder, folder, roots)
+    run.make_folders()
+    # Both listings come first: a leak must not show up after hours of decoding.
+    outputs, without, train, test, sexes = {}, set(), None, None, None
+    if test_folder is not None:
+        test = Trialled(test_folder, trial_lists, run.save_folder)
+        outputs["test"] = ["test.csv", *test.trials]
+        without = set(test.utterances.speakers) if without_test_speakers else set()
+    if data_folder is not None:
+        train = Training(data_folder, without)
+        outputs["train"] = _TRAIN_FILES
+        train.left_out.say("train")
+        if valid_same_sex:
+            sexes = _read_sexes(data_folder / META, train.utterances.speakers)
+        if transcripts is not None:
+            outputs["transcripts"] = _PARTS["transcripts"]
+    if train and test:
+        _check_leak(train.utterances.speakers, test.utterances.speakers)
+    half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
+    official = {("train.csv", "valid.csv"): [half]} if train else {}
+    with run.writing(outputs):
+        if train:
+            if _converted(train.utterances.paths, data_folder, convert, num_workers):
+                train = Training(data_folder, without)
+            _prepare_train(run, train, splitting, sexes)
+        if transcripts is not None:
+            _prepare_transcribed(run, transcript_files(transcripts))
+        if test:
+            _prepare_test(run, test)
+        left_out = {"train": train.left_out} if train else {}
+        return run.report(_PARTS, official, left_out)
+
+
+def check_voxceleb(
+    data_folder: str | Path | None,
+    test_folder: str | Path | None,
+    transcripts: str | Path | Sequence[str | Path] | None = None,
+    skip_prep: bool = False,
+    **_,
+) -> tuple[Path | None, Path | None]:
+    """Both folders as absolute paths; hardly takes any time.
+
+    Takes the arguments of ``prepare_voxceleb``, and raises ``UserError`` for inputs
+    that are not there.
+    """
+    if skip_prep:
+        return None, None
+    if data_folder is not None:
+        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+    if test_folder is not None:
+        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+    if transcripts is not None:
+        transcript_files(transcripts)
+        if data_folder is None:
+            raise UserError(
+                "transcripts are given but no data_folder (voxceleb2_folder), whose "
+                "utterances they are for; give both or none"
+            )
+    return data_folder, test_folder
+
+
+def _check_options(splitting, convert, data_folder, test_folder, without_test_speakers):
+    """Refuse options that do not make a preparation."""
+    check_split_settings(
+        {"valid_fraction": splitting.fraction},
+        {
+            "valid_recordings_per_speaker": splitting.per_speaker,
+            "valid_positive_trials": splitting.positives,
+            "valid_negative_trials": splitting.negatives,
+        },
+        splitting.seed,
     )
     if convert not in (None, "flac", "wav"):
         raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
@@ -246,107 +316,6 @@ def prepare_voxceleb(
             "without_test_speakers: it takes the speakers of test_folder's trial lists "
             "out of data_folder; give both, or leave it out"
         )
-    if data_folder is not None:
-        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
-        _check_outside(save_folder, data_folder, _TRAIN_ROOTS)
-    if test_folder is not None:
-        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
-        _check_outside(save_folder, test_folder, _TEST_ROOTS)
-    save_folder = writable_folder(save_folder)
-    journal_folder = writable_folder(journal_folder or save_folder, "journal_folder")
-    # Both listings come first: a leak must not show up after hours of decoding.
-    train = test = sexes = None
-    outputs = {}
-    if test_folder is not None:
-        lists = _find_lists(trial_lists, test_folder, save_folder)
-        names, trials = _read_lists(lists)
-        test, test_inputs = _find_utterances(names, test_folder, lists)
-        outputs["test"] = ["test.csv", *trials]
-    if data_folder is not None:
-        without = {s for s, _ in test.recordings} if without_test_speakers else ()
-        train, train_inputs, left_out = _list_utterances(data_folder, without)
-        left_out.say("train")
-        if valid_same_sex:
-            sexes = _read_sexes(data_folder / META, train)
-        outputs["train"] = _TRAIN_FILES
-        if transcripts is not None:
-            outputs["transcripts"] = _TRANSCRIBED_FILES
-    if train is not None and test is not None:
-        _check_leak(train, test)
-    for name, files in outputs.items():
-        check_owner(save_folder, name, CORPUS, files)
-    counts = {}
-    # Two trainings that start together share one folder.
-    with one_preparation(save_folder, journal_folder):
-        if train is not None:
-            if _converted(train, data_folder, convert, num_workers):
-                train, train_inputs, left_out = _list_utterances(data_folder, without)
-            options = {
-                "folder": os.fspath(data_folder),
-                "header_only": header_only,
-                "sexes": sexes and file_hash(data_folder / META),
-                # Absent otherwise: what was prepared before stays as it is.
-                **({"without": sorted(without)} if without else {}),
-                **splitting,
-            }
-            part = Part(save_folder, "train", CORPUS, options, train_inputs)
-            splitting["sexes"] = sexes
-            scanning = Scanning(
-                journal_folder, data_folder, skip_budget, header_only, num_workers
-            )
-            counts |= part.reusable(skip_budget) or _prepare_train(
-                part, train, splitting, scanning
-            )
-        if transcripts is not None:
-            paths = transcript_files(transcripts)
-            counts |= _prepare_transcribed(save_folder, paths)
-        if test is not None:
-            options = {
-                "folder": os.fspath(test_folder),
-                "header_only": header_only,
-                "lists": list(map(str, lists)),
-            }
-            part = Part(save_folder, "test", CORPUS, options, test_inputs)
-            scanning = Scanning(
-                journal_folder, test_folder, skip_budget, header_only, num_workers
-            )
-            counts |= part.reusable(skip_budget) or _prepare_test(
-                part, test, trials, scanning
-            )
-        published = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
-        dropped = {} if train is None else {"train": left_out.counts()}
-        _report(save_folder, counts, published, dropped)
-    return with_paths(save_folder, counts)
-
-
-def check_voxceleb(data_folder, test_folder, transcripts=None, skip_prep=False, **_):
-    """Raise ``UserError`` for inputs of ``prepare_voxceleb`` that are not there.
-
-    Takes its arguments, and hardly any time: for what comes before it.
-    """
-    if skip_prep:
-        return
-    if data_folder is not None:
-        existing_folder(data_folder, "data_folder (voxceleb2_folder)")
-    if test_folder is not None:
-        existing_folder(test_folder, "test_folder (voxceleb1_folder)")
-    if transcripts is not None:
-        transcript_files(transcripts)
-        if data_folder is None:
-            raise UserError(
-                "transcripts are given but no data_folder (voxceleb2_folder), whose "
-                "utterances they are for; give both or none"
-            )
-
-
-class Scanning(NamedTuple):
-    """How the files of a part are decoded; see ``prepare_voxceleb``."""
-
-    journal_folder: Path
-    folder: Path
-    skip_budget: int
-    header_only: bool
-    num_workers: int | None
 
 
 def _check_outside(save_folder, folder, roots):
@@ -358,14 +327,14 @@ def _check_outside(save_folder, folder, roots):
             outside(save_folder, [folder])
 
 
-def _converted(train, data_folder, to, num_workers):
+def _converted(paths, data_folder, to, num_workers):
     """Convert the training data's m4a files where asked; whether there were any."""
-    sources = [path for path in train.paths if path.lower().endswith(AAC_SUFFIXES)]
+    sources = [path for path in paths if path.lower().endswith(AAC_SUFFIXES)]
     if not sources:
         return False
     if to is None:
         say(
-            f"train: {len(sources):,} of {len(train.paths):,} files are m4a, which are "
+            f"train: {len(sources):,} of {len(paths):,} files are m4a, which are "
             f"decoded whole for every crop; --convert flac (of train.py: "
             f"--voxceleb_convert=flac) converts them once"
         )
@@ -376,23 +345,8 @@ def _converted(train, data_folder, to, num_workers):
     return True
 
 
-def _report(save_folder, counts, published, left_out):
-    """Write and say what there is, beside what was published and was left out."""
-    skipped = {}
-    for part, names in (
-        ("train", ["train.csv"]),
-        ("test", ["test.csv"]),
-        ("transcripts", _TRANSCRIBED_FILES),
-    ):
-        skipped[part] = sum(counts[n]["skipped"] for n in names if n in counts)
-    official = {}
-    if "train.csv" in counts:
-        official[("train.csv", "valid.csv")] = (published,)
-    write_report(save_folder, CORPUS, counts, skipped, official, left_out)
-
-
-def _read_sexes(path, utterances):
-    """``{speaker: m or f}`` of all speakers of ``utterances``.
+def _read_sexes(path, speakers):
+    """``{speaker: m or f}``, with a row for each of ``speakers``.
 
     VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set
     id00012 ,n000012 ,m ,dev
@@ -406,7 +360,7 @@ def _read_sexes(path, utterances):
             f"valid_same_sex=False"
         )
     sexes, column = {}, None
-    for number, line in enumerate(_text_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         fields = [field.strip() for field in re.split("[\t,]", line)]
         if column is None:
             if "Gender" not in fields:
@@ -422,170 +376,199 @@ def _read_sexes(path, utterances):
                     f"column Gender; correct the line"
                 )
             sexes[fields[0]] = fields[column]
-    speakers = sorted({speaker for speaker, _ in utterances.recordings})
-    unknown = [speaker for speaker in speakers if speaker not in sexes]
+    unknown = sorted(set(speakers) - sexes.keys())
     if unknown:
         raise UserError(
             f"{path}: no line for {len(unknown)} speaker(s): {enumeration(unknown)}; "
             f"download the complete file, or set valid_same_sex=False"
         )
-    return {speaker: sexes[speaker] for speaker in speakers}
+    return sexes
 
 
-def _prepare_train(part, utterances, splitting, scanning):
-    """Write train.csv, valid.csv and valid_trials.txt; returns their counts."""
-    _check_speakers(utterances)
-    # Before decoding to fail early, and again if files had to be left out.
-    valid, trials = _split(utterances, **splitting)
-    scan, good, skipped = _scan(part, utterances, scanning)
-    if not good.all():
-        utterances = _select(utterances, good)
-        _check_speakers(utterances)
-        valid, trials = _split(utterances, **splitting)
-    _report_shortage(valid, trials, splitting)
-    columns = _columns(utterances, scan, good)
-    files, counts = {}, {}
-    for name, rows, left_out in (
-        ("train.csv", ~valid, skipped),
-        ("valid.csv", valid, 0),
-    ):
-        files[name], counts[name] = _csv(name, columns, rows, left_out)
-    say(_single_utterances(utterances, ~valid))
-    name = "valid_trials.txt"
-    files[name], counts[name] = trial_text(name, utterances.ids, trials)
-    part.write(files, counts, skipped)
-    return counts
+def _prepare_train(run, train, splitting, sexes):
+    """Write train.csv, valid.csv and valid_trials.txt, or keep them."""
+
+    def build(part):
+        # Before decoding to fail early, and again if files had to be left out.
+        valid, trials = _split(train.utterances, sexes, splitting)
+        usable, skipped = run.decode(
+            part, train.folder, train.utterances, train.problems
+        )
+        if len(usable.ids) < len(train.utterances.ids):
+            valid, trials = _split(usable, sexes, splitting)
+        csvs = {
+            "train.csv": (usable.rows(np.flatnonzero(~valid)), skipped),
+            "valid.csv": (usable.rows(np.flatnonzero(valid)), 0),
+        }
+        fraction, per_speaker, *wanted = splitting[:4]
+        report_few_held_out("valid.csv", valid, fraction, per_speaker, "recordings")
+        report_shortage("valid_trials.txt", trials, *wanted)
+        texts = {name: utterances_csv(name, HEADER, *csv) for name, csv in csvs.items()}
+        single = list(Counter(csvs["train.csv"][0].speakers).values()).count(1)
+        if single:
+            say(f"train.csv: warning: {single} speaker(s) have a single utterance")
+        else:
+            say("train.csv: every speaker has at least two utterances")
+        name = "valid_trials.txt"
+        texts[name] = trial_text(name, usable.ids, trials)
+        return texts, skipped
+
+    options = {
+        "folder": os.fspath(train.folder),
+        "header_only": run.header_only,
+        "sexes": sexes and file_hash(train.folder / META),
+        # Absent otherwise: what was prepared before stays as it is.
+        **({"without": sorted(train.without)} if train.without else {}),
+        **splitting._asdict(),
+    }
+    run.part("train", options, train.inputs, build, run.skip_budget)
 
 
-def _prepare_transcribed(save_folder, transcripts):
-    """Write the rows that have a usable transcript, or keep them; their counts."""
-    sources = {name: save_folder / f"{name}.csv" for name in ("train", "valid")}
-    inputs = json.dumps([file_hash(path) for path in (*transcripts, *sources.values())])
-    part = Part(save_folder, "transcripts", CORPUS, {}, inputs)
-    kept = part.reusable(skip_budget=0)
-    if kept is not None:
-        return kept
-    found = read_transcripts(transcripts)
-    files, counts, skipped, known = {}, {}, [], set()
-    for name, path in sources.items():
-        with open(path, encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = (*reader.fieldnames, "wrd")
-            rows = list(reader)
-        samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
-        texts, left_out = choose(found, samples)
-        rows = [{**row, "wrd": texts[row["ID"]]} for row in rows if row["ID"] in texts]
-        if not rows and name == "train":
-            raise UserError(
-                f"transcripts: no utterance of {path} has a usable transcript in "
-                f"{', '.join(map(str, transcripts))} ({reason_counts(left_out)}); "
-                "docs/transcripts.md says what is usable"
-            )
-        output = f"{name}_transcribed.csv"
-        files[output] = csv_text(header, [[row[c] for row in rows] for c in header])
-        speakers = [row["spk_id"] for row in rows]
-        frames = np.array([samples[row["ID"]] for row in rows], dtype=np.int64)
-        counts[output] = csv_counts(output, speakers, frames, len(left_out))
-        say(f"{output}: left out: {reason_counts(left_out)}")
-        skipped += left_out
-        known |= samples.keys()
-    strangers = unknown_utterances(found, known)
-    if strangers:
-        say(f"transcripts: left out: {reason_counts(strangers)}")
-    columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
-    files["transcripts.skipped.csv"] = csv_text(("ID", "reason", "detail"), columns)
-    part.write(files, counts)
-    return counts
+def _prepare_transcribed(run, transcripts):
+    """Write the rows that have a usable transcript, or keep them."""
+    sources = {name: run.save_folder / f"{name}.csv" for name in ("train", "valid")}
+
+    def build(_):
+        spoken = read_transcripts(transcripts)
+        texts, skipped, known = {}, [], set()
+        for name, path in sources.items():
+            header, rows = read_prepared(path)
+            samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
+            words, left_out = choose(spoken, samples)
+            rows = [
+                {**row, "wrd": words[row["ID"]]} for row in rows if row["ID"] in words
+            ]
+            if not rows and name == "train":
+                raise UserError(
+                    f"transcripts: no utterance of {path} has a usable transcript in "
+                    f"{', '.join(map(str, transcripts))} ({reason_counts(left_out)}); "
+                    "docs/transcripts.md says what is usable"
+                )
+            csv = f"{name}_transcribed.csv"
+            texts[csv] = rows_csv(csv, [*header, "wrd"], rows, len(left_out))
+            say(f"{csv}: left out: {reason_counts(left_out)}")
+            skipped += left_out
+            known |= samples.keys()
+        strangers = unknown_utterances(spoken, known)
+        if strangers:
+            say(f"transcripts: left out: {reason_counts(strangers)}")
+        columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
+        header = ("ID", "reason", "detail")
+        texts["transcripts.skipped.csv"] = csv_text(header, columns), None
+        return texts, 0
+
+    run.part("transcripts", {}, [*transcripts, *sources.values()], build)
 
 
-def _prepare_test(part, utterances, trials, scanning):
-    """Write test.csv and the trial lists; returns their counts."""
-    scan, good, skipped = _scan(part, utterances, scanning)
-    columns = _columns(_select(utterances, good), scan, good)
-    name = "test.csv"
-    text, count = _csv(name, columns, np.ones(int(good.sum()), dtype=bool), skipped)
-    files, counts = {name: text}, {name: count}
-    for name, listed in trials.items():
-        usable = good[listed.enrol] & good[listed.test]
-        if not usable.all():
-            say(
-                f"{name}: {int((~usable).sum())} of {len(usable)} trials left out with "
-                f"the bad utterances; error rates are not comparable to published ones"
-            )
-            listed = Trials(*(column[usable] for column in listed))
-        _check_both_labels(name, listed)
-        files[name], counts[name] = trial_text(name, utterances.ids, listed)
-    part.write(files, counts, skipped)
-    return counts
+def _prepare_test(run, test):
+    """Write test.csv and the trial lists, or keep them."""
+
+    def build(part):
+        ids = test.utterances.ids
+        usable, skipped = run.decode(part, test.folder, test.utterances, ())
+        texts = {"test.csv": utterances_csv("test.csv", HEADER, usable, skipped)}
+        good = np.isin(ids, usable.ids)
+        for name, listed in test.trials.items():
+            scorable = good[listed.enrol] & good[listed.test]
+            if not scorable.all():
+                say(
+                    f"{name}: {int((~scorable).sum())} of {len(scorable)} trials left "
+                    f"out with the bad utterances; error rates are not comparable to "
+                    f"published ones"
+                )
+                listed = TrialRows(*(column[scorable] for column in listed))
+            _check_both_labels(name, listed)
+            texts[name] = trial_text(name, ids, listed)
+        return texts, skipped
+
+    options = {
+        "folder": os.fspath(test.folder),
+        "header_only": run.header_only,
+        "lists": list(map(str, test.lists)),
+    }
+    run.part("test", options, test.inputs, build, run.skip_budget)
 
 
-def _list_utterances(data_folder, without=()):
-    """All utterances below the training roots, a hash of the listing, and the rest.
+class Training:
+    """The training data: all utterances below a folder's training roots.
 
-    Those of the speakers ``without`` are left out. The rest is a ``LeftOut``.
+    Attributes
+    ----------
+    utterances : Utterances
+        Sorted by speaker, video and name.
+    problems : list of Problem
+        Utterances whose names no CSV or trial list can hold.
+    inputs : str
+        A hash of the listing.
+    left_out : LeftOut
+        What is no utterance, and those of the speakers ``without``.
     """
-    left_out = LeftOut(data_folder)
-    speakers = _list_speakers(data_folder, left_out)
-    ids, paths, recording, recordings, problems = [], [], array("l"), [], []
-    inputs = Inputs()
-    prefix = os.path.join(data_folder, "")
-    for speaker in sorted(speakers):
+
+    def __init__(self, folder, without=()):
+        self.folder, self.without = folder, without
+        self.left_out = LeftOut(folder)
+        self.problems = []
+        rows, inputs, prefix = [], Inputs(), os.path.join(folder, "")
+        speakers = _list_speakers(folder, self.left_out)
+        for speaker in sorted(speakers):
+            for video, audio in self._videos(speaker, speakers[speaker]):
+                for stem, entry in audio.items():
+                    inputs.add(entry.path.removeprefix(prefix), entry.path)
+                    utterance = f"{speaker}--{video}--{stem}"
+                    if reason := name_problem(utterance, entry.path):
+                        self.problems.append(Problem(utterance, entry.path, reason))
+                    else:
+                        rows.append((utterance, entry.path, speaker, (speaker, video)))
+        if not rows and not self.problems:
+            raise self._nothing(speakers)
+        self.utterances = Utterances.of(rows)
+        self.inputs = inputs.digest()
+        self._check_ids()
+
+    def _videos(self, speaker, folders):
+        """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
         videos = {}
-        for path in speakers[speaker]:
-            folders, files = listing(path)
-            for entry in files:
-                left_out.add("file(s) that lie in no id*/<video>", entry.path)
-            for entry in folders:
+        for path in folders:
+            stray = "file(s) that lie in no id*/<video>"
+            for entry in folders_in(path, self.left_out, stray):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
             entries = []
             for path in videos[video]:
-                folders, files = listing(path)
-                entries += files
-                for entry in folders:
-                    left_out.add("folder(s) below id*/<video>", entry.path)
-            audio = best_audio(entries, _SUFFIXES, left_out)
+                entries += files_in(path, self.left_out, "folder(s) below id*/<video>")
+            audio = best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
-                left_out.add("video(s) without an utterance", videos[video][0])
-            elif speaker in without:
-                path = next(iter(audio.values())).path
+                self.left_out.add("video(s) without an utterance", videos[video][0])
+            elif speaker in self.without:
                 kind = "utterance(s) of speakers of the trial lists"
-                left_out.add(kind, path, len(audio))
-                continue
-            known = len(ids)
-            for stem, entry in audio.items():
-                inputs.add(entry.path.removeprefix(prefix), entry.path)
-                utterance = f"{speaker}--{video}--{stem}"
-                if reason := name_problem(utterance, entry.path):
-                    problems.append(Problem(utterance, entry.path, reason))
-                    continue
-                ids.append(utterance)
-                paths.append(entry.path)
-                recording.append(len(recordings))
-            if len(ids) > known:
-                recordings.append((speaker, video))
-    if not ids and not problems:
-        if without and speakers:
-            raise UserError(
-                f"data_folder: all {len(speakers)} speakers in {data_folder} are in "
+                self.left_out.add(kind, next(iter(audio.values())).path, len(audio))
+            else:
+                yield video, audio
+
+    def _nothing(self, speakers):
+        """The error of a folder without any utterance."""
+        if self.without and speakers:
+            return UserError(
+                f"data_folder: all {len(speakers)} speakers in {self.folder} are in "
                 f"the trial lists, none is left to train on; unpack VoxCeleb1's "
                 f"development half there, too"
             )
-        raise UserError(
-            f"data_folder: no audio found in {data_folder}; looked for "
+        return UserError(
+            f"data_folder: no audio found in {self.folder}; looked for "
             f"id*/<video>/*.wav, .flac or .m4a there and in its "
             f"{', '.join(_TRAIN_ROOTS[:-1])}: unpack VoxCeleb2 or correct the path"
         )
-    if len(set(ids)) < len(ids):
-        twice = next(one for one in ids if ids.count(one) > 1)
-        raise UserError(
-            f"data_folder: two files would both be called {twice}: "
-            f"{enumeration([p for i, p in zip(ids, paths, strict=True) if i == twice])}"
-            f"; rename the folders of one"
-        )
-    recording = np.array(recording, dtype=np.int64)
-    utterances = Utterances(ids, paths, recording, recordings, tuple(problems))
-    return utterances, inputs.digest(), left_out
+
+    def _check_ids(self):
+        """Refuse two files of one ID."""
+        ids, paths = self.utterances.ids, self.utterances.paths
+        if len(set(ids)) < len(ids):
+            twice = next(one for one, count in Counter(ids).items() if count > 1)
+            both = [p for i, p in zip(ids, paths, strict=True) if i == twice]
+            raise UserError(
+                f"data_folder: two files would both be called {twice}: "
+                f"{enumeration(both)}; rename the folders of one"
+            )
 
 
 def _list_speakers(data_folder, left_out):
@@ -643,58 +626,49 @@ def _read_lists(lists):
     """Utterances named in the lists, and the trials that index them.
 
     Returns ``{speaker/video/utterance: (file name, list path, line number)}`` of
-    where each was named first, sorted, and ``{list name: Trials}``.
+    where each was named first, sorted, and ``{list name: TrialRows}``.
 
     1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav
     0 id10270/x6uYqmx31kE/00001.wav id10300/ize_eiCFEg0/00003.wav
     """
-    first, index, raw = {}, {}, {}
-    problems = []
+    first, listed, problems = {}, {path.name: [] for path in lists}, []
     for path in lists:
-        label, pairs = array("b"), array("l")
-        for number, line in enumerate(_text_lines(path), 1):
-            fields = line.split()
-            if not fields:
+        for number, line in enumerate(_lines(path), 1):
+            label, *files = line.split() or [None]
+            if label is None:
                 continue
-            if problem := _trial_problem(fields):
+            if problem := _trial_problem(label, files):
                 problems.append(f"{path}, line {number}: {problem}")
                 continue
-            label.append(int(fields[0]))
-            for file in fields[1:]:
-                name = os.path.splitext(file)[0]
-                if name not in index:
-                    index[name] = len(index)
-                    first[name] = (file, path, number)
-                pairs.append(index[name])
-        raw[path.name] = (
-            np.array(label, dtype=np.int64),
-            np.array(pairs, dtype=np.int64).reshape(-1, 2),
-        )
+            # One object for each name: lists of VoxCeleb1 repeat it a hundred times.
+            names = [sys.intern(os.path.splitext(file)[0]) for file in files]
+            for name, file in zip(names, files, strict=True):
+                first.setdefault(name, (file, path, number))
+            listed[path.name].append((int(label), *names))
     if problems:
         raise UserError(
             f"{len(problems)} bad line(s) in the trial lists: {enumeration(problems)}; "
             f"correct them or download the list again"
         )
     names = sorted(first)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[[index[name] for name in names]] = np.arange(len(names))
+    rank = {name: row for row, name in enumerate(names)}
     trials = {}
-    for name, (label, pairs) in raw.items():
-        pairs = rank[pairs]
-        trials[name] = Trials(label, pairs[:, 0], pairs[:, 1])
-        _check_both_labels(name, trials[name])
-        _check_contradictions(name, trials[name], names)
-        _report_oddities(name, trials[name], names)
+    for path, rows in listed.items():
+        table = [(label, rank[enrol], rank[test]) for label, enrol, test in rows]
+        table = np.array(table, dtype=np.int64).reshape(-1, 3)
+        trials[path] = TrialRows(*table.T)
+        _check_both_labels(path, trials[path])
+        _check_trials(path, trials[path], names)
     return {name: first[name] for name in names}, trials
 
 
-def _trial_problem(fields):
+def _trial_problem(label, files):
     """What is wrong with one line's fields, or None."""
-    if len(fields) != 3:
-        return f"{len(fields)} columns instead of `label enrol test`"
-    if fields[0] not in ("0", "1"):
-        return f"the label is {fields[0]!r}, not 0 or 1"
-    for name in fields[1:]:
+    if len(files) != 2:
+        return f"{1 + len(files)} columns instead of `label enrol test`"
+    if label not in ("0", "1"):
+        return f"the label is {label!r}, not 0 or 1"
+    for name in files:
         parts = name.split("/")
         if len(parts) != 3 or ".." in parts or "" in parts:
             return f"{name!r} is not speaker/video/file"
@@ -710,13 +684,15 @@ def _check_both_labels(name, trials):
         )
 
 
-def _check_contradictions(name, trials, names):
-    """Refuse what ``read_trials`` would refuse in the list we write."""
-    pairs = _unordered(trials)
-    index = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-    both = np.bincount(index, trials.label)
-    wrong = (both > 0)[index] & (both < np.bincount(index))[index]
-    wrong |= (trials.enrol == trials.test) & (trials.label == 0)
+def _check_trials(name, trials, names):
+    """Refuse trials that contradict each other; say what else is unusual."""
+    pairs = np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
+    distinct, index = np.unique(pairs, axis=0, return_inverse=True)
+    index = index.reshape(-1)
+    positive = np.bincount(index, trials.label)
+    alone = trials.enrol == trials.test
+    wrong = (positive > 0)[index] & (positive < np.bincount(index))[index]
+    wrong |= alone & (trials.label == 0)
     if wrong.any():
         one, other = (names[i] for i in pairs[wrong.argmax()])
         raise UserError(
@@ -724,58 +700,60 @@ def _check_contradictions(name, trials, names):
             f"such as {one} with {other}: two labels for one pair, or label 0 for an "
             f"utterance and itself; correct the list, or download it again"
         )
-
-
-def _unordered(trials):
-    """Both utterances of every trial ``[trial, 2]``, the smaller index first."""
-    return np.sort(np.stack([trials.enrol, trials.test], axis=1), axis=1)
-
-
-def _report_oddities(name, trials, names):
-    """Say what is unusual in a list but no reason to refuse it."""
-    pairs = _unordered(trials)
-    duplicates = len(pairs) - len(np.unique(pairs, axis=0))
-    if duplicates:
-        say(f"{name}: {duplicates} trial(s) repeat a pair; kept as published")
-    alone = int((trials.enrol == trials.test).sum())
-    if alone:
-        say(f"{name}: warning: {alone} trial(s) compare an utterance with itself")
-    speaker = np.unique([n.split("/")[0] for n in names], return_inverse=True)[1]
-    same = speaker[trials.enrol] == speaker[trials.test]
-    odd = int((same != (trials.label == 1)).sum())
-    if odd:
-        say(f"{name}: warning: {odd} label(s) contradict the speakers' folder names")
-
-
-def _find_utterances(names, test_folder, lists):
-    """The utterances named in the lists, and a hash of them and of the lists."""
-    roots = [test_folder / root for root in _TEST_ROOTS]
-    roots = [root for root in roots if root.is_dir()]
-    ids, paths, recording, recordings, missing = [], [], [], [], []
-    inputs = Inputs()
-    for path in lists:
-        inputs.add(path.name, path)
-    for name, (file, path, number) in names.items():
-        found = _find_audio(roots, file)
-        if found is None:
-            missing.append(f"{path}, line {number}: {file}")
-            continue
-        inputs.add(os.path.relpath(found, test_folder), found)
-        speaker, video, utterance = name.split("/")
-        if not recordings or recordings[-1] != (speaker, video):
-            recordings.append((speaker, video))
-        ids.append(f"{speaker}--{video}--{utterance}")
-        paths.append(found)
-        recording.append(len(recordings) - 1)
-    if missing:
-        raise UserError(
-            f"trial_lists: {len(missing)} of {len(names)} files are not in "
-            f"{test_folder} nor in its {', '.join(_TEST_ROOTS[:-1])}: "
-            f"{enumeration(missing)}; unpack all of VoxCeleb1 there, or take a list "
-            f"that needs less"
+    if repeated := len(pairs) - len(distinct):
+        say(f"{name}: {repeated} trial(s) repeat a pair; kept as published")
+    if alone.any():
+        say(f"{name}: warning: {alone.sum()} trial(s) compare an utterance with itself")
+    speaker = ranks([n.split("/")[0] for n in names])[1]
+    odd = (speaker[trials.enrol] == speaker[trials.test]) != (trials.label == 1)
+    if odd.any():
+        say(
+            f"{name}: warning: {odd.sum()} label(s) contradict the speakers' folder "
+            f"names"
         )
-    utterances = Utterances(ids, paths, np.array(recording, dtype=np.int64), recordings)
-    return utterances, inputs.digest()
+
+
+class Trialled:
+    """The test data: the utterances that trial lists name.
+
+    Attributes
+    ----------
+    lists : list of Path
+    trials : dict
+        ``TrialRows`` by the name of the list.
+    utterances : Utterances
+        Sorted by the names in the lists.
+    inputs : str
+        A hash of the files and of the lists.
+    """
+
+    def __init__(self, folder, trial_lists, save_folder):
+        self.folder = folder
+        self.lists = _find_lists(trial_lists, folder, save_folder)
+        names, self.trials = _read_lists(self.lists)
+        roots = [folder / root for root in _TEST_ROOTS]
+        roots = [root for root in roots if root.is_dir()]
+        rows, missing, inputs = [], [], Inputs()
+        for path in self.lists:
+            inputs.add(path.name, path)
+        for name, (file, path, number) in names.items():
+            audio = _find_audio(roots, file)
+            if audio is None:
+                missing.append(f"{path}, line {number}: {file}")
+                continue
+            inputs.add(os.path.relpath(audio, folder), audio)
+            speaker, video, utterance = name.split("/")
+            identity = f"{speaker}--{video}--{utterance}"
+            rows.append((identity, audio, speaker, (speaker, video)))
+        if missing:
+            raise UserError(
+                f"trial_lists: {len(missing)} of {len(names)} files are not in "
+                f"{folder} nor in its {', '.join(_TEST_ROOTS[:-1])}: "
+                f"{enumeration(missing)}; unpack all of VoxCeleb1 there, or take a "
+                f"list that needs less"
+            )
+        self.utterances = Utterances.of(rows)
+        self.inputs = inputs.digest()
 
 
 def _find_audio(roots, file):
@@ -789,9 +767,9 @@ def _find_audio(roots, file):
     return None
 
 
-def _check_leak(train, test):
+def _check_leak(train_speakers, test_speakers):
     """Refuse a speaker that is in both training and test data."""
-    shared = {s for s, _ in train.recordings} & {s for s, _ in test.recordings}
+    shared = set(train_speakers) & set(test_speakers)
     if shared:
         raise UserError(
             f"{len(shared)} speaker(s) are in both training and test data: "
@@ -800,130 +778,24 @@ def _check_leak(train, test):
         )
 
 
-def _check_speakers(utterances):
-    """Telling speakers apart takes two of them."""
-    speakers = {speaker for speaker, _ in utterances.recordings}
-    if len(speakers) < 2:
-        found = f"only 1 speaker ({speakers.pop()})" if speakers else "no speaker"
-        raise UserError(
-            f"data_folder: {found} was found; training needs at least two"
-        )
-
-
-def _single_utterances(utterances, rows):
-    """What to say about speakers with one training utterance."""
-    speakers = [s for s, _ in utterances.recordings]
-    index = np.unique(speakers, return_inverse=True)[1]
-    single = int((np.bincount(index[utterances.recording[rows]]) == 1).sum())
-    if not single:
-        return "train.csv: every speaker has at least two utterances"
-    return f"train.csv: warning: {single} speaker(s) have a single utterance"
-
-
-def _scan(part, utterances, scanning):
-    """Decode all; returns the ``Scan``, a column of the good, the number of others."""
-    problems = list(utterances.problems)
-    if len(problems) > scanning.skip_budget:
-        # Raises: no reason to decode hours of audio first.
-        part.skip(problems, scanning.skip_budget)
-    journal = Journal(scanning.journal_folder / f"{part.name}.scan", scanning.folder)
-    scan = scan_audio(
-        utterances.paths,
-        scanning.num_workers,
-        part.name,
-        journal,
-        scanning.header_only,
-    )
-    if scanning.header_only:
-        scan = scan._replace(mean=None, std=None)
-    problems += [
-        Problem(utterances.ids[index], utterances.paths[index], reason)
-        for index, reason in scan.reasons.items()
-    ]
-    part.skip(problems, scanning.skip_budget)
-    good = np.ones(len(utterances.ids), dtype=bool)
-    good[list(scan.reasons)] = False
-    if not good.any():
-        raise UserError(
-            f"{part.name}: no usable utterance is left; repair the corpus, see "
-            f"{part.folder / f'{part.name}.skipped.csv'}"
-        )
-    return scan, good, len(problems)
-
-
-def _select(utterances, rows):
-    """The utterances where ``rows`` is true, without empty recordings."""
-    keep = np.flatnonzero(rows).tolist()
-    left, recording = np.unique(utterances.recording[keep], return_inverse=True)
-    return Utterances(
-        [utterances.ids[i] for i in keep],
-        [utterances.paths[i] for i in keep],
-        recording,
-        [utterances.recordings[i] for i in left],
-    )
-
-
-def _columns(utterances, scan, good):
-    """The CSV's columns, for the good utterances."""
-    frames = scan.frames[good]
-    speakers = [utterances.recordings[i][0] for i in utterances.recording.tolist()]
-    columns = (
-        utterances.ids,
-        frames / SAMPLE_RATE,
-        utterances.paths,
-        np.zeros_like(frames),
-        frames,
-        speakers,
-    )
-    if scan.mean is None:
-        return columns
-    return *columns, scan.mean[good], scan.std[good]
-
-
-def _csv(name, columns, rows, skipped):
-    """Text and counts of a CSV with the rows that ``rows`` (bool) selects."""
-    keep = sorted(np.flatnonzero(rows).tolist(), key=columns[0].__getitem__)
-    columns = [
-        c[keep] if isinstance(c, np.ndarray) else [c[i] for i in keep] for c in columns
-    ]
-    speakers = columns[HEADER.index("spk_id")]
-    frames = columns[HEADER.index("stop")]
-    text = csv_text(HEADER[: len(columns)], columns)
-    return text, csv_counts(name, speakers, frames, skipped)
-
-
-def _split(
-    utterances,
-    fraction,
-    per_speaker,
-    positives,
-    negatives,
-    different_video,
-    seed,
-    sexes=None,
-):
-    """Hold out recordings and draw trials; column ``[utterance]`` and ``Trials``.
+def _split(utterances, sexes, splitting):
+    """Hold out recordings and draw trials; column ``[utterance]`` and ``TrialRows``.
 
     The rule is told in ``prepare_voxceleb``.
     """
+    fraction, per_speaker, *drawing, seed = splitting
+    distinct = set(utterances.speakers)
+    if len(distinct) < 2:
+        # Telling speakers apart takes two of them.
+        held = f"only 1 speaker ({distinct.pop()})" if distinct else "no speaker"
+        raise UserError(f"data_folder: {held} was found; training needs at least two")
     random = np.random.RandomState(seed)
-    recording = utterances.recording
-    speakers = [speaker for speaker, _ in utterances.recordings]
-    valid = hold_out(recording, speakers, fraction, per_speaker, random)[recording]
-    rows = np.flatnonzero(valid)
-    names, speaker = np.unique(speakers, return_inverse=True)
-    group = None
-    if sexes is not None:
-        group = np.array([sexes[name] == "f" for name in names], dtype=np.int64)
-    drawn = draw_trials(
-        speaker[recording[rows]],
-        recording[rows],
-        positives,
-        negatives,
-        different_video,
-        random,
-        group,
+    valid = held_out_rows(
+        utterances.speakers, utterances.recordings, fraction, per_speaker, random
     )
+    rows = np.flatnonzero(valid)
+    held_out = utterances.rows(rows)
+    drawn = draw_trials(held_out.speakers, held_out.recordings, *drawing, random, sexes)
     if len(set(drawn.label.tolist())) != 2:
         kind = "positive" if not drawn.label.any() else "negative"
         raise UserError(
@@ -932,104 +804,26 @@ def _split(
             f"valid_fraction, or use more speakers with two or more videos"
             f"{'' if sexes is None else ', or set valid_same_sex=False'}"
         )
-    return valid, Trials(drawn.label, rows[drawn.enrol], rows[drawn.test])
+    return valid, TrialRows(drawn.label, rows[drawn.enrol], rows[drawn.test])
 
 
-def _report_shortage(valid, trials, splitting):
-    """Say where the corpus is too small for the numbers asked for."""
-    wanted = splitting["fraction"] * len(valid)
-    if valid.sum() < wanted:
-        say(
-            f"valid.csv: only {valid.sum()} utterances can be held out of the "
-            f"{wanted:.0f} asked for (at most {splitting['per_speaker']} recordings of "
-            f"a speaker, and one must stay)"
-        )
-    wanted = splitting["positives"], splitting["negatives"]
-    report_shortage("valid_trials.txt", trials, *wanted)
+def _lines(path):
+    """Lines of a text file of VoxCeleb, whatever their ends."""
+    return read_text(path, "download the list again").split("\n")
 
 
-def _text_lines(path):
-    """Lines of a text file, whatever their ends and with or without a BOM."""
-    try:
-        return path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; download the list again"
-        ) from error
+COMMAND = Command(
+    prepare_voxceleb,
+    positional=("data_folder", "save_folder"),
+    hidden=("journal_folder", "skip_prep"),
+    section="voxceleb",
+)
 
 
 @user_errors_exit
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``prepare_voxceleb``."""
-    parser = ArgumentParser(
-        description="Prepare VoxCeleb: CSVs for training, validation and test, and "
-        "trial lists.",
-    )
-    parser.add_argument(
-        "data_folder",
-        metavar="DATA_FOLDER",
-        help="VoxCeleb2 for training and validation; - for none",
-    )
-    parser.add_argument("save_folder", metavar="SAVE_FOLDER", help="for the CSVs")
-    parser.add_argument("--test_folder", help="VoxCeleb1 (default: no test data)")
-    parser.add_argument(
-        "--trial_lists",
-        nargs="+",
-        action="extend",
-        metavar="LIST",
-        help=f"absolute or relative to the test folder ({' '.join(TRIAL_LISTS)})",
-    )
-    parser.add_argument(
-        "--transcripts",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="of VoxCeleb2, made by tools/pseudo_label.py or elsewhere (none)",
-    )
-    for flag, default, use in (
-        ("valid_fraction", 0.02, "utterances held out for validation"),
-        ("valid_recordings_per_speaker", 2, "held out of a speaker at most"),
-        ("valid_positive_trials", 5000, "validation trials of one speaker"),
-        ("valid_negative_trials", 5000, "validation trials of two speakers"),
-        ("seed", 42133724, "of the validation split"),
-        ("skip_budget", 0, "bad files that may be left out"),
-    ):
-        parser.add_argument(
-            f"--{flag}",
-            type=option("voxceleb", flag),
-            default=default,
-            help=f"{use} (%(default)s)",
-        )
-    for flag, use in (
-        ("valid_different_video", "no positive validation trial within one video"),
-        (
-            "without_test_speakers",
-            "no training on the speakers of the trial lists: DATA_FOLDER is VoxCeleb1",
-        ),
-        ("valid_same_sex", f"negative validation trials of one sex (by {META})"),
-        ("strict", "any bad file is an error"),
-        (
-            "header_only",
-            "lengths from headers, no mean and std: fast, and overlooks "
-            "damage; m4a files are decoded",
-        ),
-    ):
-        parser.add_argument(f"--{flag}", action="store_true", help=use)
-    parser.add_argument(
-        "--convert",
-        choices=("flac", "wav"),
-        help="convert VoxCeleb2's m4a files first, beside them (read as they are)",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=option("voxceleb", "num_workers"),
-        help="decoding processes (default: all cores)",
-    )
-    options = vars(parser.parse_args(arguments))
-    options["trial_lists"] = options["trial_lists"] or TRIAL_LISTS
-    if options["data_folder"] == "-":
-        options["data_folder"] = None
-    prepare_voxceleb(**options)
+    prepare_voxceleb(**COMMAND.parse(arguments))
 
 
 if __name__ == "__main__":

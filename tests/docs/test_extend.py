@@ -151,7 +151,7 @@ def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
     )
     brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     assert not any(brain.modules.weighting.log_variances.values())
-    brain.train_stream()
+    brain.prepare_training()
     brain.on_fit_start()
     found = brain.modules.weighting.state_dict()
     assert brain.optimizer_step == 6
@@ -291,11 +291,12 @@ def test_a_corpus(user, tmp_path):
     text = yaml.read_text().replace("/my/csvs", str(csvs))
     yaml.write_text(text)
     small = arguments(None, tmp_path / "run", yaml)
-    keep = ("encoder_config", "source", "steps", "freeze_steps", "valid_interval")
-    keep += ("max_batch_samples", "crop_seconds", "num_workers", "threads", "device")
-    keep += ("output_folder", "max_valid_loss", "noprogressbar", "skip_prep")
+    keep = ("encoder.config", "encoder.source", "steps", "freeze_steps")
+    keep += ("valid_interval", "max_batch_samples", "crop_seconds", "num_workers")
+    keep += ("threads", "device", "output_folder", "stopping.limits.speech_loss")
+    keep += ("noprogressbar", "skip_prep")
     small = [a for a in small[1:] if a[2:].split("=")[0] in keep]
-    mtl.main([str(yaml), *small, "--n_speakers=3"])
+    mtl.main([str(yaml), *small, "--speaker.n_speakers=3"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["sets"]["speech"]["test"]["utterances"] == 6
     assert results["sets"]["speaker"]["test_trials"]["trials"] == 15

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import keys_of, load_variant
 from lobes.system.checkout import ROOT
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -32,6 +32,7 @@ def test_the_variant_is_short_and_opens_with_its_command():
 def test_every_setting_of_the_variant_is_explained():
     named = {name for cell, _ in ROWS for name in re.findall(r"`([\w.*]+)`", cell)}
     tree, _ = load_variant(YAML)
+    keys = {*tree, *keys_of(tree)}
     own = re.findall(r"^([\w.]+):", YAML.read_text(encoding="utf-8"), re.MULTILINE)
     explained = {re.sub(r"\*$", "", name) for name in named}
     for key in own:
@@ -41,17 +42,27 @@ def test_every_setting_of_the_variant_is_explained():
             "prepared_folder",
         )
         assert told or any(key.startswith(name) for name in explained), key
-    for name in explained:
-        assert any(key.startswith(name.partition(".")[0]) for key in tree), name
+    assert explained <= keys | set(own), explained - keys
 
 
 @pytest.mark.parametrize(
-    "key", ["steps", "valid_fraction", "crop_seconds", "shared_layers", "threads"]
+    "key",
+    [
+        "steps",
+        "voxceleb.valid_fraction",
+        "voxceleb.valid_positive_trials",
+        "crop_seconds",
+        "encoder.shared_layers",
+        "threads",
+    ],
 )
 def test_a_number_of_the_page_is_the_yaml_s(key):
     (value,) = [value for names, value in ROWS if f"`{key}`" in names]
     number = re.match(r"[\d.,]+", value)[0].rstrip(",").replace(",", "")
-    assert float(number) == load_variant(YAML)[0][key]
+    setting = load_variant(YAML)[0]
+    for name in key.split("."):
+        setting = setting[name]
+    assert float(number) == setting
 
 
 def test_it_prepares_into_a_folder_of_its_own():
@@ -85,9 +96,9 @@ def test_the_command_for_own_csvs_trains(tiny_corpus, tmp_path):
         "prepared_folder": mine,
         "output_folder": tmp_path / "run",
         "ledger": tmp_path / "ledger.jsonl",
-        "source": "null",
-        "encoder_config": str(tiny.ENCODER).replace("'", ""),
-        "n_speakers": tiny.SPEAKERS + 1,
+        "encoder.source": "null",
+        "encoder.config": str(tiny.ENCODER).replace("'", ""),
+        "speaker.n_speakers": tiny.SPEAKERS + 1,
         "crop_seconds": 0.4,
         "steps": 2,
         "valid_interval": 2,
@@ -96,7 +107,7 @@ def test_the_command_for_own_csvs_trains(tiny_corpus, tmp_path):
         "allow_leaks": True,
     }
     named = {word.partition("=")[0] for word in words}
-    assert {"--prepared_folder", "--n_speakers", "--skip_prep"} <= named
+    assert {"--prepared_folder", "--speaker.n_speakers", "--skip_prep"} <= named
     mtl.main(
         [
             str(YAML),

@@ -10,7 +10,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.data.streams import LengthBuckets, RandomCrops
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.preparation.parts import scan_audio
+from lobes.preparation.scan import scan_audio
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 from tests.conftest import ROOT

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lobes.data import streams
+from lobes.data import utterances
 from lobes.runs import evaluate as evaluation
 from lobes.training import brain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as command
@@ -105,7 +105,7 @@ def paused(argv, step):
 
 def with_bad_reader(argv, kind, part):
     """The process that reads an utterance with ``part`` in its path comes to grief."""
-    read = streams.read_audio
+    read = utterances.read_audio
 
     def bad(path, *args):
         if part in str(path):
@@ -117,7 +117,7 @@ def with_bad_reader(argv, kind, part):
                 raise ZeroDivisionError("a defect in the reader")
         return read(path, *args)
 
-    streams.read_audio = bad
+    utterances.read_audio = bad
     training(argv)
 
 

@@ -28,7 +28,7 @@ import torch
 from lobes.errors import UserError
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.names import check_keys, check_names
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import keys_of, load_variant
 from lobes.settings import kinds, yamls
 from lobes.settings import table as settings
 from lobes.system.checkout import ROOT
@@ -54,35 +54,38 @@ OLD_WORDS = {"None", "no", "off", "yes", "on", "True", "False"}
 
 #: Keys whose good values depend on other keys, or on the model: no verdict here.
 DEPENDENT = {
-    "shared_layers", "speaker_dims", "warmup", "hold", "mask_feature_length",
-    "mask_feature_prob",
-    "headline_sets", "selection", "source", "init_from", "encoder_config",
-    "class_token", "voxceleb_trial_lists", "librispeech_test_splits", "tensorboard",
-    "output_folder", "n_speakers", "skip_prep",
+    "encoder.shared_layers", "encoder.speaker_dims", "schedule.warmup",
+    "schedule.hold", "encoder.mask_feature_length", "encoder.mask_feature_prob",
+    "headline_sets", "selection", "encoder.source", "init_from", "encoder.config",
+    "encoder.class_token", "voxceleb_trial_lists", "librispeech_test_splits",
+    "tensorboard", "output_folder", "speaker.n_speakers", "skip_prep",
 }  # fmt: skip
 
 #: (file, words of the command line): from docs of faults, each must be refused.
 KNOWN_BAD = [
     (tiny.MTL, word)
     for word in (
-        "--initial_lr=-1", "--warmup=2", "--hold=-1", "--final_lr=0", "--lr=.inf",
-        "--lr=0", "--lr=-1", "--lr=.nan", "--lr=inf", "--layerdrop=2",
-        "--mask_time_prob=-1", "--aam_scale=0", "--aam_scale=-30", "--aam_margin=10",
-        "--length_jitter=5", "--max_grad_norm=.nan", "--grad_accumulation_factor=0",
-        "--log_interval=0", "--num_workers=-1", "--num_workers=300", "--n_speakers=-1",
-        "--n_speakers=1e12", "--crop_seconds=.inf", "--threads=100000",
-        "--max_batch_samples=1e30", "--strict=", "--steps=5.5", "--skip_prep='False'",
-        "--seed=5000000000", "--lr=abc", "--output_folder=x/<seed>", "--freeze_cnn=no",
-        "--gradient_checkpointing=off", "--relative_ends=no", "--strict=no",
-        "--selection={foo: 1}", "--selection={}", "--selection={wer: 1, eerr: 1}",
-        "--selection={wer: .nan}", "--headline_sets={foo: test-other}",
-        "--headline_sets={wer: veri_test2}", "--encoder_config={hidden_sise: 32}",
-        "--checkpoints_to_keep=0", "--precision=fp8", "--debug_batches=0",
-        "--debug_epochs=-1", "--optimizer_step_limit=nan", "--ckpt_interval_steps=-1",
-        "--profile_steps=x", "--compile_mode=fast", "--eval_precision=half",
-        "--distributed_backend=tcp", "--device=", "--mask_time_length=0",
-        "--freeze_steps=-1", "--valid_interval=0", "--class_token=None",
-        "--speech_dropout=1", "--voxceleb_trial_lists=[a/t.txt, b/t.txt]",
+        "--schedule.initial_lr=-1", "--schedule.warmup=2", "--schedule.hold=-1",
+        "--schedule.final_lr=0", "--lr=.inf", "--lr=0", "--lr=-1", "--lr=.nan",
+        "--lr=inf", "--encoder.layerdrop=2", "--encoder.mask_time_prob=-1",
+        "--speaker.scale=0", "--speaker.scale=-30", "--speaker.margin=10",
+        "--train_streams.speech.length_jitter=5", "--max_grad_norm=.nan",
+        "--grad_accumulation_factor=0", "--log_interval=0", "--num_workers=-1",
+        "--num_workers=300", "--speaker.n_speakers=-1", "--speaker.n_speakers=1e12",
+        "--crop_seconds=.inf", "--threads=100000", "--max_batch_samples=1e30",
+        "--strict=", "--steps=5.5", "--skip_prep='False'", "--seed=5000000000",
+        "--lr=abc", "--output_folder=x/<seed>", "--encoder.freeze_cnn=no",
+        "--encoder.gradient_checkpointing=off", "--schedule.relative_ends=no",
+        "--strict=no", "--selection={foo: 1}", "--selection={}",
+        "--selection={wer: 1, eerr: 1}", "--selection={wer: .nan}",
+        "--headline_sets={foo: test-other}", "--headline_sets={wer: veri_test2}",
+        "--encoder.config={hidden_sise: 32}", "--checkpoints_to_keep=0",
+        "--precision=fp8", "--debug_batches=0", "--debug_epochs=-1",
+        "--optimizer_step_limit=nan", "--ckpt_interval_steps=-1", "--profile_steps=x",
+        "--compile_mode=fast", "--eval_precision=half", "--distributed_backend=tcp",
+        "--device=", "--encoder.mask_time_length=0", "--freeze_steps=-1",
+        "--valid_interval=0", "--encoder.class_token=None", "--speech.dropout=1",
+        "--voxceleb_trial_lists=[a/t.txt, b/t.txt]",
         "--librispeech_test_splits=[veri_test2]", "--init_from=",
     )
 ]  # fmt: skip
@@ -94,9 +97,9 @@ KNOWN_BAD += [
 
 #: Variants of mtl.yaml that must be refused, and two that must not.
 VARIANTS = {
-    "freeze_cnn: no": False,
-    "gradient_checkpointing: off": False,
-    "relative_ends: no": False,
+    "encoder.freeze_cnn: no": False,
+    "encoder.gradient_checkpointing: off": False,
+    "schedule.relative_ends: no": False,
     "strict: no": False,
     "skip_prep: 'False'": False,
     "lr: abc": False,
@@ -124,14 +127,14 @@ VARIANTS = {
     "opt_class.betas: (0.9, 2)": False,
     "opt_class.lr: -1": False,
     "schedule.warmup: 0.9": False,
-    "encoder_config: {hidden_size: -5}": False,
+    "encoder.config: {hidden_size: -5}": False,
     "pooling: !new:lobes.model.pooling.NoSuch": False,
     "lr: [1\nsteps: 2": False,
     "lr: 1\nlr: 2": False,
     "lr: 2001-99-99": False,
     "base: [a]": False,
     "lr: 1.0e-3\nsteps: 1e5": True,
-    "patience_steps: null\nmax_grad_norm: 1": True,
+    "stopping.patience_steps: null\nmax_grad_norm: 1": True,
 }
 
 #: Whole files that are no recipe's YAML.
@@ -284,12 +287,13 @@ class Trial:
             "librispeech_folder": "x",
             "voxceleb2_folder": "x",
             "voxceleb1_folder": "x",
-            "source": "null",
-            "encoder_config": str(tiny.ENCODER).replace("'", ""),
+            "encoder.source": "null",
+            "encoder.config": str(tiny.ENCODER).replace("'", ""),
             "output_folder": self.folder / "out",
-            "n_speakers": 5,
+            "speaker.n_speakers": 5,
         }
-        return {key: f"--{key}={value}" for key, value in given.items() if key in tree}
+        keys = set(keys_of(tree))
+        return {key: f"--{key}={value}" for key, value in given.items() if key in keys}
 
     def file(self, content):
         """A file that is there for one trial."""

@@ -53,7 +53,7 @@ SETTINGS = {
 OPTIONS = ["--device=cpu", "--noprogressbar", "--ckpt_interval_steps=2"]
 
 #: Everything that a training imports when its YAML names it.
-MODULES = [module.name for module in pkgutil.iter_modules(lobes.__path__, "lobes.")]
+MODULES = [module.name for module in pkgutil.walk_packages(lobes.__path__, "lobes.")]
 
 #: What each kind of event is called, in the order in which kill points are dealt out.
 KINDS = (
@@ -195,7 +195,7 @@ def _row(system, batches):
         "crops": {task: _hash(b.wavs, b.lengths) for task, b in batches.items()},
         "positions": {task: batch.position for task, batch in batches.items()},
         "values": values,
-        "skipped": system.skipped_steps,
+        "skipped": system.guard.skipped_steps,
     }
 
 
@@ -264,7 +264,9 @@ def attempt(folder, corpus, workers, kill_at):
 
 def left_alone(folder, corpus, workers):
     """The reference run, in a program of its own with other hash values of strings."""
-    program = "import sys; from tests import kill_resume as k; k.run(*sys.argv[1:])"
+    program = (
+        "import sys; from tests.helpers.kill_resume import run; run(*sys.argv[1:])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, folder, corpus, str(workers)],
         cwd=Path(__file__).resolve().parents[2],

@@ -21,7 +21,7 @@ import soundfile
 
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.utterance_tables import read_table
-from lobes.preparation.parts import scan_audio
+from lobes.preparation.scan import scan_audio
 from recipes.VoxCeleb import voxceleb_prepare
 
 #: As in VoxCeleb2, on average: 182 utterances of 24 videos of a speaker.
@@ -69,7 +69,7 @@ def measure(folder, entries):
         names = ("train.csv", "valid.csv")
         assert sum(counts[name]["utterances"] for name in names) == entries
 
-    found["list"] = timed(lambda: voxceleb_prepare._list_utterances(folder))
+    found["list"] = timed(lambda: voxceleb_prepare.Training(folder))
     found["prepare"] = timed(prepare)
     found["nothing_changed"] = timed(prepare)
     found["other_split"] = timed(lambda: prepare(seed=1))
@@ -94,7 +94,8 @@ def measure_training(csv):
     import pandas  # noqa: F401
 
     from lobes.data.labels import Categories
-    from lobes.data.streams import RandomCrops, Utterances
+    from lobes.data.streams import RandomCrops
+    from lobes.data.utterances import Utterances
 
     before = _memory("VmRSS")
     found = {"table": timed(lambda: read_table(csv, ["spk_id"]))}

@@ -1,12 +1,14 @@
 """A system small enough to train in a test: its corpus, settings and Brain."""
 
 import functools
+from collections import Counter
 
 import numpy as np
 import pandas
 import soundfile
 import torch
 
+from lobes.runs import command_line
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.experiment import start_experiment
 from lobes.runs.variants import load_variant
@@ -111,7 +113,10 @@ def _utterance(folder, name, random, text, pitch):
 
 
 def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
-    """Command line of a tiny run of ``yaml`` on ``write_corpus``'s folder."""
+    """Command line of a tiny run of ``yaml`` on ``write_corpus``'s folder.
+
+    ``changes`` may name an argument of an object by its last name: ``shared_layers``.
+    """
     keys, base = _keys(yaml)
     encoder = {**ENCODER, **(encoder or {})}
     headlines = {ASR: "{wer: test-other}", SPEAKER: "{eer: veri_test2}"}
@@ -128,8 +133,8 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "skip_prep": True,
         # It validates and tests on what it trains on.
         "allow_leaks": True,
-        "source": "null",
-        "encoder_config": str(encoder).replace("'", ""),
+        "encoder.source": "null",
+        "encoder.config": str(encoder).replace("'", ""),
         "n_speakers": SPEAKERS,
         "max_batch_samples": 64000,
         "crop_seconds": 0.4,
@@ -141,18 +146,22 @@ def arguments(corpus, output, yaml=MTL, encoder=None, **changes):
         "log_interval": 1,
         "threads": 1,
         # An untrained model's CTC loss would count as divergence.
-        "max_valid_loss": 1e9,
+        "stopping.limits.speech_loss": 1e9,
         **changes,
     }
     known = [key for key in settings if key in keys]
-    return [str(yaml), *(f"--{key}={settings[key]}" for key in known)]
+    return [str(yaml), *(f"--{keys[key]}={settings[key]}" for key in known)]
 
 
 @functools.cache
 def _keys(yaml):
-    """Names of the settings of a YAML file, and the file at the end of its bases."""
+    """Settings of a YAML file by name, and the file of its recipe."""
     tree, base = load_variant(yaml)
-    return set(tree), base
+    dotted = list(command_line.keys_of(tree))
+    ends = Counter(key.split(".")[-1] for key in dotted)
+    short = {key.split(".")[-1]: key for key in dotted}
+    short = {name: key for name, key in short.items() if ends[name] == 1}
+    return {**short, **{key: key for key in dotted}}, base
 
 
 def brain(corpus, output, yaml=MTL, encoder=None, options=(), **changes):
@@ -166,8 +175,7 @@ def brain(corpus, output, yaml=MTL, encoder=None, options=(), **changes):
 
 def fit(system):
     """Train as train.py does; returns the rows of the progress log."""
-    epochs = system.hparams.epoch_counter
-    system.fit(epochs, system.train_stream(), system.valid_stream())
+    system.train()
     return system.progress.rows()
 
 

@@ -65,7 +65,7 @@ def test_another_checkout_on_the_path_is_refused(tmp_path, repository):
     result = run(
         "-c",
         "from lobes.errors import user_errors_exit\n"
-        "from lobes.runs.experiment import parse_arguments\n"
+        "from lobes.runs.command_line import parse_arguments\n"
         "user_errors_exit(parse_arguments)(['x.yaml'])",
         cwd=tmp_path,
         environment={"PYTHONPATH": str(tmp_path)},
@@ -85,12 +85,12 @@ WRONG = {
     "refused option": (["--jit"], "--jit is not supported"),
     "no corpus": (["--skip_prep=False"], "data_folder"),
     "no hub": (
-        ["--source=no/such-model", "--encoder_config={}"],
+        ["--encoder.source=no/such-model", "--encoder.config={}"],
         "source: no/such-model is not in the local cache, and the hub cannot be",
     ),
-    "both models": (["--source=x"], "encoder_config"),
+    "both models": (["--encoder.source=x"], "encoder_config"),
     "no csv": (["--librispeech_csv_folder=/nowhere"], "/nowhere/test-other.csv"),
-    "speakers": (["--n_speakers=6"], "--n_speakers=5"),
+    "speakers": (["--speaker.n_speakers=6"], "--speaker.n_speakers=5"),
 }
 
 
@@ -119,20 +119,20 @@ def test_corpora_are_looked_for_before_the_hub(tmp_path, capsys):
         str(tiny.MTL),
         f"--librispeech_folder={speech}",
         f"--voxceleb2_folder={tmp_path}",
-        "--source=no/such-model",
+        "--encoder.source=no/such-model",
         f"--output_folder={tmp_path / 'run'}",
     ]
     absent = f"--voxceleb1_folder={tmp_path / 'absent'}"
     for more, told in (
         ([absent], f"librispeech_train_splits: {speech} has no folder train-clean-100"),
         (
-            [absent, "--librispeech_train_splits=[dev-other]"],
+            [absent, "--librispeech.tr_splits=[dev-other]"],
             f"librispeech_test_splits: {speech} has no folder test-other",
         ),
         (
             [
                 absent,
-                "--librispeech_train_splits=[dev-other]",
+                "--librispeech.tr_splits=[dev-other]",
                 "--librispeech_test_splits=[]",
             ],
             f"voxceleb1_folder: the folder {tmp_path / 'absent'} does not exist",

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import lobes.preparation.parts
 from lobes.data.audio import SAMPLE_RATE
+from lobes.preparation import parts, scan
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
 
@@ -69,9 +69,10 @@ def contents(folder):
 
 
 def count_calls(monkeypatch, name, kill_at=None):
-    """Count calls of a function of ``parts``; die before number so."""
+    """Count calls of a function; die before number ``kill_at``."""
     calls = []
-    function = getattr(lobes.preparation.parts, name)
+    module = scan if name == "audio_statistics" else parts
+    function = getattr(module, name)
 
     def counted(*arguments):
         if len(calls) == kill_at:
@@ -79,7 +80,7 @@ def count_calls(monkeypatch, name, kill_at=None):
         calls.append(arguments)
         return function(*arguments)
 
-    monkeypatch.setattr(lobes.preparation.parts, name, counted)
+    monkeypatch.setattr(module, name, counted)
     return calls
 
 
@@ -204,7 +205,7 @@ def test_a_killed_command_with_workers_continues(corpora, tmp_path, repository):
     script = repository / "recipes" / "VoxCeleb" / "voxceleb_prepare.py"
     slow = (
         "import sys, time\n"
-        "import lobes.preparation.parts as p\n"
+        "import lobes.preparation.scan as p\n"
         "from recipes.VoxCeleb.voxceleb_prepare import main\n"
         "real = p.audio_statistics\n"
         "p.audio_statistics = lambda path: time.sleep(0.02) or real(path)\n"

@@ -14,9 +14,10 @@ import pytest
 import soundfile
 
 import lobes.preparation.parts
+import lobes.preparation.scan
 from lobes.data.audio import SAMPLE_RATE
 from lobes.data.labels import Letters
-from lobes.data.streams import Utterances
+from lobes.data.utterances import Utterances
 from lobes.errors import UserError
 from recipes.LibriSpeech.librispeech_prepare import HEADER, main, prepare_librispeech
 
@@ -174,13 +175,13 @@ def test_nothing_is_done_with_skip_prep(tmp_path):
 def decoded(monkeypatch):
     """Names of the splits that were decoded, in order."""
     titles = []
-    scan = lobes.preparation.parts.scan_audio
+    scan = lobes.preparation.scan.scan_audio
 
     def record(paths, num_workers, title, *options):
         titles.append(title)
         return scan(paths, num_workers, title, *options)
 
-    monkeypatch.setattr("recipes.LibriSpeech.librispeech_prepare.scan_audio", record)
+    monkeypatch.setattr("lobes.preparation.pipeline.scan_audio", record)
     return titles
 
 
@@ -368,7 +369,7 @@ def test_an_utterance_in_two_chapters_is_refused(corpus):
 def test_a_transcript_file_in_latin_1_is_refused(corpus):
     path = corpus / "dev-a" / "60" / "1" / "60-1.trans.txt"
     path.write_bytes("60-1-0000 déjà\n".encode("latin-1"))
-    with pytest.raises(UserError, match="60-1.trans.txt: byte 11 is not UTF-8"):
+    with pytest.raises(UserError, match="60-1.trans.txt, line 1: not UTF-8; save"):
         prepare(corpus)
 
 

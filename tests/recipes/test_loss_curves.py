@@ -63,7 +63,7 @@ def run(tiny_corpus, tmp_path_factory):
 def plain(request, run):
     """The norm, and the losses (speech, speaker) of every step of plain training."""
     system = run("plain", request.param)()
-    stream = system.train_stream()
+    stream = system.prepare_training()
     system.on_fit_start()
     reference = OneAtATime(system, NORMS[request.param])
     trained = {
@@ -133,6 +133,6 @@ def test_the_curve_compiled(way, plain, run):
     alike(found, expected, tolerance)
     resumed = build()
     resumed.compile = False
-    resumed.train_stream()
+    resumed.prepare_training()
     resumed.on_fit_start()
     assert resumed.optimizer_step == STEPS, "its checkpoint is an ordinary one"

@@ -16,6 +16,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.data.trials import check_trials, read_trials
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
+from lobes.preparation import pipeline
 from recipes.LibriSpeech import librispeech_prepare
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb import voxceleb_prepare
@@ -197,7 +198,7 @@ def test_names_of_voxceleb(voxceleb, name, place, monkeypatch):
     if reason is not None:
         # Found before anything is decoded.
         with monkeypatch.context() as patch:
-            patch.setattr(voxceleb_prepare, "scan_audio", None)
+            patch.setattr(pipeline, "scan_audio", None)
             with pytest.raises(UserError, match="train: 1 bad utterance") as caught:
                 prepare_vox(voxceleb)
         assert "\n" not in str(caught.value) and str(caught.value).isprintable()
@@ -234,7 +235,7 @@ def test_names_of_librispeech(librispeech, name, monkeypatch):
             stream.write(f"{name} NO\n")
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(librispeech_prepare, "scan_audio", None)
+            patch.setattr(pipeline, "scan_audio", None)
             with pytest.raises(UserError, match="rename the file") as caught:
                 prepare_libri(librispeech)
         assert str(caught.value).isprintable()
@@ -382,8 +383,7 @@ def test_nothing_is_written_into_a_corpus(voxceleb, librispeech):
 def test_own_csvs_are_not_overwritten(voxceleb, librispeech, monkeypatch):
     save = voxceleb.parent / "csv"
     save.mkdir()
-    for module in (voxceleb_prepare, librispeech_prepare):
-        monkeypatch.setattr(module, "scan_audio", None)
+    monkeypatch.setattr(pipeline, "scan_audio", None)
     for name, prepare, root, options in (
         ("valid.csv", prepare_vox, voxceleb, {}),
         ("valid_trials.txt", prepare_vox, voxceleb, {}),
@@ -422,7 +422,7 @@ def test_repeated_options_add_up(main, monkeypatch):
     monkeypatch.setattr(module, name, lambda **options: got.update(options))
     if module is librispeech_prepare:
         main(["d", "s", "--train", "a", "--train", "b", "c"])
-        assert got["tr_splits"] == ["a", "b", "c"] and got["trial_splits"] == []
+        assert got["tr_splits"] == ["a", "b", "c"] and list(got["trial_splits"]) == []
     else:
         main(["d", "s", "--trial_lists", "a", "--trial_lists", "b"])
         assert got["trial_lists"] == ["a", "b"] and got["transcripts"] is None

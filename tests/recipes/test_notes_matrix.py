@@ -40,7 +40,7 @@ def step(system, batches):
 
 def test_joint_training_runs_the_encoder_once_for_both_tasks(tiny_corpus, tmp_path):
     system = make(tiny_corpus, tmp_path)
-    batches = next(iter(system.train_stream()))
+    batches = next(iter(system.prepare_training()))
     assert batches["speech"] is batches["speaker"]
     calls = []
     system.modules.encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -50,7 +50,7 @@ def test_joint_training_runs_the_encoder_once_for_both_tasks(tiny_corpus, tmp_pa
 
 def test_joint_batches_hold_whole_utterances_with_both_labels(tiny_corpus, tmp_path):
     system = make(tiny_corpus, tmp_path)
-    stream = system.train_stream()
+    stream = system.prepare_training()
     utterances = system.hparams.train_streams["speech"].utterances
     lengths = dict(zip(utterances.ids, utterances.lengths, strict=True))
     for batches in itertools.islice(stream, 4):
@@ -67,7 +67,7 @@ def test_joint_batches_hold_whole_utterances_with_both_labels(tiny_corpus, tmp_p
 def test_the_weights_apply_to_both_losses(tiny_corpus, tmp_path, speech, speaker):
     """The published joint code forgot them: total and gradients by hand."""
     system = make(tiny_corpus, tmp_path)
-    batches = next(iter(system.train_stream()))
+    batches = next(iter(system.prepare_training()))
     weighting = system.modules.weighting
     assert weighting.weights == {"speech": 0.5, "speaker": 0.5}
     alone = []
@@ -117,7 +117,7 @@ def test_disjoint_batches_are_drawn_from_librispeech_independently(
 ):
     system = make(tiny_corpus, tmp_path, "disjoint_ls_2s")
     drawn = {"speech": set(), "speaker": set()}
-    for batches in itertools.islice(system.train_stream(), 6):
+    for batches in itertools.islice(system.prepare_training(), 6):
         assert set(batches["speech"].labels) == {"letters"}
         assert set(batches["speaker"].labels) == {"speaker"}
         assert batches["speech"].ids != batches["speaker"].ids
@@ -234,11 +234,11 @@ def test_preparation_writes_what_the_variant_reads(corpora, tmp_path, name):
     prepare_voxceleb(**{**hparams["voxceleb"], "num_workers": 1})
     system = SpeechSpeakerBrain(hparams, {"device": "cpu"})
     trained = set()
-    for batches in itertools.islice(system.train_stream(), 3):
+    for batches in itertools.islice(system.prepare_training(), 3):
         for batch in batches.values():
             trained.update(batch.ids)
     system.open_sets()
-    system.valid_stream()
+    system.prepare_validation()
     valid = hparams["valid_sets"]["speaker"]
     assert len(trained) == 16 and len(valid.utterances) == 16
     assert not trained & set(valid.utterances.ids)

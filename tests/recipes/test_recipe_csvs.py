@@ -56,7 +56,7 @@ def test_the_files_of_a_row_exist_and_the_readme_names_the_yaml(row):
 
 
 @pytest.mark.parametrize("row", map(once, ROWS))
-def test_a_row_runs_resumes_and_leaves_its_files(row, tiny_corpus, tmp_path):
+def test_a_row_runs_resumes_and_leaves_its_files(row, tiny_corpus, tmp_path, curves):
     flags = row["test_debug_flags"].replace("tests/tmp/corpus", str(tiny_corpus))
     output = tmp_path / "run"
     options = [f"--output_folder={output}", "--device=cpu", "--noprogressbar"]
@@ -67,7 +67,8 @@ def test_a_row_runs_resumes_and_leaves_its_files(row, tiny_corpus, tmp_path):
     arguments = [str(ROOT / row["Hparam_file"]), *shlex.split(flags), *options]
     # Stopped in the middle of an epoch, and run again.
     main([*arguments, "--optimizer_step_limit=3"])
-    main(arguments)
+    with curves():
+        main(arguments)
     log = (output / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [entry["step"] for entry in map(json.loads, log) if "lr" in entry]
     assert steps == [1, 2, 3, 4]

@@ -14,7 +14,7 @@ import speechbrain as sb
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain

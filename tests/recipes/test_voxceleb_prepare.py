@@ -19,7 +19,8 @@ from lobes.data.audio import SAMPLE_RATE, audio_statistics
 from lobes.data.labels import Letters
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
-from lobes.preparation.parts import Scan
+from lobes.preparation import pipeline
+from lobes.preparation.scan import Scan
 from recipes.VoxCeleb import voxceleb_prepare
 from recipes.VoxCeleb.voxceleb_prepare import HEADER, main, prepare_voxceleb
 
@@ -248,7 +249,7 @@ def no_decoding(monkeypatch):
         ones = np.ones(len(paths))
         return Scan(np.full(len(paths), SAMPLE_RATE), 0 * ones, ones, {})
 
-    monkeypatch.setattr(voxceleb_prepare, "scan_audio", scan)
+    monkeypatch.setattr(pipeline, "scan_audio", scan)
 
 
 def empty_tree(folder, sizes):
@@ -593,7 +594,7 @@ def test_a_folder_without_audio_is_refused(corpora):
 
 def test_a_leak_is_refused_before_decoding(corpora, monkeypatch):
     write_tree(corpora / "vox2" / "dev" / "wav", 1, 2, 1, first=90001)
-    monkeypatch.setattr(voxceleb_prepare, "scan_audio", None)
+    monkeypatch.setattr(pipeline, "scan_audio", None)
     with pytest.raises(UserError, match=r"1 speaker\(s\) are in both .*: id90001;"):
         prepare(corpora)
 
@@ -653,13 +654,13 @@ def test_bad_test_audio_takes_its_trials_with_it(corpora, capsys):
 def decoded(monkeypatch):
     """Names of the parts that were decoded, in order."""
     titles = []
-    scan = voxceleb_prepare.scan_audio
+    scan = pipeline.scan_audio
 
     def record(paths, num_workers, title, *options):
         titles.append(title)
         return scan(paths, num_workers, title, *options)
 
-    monkeypatch.setattr(voxceleb_prepare, "scan_audio", record)
+    monkeypatch.setattr(pipeline, "scan_audio", record)
     return titles
 
 
@@ -911,7 +912,7 @@ def test_transcripts_that_cannot_be_used_are_refused(corpora, everything, monkey
     with pytest.raises(UserError, match="transcripts.jsonl, line 2: it is no JSON"):
         prepare(corpora, transcripts=path)
     # Before anything is looked at, and without transcripts nothing is.
-    monkeypatch.setattr(voxceleb_prepare, "_list_utterances", None)
+    monkeypatch.setattr(voxceleb_prepare, "Training", None)
     with pytest.raises(UserError, match="transcripts: the file .* does not exist"):
         prepare(corpora, transcripts=corpora / "absent.jsonl")
     assert prepare(corpora, transcripts="absent.jsonl", skip_prep=True) == {}

@@ -52,8 +52,8 @@ def test_it_loads_and_builds_a_brain(path, tmp_path):
     # The preparation, which does not take place here, would look for the file.
     paths = [*folders, *(key for key in tree if key == "voxceleb_transcripts")]
     given = [f"--{key}={tmp_path}" for key in paths]
-    small = [] if tree["encoder_config"] else [f"--encoder_config={encoder}"]
-    arguments = [str(path), *given, "--source=null", *small, "--device=cpu"]
+    small = [] if tree["encoder_config"] else [f"--encoder.config={encoder}"]
+    arguments = [str(path), *given, "--encoder.source=null", *small, "--device=cpu"]
     hparams, run_opts, _ = parse_arguments(arguments)
     brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
     assert set(brain.tasks) == set(hparams["train_streams"])
@@ -151,13 +151,14 @@ def test_training_on_transcripts_asks_for_them(name, tmp_path, monkeypatch, caps
     tree, _ = load_variant(MTL / f"{name}.yaml")
     folders = [key for key in tree if key.endswith("_folder") and "csv" not in key]
     arguments = [str(MTL / f"{name}.yaml"), *(f"--{k}={tmp_path}" for k in folders)]
-    arguments += ["--source=null", f"--encoder_config={encoder}", "--device=cpu"]
+    arguments += ["--encoder.source=null", f"--encoder.config={encoder}"]
+    arguments += ["--device=cpu"]
     with pytest.raises(SystemExit):
         mtl.main(arguments)
     told = capsys.readouterr().err
-    assert "needs voxceleb_transcripts; give --voxceleb_transcripts=..." in told
+    assert "needs voxceleb_transcripts; give --voxceleb.transcripts=..." in told
     with pytest.raises(SystemExit):
-        mtl.main([*arguments, f"--voxceleb_transcripts={tmp_path}/absent.jsonl"])
+        mtl.main([*arguments, f"--voxceleb.transcripts={tmp_path}/absent.jsonl"])
     told = capsys.readouterr().err
     assert f"transcripts: the file {tmp_path}/absent.jsonl does not exist" in told
     assert not list(tmp_path.rglob("*.csv"))
@@ -178,7 +179,7 @@ def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
         n_speakers=tiny.SPEAKERS + 1,
     )
     batches = [
-        batch for _, batch in zip(range(40), system.train_stream(), strict=False)
+        batch for _, batch in zip(range(40), system.prepare_training(), strict=False)
     ]
     seen = set()
     for batch in batches:

@@ -20,8 +20,8 @@ def arguments(tmp_path_factory):
         "--small",
         f"--corpus={folder / 'corpus'}",
         f"--output_folder={folder / 'results'}",
-        "--source=null",
-        f"--encoder_config={encoder}",
+        "--encoder.source=null",
+        f"--encoder.config={encoder}",
         "--steps=4",
         "--freeze_steps=1",
         "--valid_interval=2",
@@ -31,10 +31,11 @@ def arguments(tmp_path_factory):
     ]
 
 
-def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys):
+def test_it_trains_evaluates_and_shows_the_result_twice(arguments, capsys, curves):
     output, command = arguments
     for _ in range(2):
-        demo.main(command)
+        with curves():
+            demo.main(command)
         results = json.loads((output / "results.json").read_text())
         for key in ("wer", "eer", "baseline_eer", "baseline_eer_raw", "seconds"):
             assert isinstance(results[key], float), key

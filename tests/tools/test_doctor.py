@@ -10,7 +10,7 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from lobes.preparation.published import Count, Trials
+from lobes.preparation.published import Count, ListCount
 from tests.helpers import tiny
 from tools import doctor
 
@@ -231,7 +231,7 @@ def test_voxceleb(tmp_path, monkeypatch):
         "skip_prep": False,
     }
     monkeypatch.setattr(doctor, "official_count", lambda *_: Count(2, 5))
-    monkeypatch.setattr(doctor, "TRIALS", {"veri_test2.txt": Trials(1, 2)})
+    monkeypatch.setattr(doctor, "TRIALS", {"veri_test2.txt": ListCount(1, 2)})
     (two / "dev" / "aac" / "id1").mkdir(parents=True)
     (two / "dev" / "wav" / "id1").mkdir(parents=True)
     (one / "wav").mkdir(parents=True)
@@ -242,7 +242,11 @@ def test_voxceleb(tmp_path, monkeypatch):
     write_csv(save / "train.csv", 2, 4)
     write_csv(save / "valid.csv", 1, 1)
     write_csv(save / "test.csv", 2, 3)
-    (save / "veri_test2.txt").write_text("1 a b\n0 a c\n\n0 b c\n")
+    trials = save / "veri_test2.txt"
+    trials.write_text("1 a b\n0 a c\n\n0 b c\n")
+    *_, found = doctor.voxceleb(settings)
+    assert found.status == "FAIL" and "line 3: 0 fields" in found.found
+    trials.write_text("1 a b\n0 a c\n0 b c\n")
     found = list(doctor.voxceleb(settings))
     assert [f.status for f in found] == ["OK", "OK", "OK"]
     assert "5 of 5 utterances, 2 of 2 speakers" in found[0].found
@@ -264,7 +268,7 @@ def test_the_classifier_has_its_speakers(tmp_path):
     write_csv(csv, 4, 9)
     assert next(doctor.classes([csv], 4)).status == "OK"
     finding = next(doctor.classes([csv], 5994))
-    assert (finding.status, finding.remedy) == ("FAIL", "--n_speakers=4")
+    assert (finding.status, finding.remedy) == ("FAIL", "--speaker.n_speakers=4")
 
 
 @pytest.mark.fault(

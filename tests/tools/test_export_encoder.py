@@ -21,7 +21,7 @@ def test_it_is_the_trained_encoder(tiny_corpus, tmp_path, norm, capsys):
     expected = system.hparams.encoder.model.state_dict()
     export_encoder.main([str(run), str(out), "--checkpoint=last"])
     printed = capsys.readouterr().out
-    assert "--source=" in printed
+    assert "--encoder.source=" in printed
     card = (out / "README.md").read_text()
     assert "Wav2Vec2Model.from_pretrained" in card and "step 3" in card
     # Layer norm has no such trouble.

@@ -220,9 +220,10 @@ def arguments(tmp_path):
 
 def test_a_dry_run_lists_states_and_times(arguments, tmp_path, capsys, monkeypatch):
     """From runs like it, else from the operations of a step."""
-    options = ["--lr=1e-5,5e-5", "--shared_layers=6,9", "--tflops=100"]
+    options = ["--lr=1e-5,5e-5", "--encoder.shared_layers=6,9", "--tflops=100"]
     found = grids.members(
-        grids.read_grid([tiny.MTL], ["--lr=1e-5", "--shared_layers=6"]), fill=True
+        grids.read_grid([tiny.MTL], ["--lr=1e-5", "--encoder.shared_layers=6"]),
+        fill=True,
     )
     line = {n: getattr(found[0], n) for n in ("recipe", "variant", "changes", "seed")}
     line = {**line, "kind": "training", "state": "finished", "settings": "older"}

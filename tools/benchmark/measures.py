@@ -34,7 +34,8 @@ flop_counter = lazy("torch.utils.flop_counter")
 meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
 sb = lazy("speechbrain")
-streams = lazy("lobes.data.streams")
+evaluating = lazy("lobes.data.evaluation_sets")
+reading = lazy("lobes.data.utterances")
 corpora = lazy("tools.benchmark.corpora")
 systems = lazy("tools.benchmark.systems")
 torch = lazy("torch")
@@ -211,7 +212,7 @@ def count_flops(brain, batches):
     encoder.freeze(False)
     with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
-            given = dict(batches)
+            given = brain.on_device(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
             loss = brain.compute_objectives(outputs, given, sb.Stage.TRAIN)
         loss.backward()
@@ -296,7 +297,7 @@ def measure_loading(setup, options):
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
     finally:
-        streams.end_loading(stream)
+        stream.close()
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
@@ -367,14 +368,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, streams.EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, evaluating.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(streams.EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(evaluating.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -456,7 +457,7 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", streams.Utterances, path, labels)
+        took = clock("cpu", reading.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2Model
 
 from lobes.data.audio import SAMPLE_RATE
-from lobes.data.streams import Batch, TrainStream
+from lobes.data.streams import TrainStream
+from lobes.data.utterances import Batch
 from lobes.model.encoder import Frames
 from lobes.runs.command_line import parse_arguments
 from lobes.system.checkout import ROOT
@@ -69,7 +70,7 @@ def arguments(setup):
         "librispeech_csv_folder": f"{setup.folder}/prepared/LibriSpeech",
         "voxceleb_csv_folder": f"{setup.folder}/prepared/VoxCeleb",
         "output_folder": f"{setup.folder}/run",
-        "source": setup.encoder,
+        "encoder.source": setup.encoder,
         "max_batch_samples": round(setup.seconds * SAMPLE_RATE),
         "crop_seconds": setup.crop,
         "num_workers": setup.workers,

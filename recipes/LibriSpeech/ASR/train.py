@@ -31,7 +31,7 @@ def main(argv=None):
 
         brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
         brain.open_sets()
-        brain.fit(hparams["epoch_counter"], brain.train_stream(), brain.valid_stream())
+        brain.train()
         results.update(evaluate(brain, hparams))
     conclude(results, hparams)
 

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.data.prepared import TEST_SETS, check_test_sets, record_test_sets
-from lobes.data.streams import EvaluationSet
 from lobes.data.utterance_tables import read_table
 from lobes.errors import UserError
 from lobes.runs.command_line import parse_arguments, resolve
@@ -38,16 +38,17 @@ def test_runs_share_csvs_unless_the_options_of_a_corpus_differ(tmp_path):
     assert speaker.startswith("<prepared_folder>/VoxCeleb/")
     for same in ("--lr=1e-3", "--num_workers=1", "--seed=3", "--crop_seconds=3"):
         assert folders(tmp_path, same) == (speech, speaker)
-    for option in ("librispeech_train_splits=[train-clean-100]",
+    for option in ("librispeech.tr_splits=[train-clean-100]",
                    "librispeech_valid_split=dev-clean"):  # fmt: skip
         changed, kept = folders(tmp_path, f"--{option}")
         assert changed != speech and kept == speaker
     changed = {
         folders(tmp_path, f"--{option}")
         for option in (
-            "valid_fraction=0.1", "split_seed=1", "valid_trials=10",
-            "valid_same_sex=True", "valid_different_video=True",
-            "voxceleb_transcripts=a.jsonl", "voxceleb_convert=flac",
+            "voxceleb.valid_fraction=0.1", "voxceleb.seed=1",
+            "voxceleb.valid_positive_trials=10", "voxceleb.valid_same_sex=True",
+            "voxceleb.valid_different_video=True",
+            "voxceleb.transcripts=a.jsonl", "voxceleb.convert=flac",
             "voxceleb_trial_lists=[veri_test.txt]", "voxceleb2_folder=other",
         )
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_two_runs_do_not_overwrite_each_other(tmp_path, capfd):
         write_speech(corpus, split, speakers)
     calls, places = [], []
     for splits in ("[train-a]", "[train-a, train-b]"):
-        options = [f"--librispeech_train_splits={splits}"]
+        options = [f"--librispeech.tr_splits={splits}"]
         options += ["--librispeech_valid_split=dev-c", "--librispeech_test_splits=[]"]
         options.append("--headline_sets={eer: veri_test2}")
         place = folders(tmp_path, *options)[0].replace(
@@ -224,9 +225,10 @@ def test_voxceleb1_alone_gives_training_and_test_speakers(tmp_path, capfd):
     hparams, _, _ = parse_arguments(
         [
             str(yaml), f"--librispeech_folder={tmp_path}",
-            f"--voxceleb1_folder={tmp_path / 'voxceleb1'}", "--source=null",
-            f"--encoder_config={tiny.ENCODER}".replace("'", ""), "--device=cpu",
-            f"--prepared_folder={tmp_path / 'prepared'}", "--valid_fraction=0.2",
+            f"--voxceleb1_folder={tmp_path / 'voxceleb1'}", "--encoder.source=null",
+            f"--encoder.config={tiny.ENCODER}".replace("'", ""), "--device=cpu",
+            f"--prepared_folder={tmp_path / 'prepared'}",
+            "--voxceleb.valid_fraction=0.2",
         ]
     )  # fmt: skip
     counts = prepare_voxceleb(**{**hparams["voxceleb"], "num_workers": 1})

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from lobes.data.scan_cache import Journal
+from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
 
 
@@ -22,7 +22,7 @@ def paths(tmp_path):
 
 def journal(paths):
     root = os.path.dirname(os.path.dirname(paths[0]))
-    return Journal(os.path.join(root, "..", "part.scan"), root)
+    return ScanCache(os.path.join(root, "..", "part.scan"), root)
 
 
 def remember(paths, indices, factor=1.0):
@@ -77,7 +77,7 @@ def test_a_corpus_may_move(paths):
     os.rename(root, root + "2")
     moved = [path.replace(root, root + "2") for path in paths]
     assert known(paths) == []
-    found = Journal(one.path.resolve(), root + "2").find(moved)[0]
+    found = ScanCache(one.path.resolve(), root + "2").find(moved)[0]
     assert np.flatnonzero(found).tolist() == [0, 4]
 
 
@@ -125,7 +125,7 @@ def test_lengths_alone_do_where_no_statistics_are_asked_for(paths):
 
 
 def test_a_folder_that_cannot_be_written_to(paths, tmp_path):
-    one = Journal(tmp_path / "absent" / "part.scan", tmp_path)
+    one = ScanCache(tmp_path / "absent" / "part.scan", tmp_path)
     one.find(paths)
     with pytest.raises(UserError, match="part.scan: it cannot be written"):
         one.add([0], [400], [0.0], [1.0])

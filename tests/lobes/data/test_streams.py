@@ -1,11 +1,8 @@
-"""Streams and evaluation sets: budgets, order, crops, resuming, bad files."""
+"""Streams: budgets, order, processes and parts, crops, resuming."""
 
 import itertools
 import json
 import math
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,126 +11,29 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes.data.audio import audio_statistics, encode_audio
 from lobes.data.labels import Categories, Letters
 from lobes.data.streams import (
-    EvaluationSet,
-    EvaluationStream,
     LengthBuckets,
     RandomCrops,
     TrainStream,
     divided,
-    evaluation_sets,
-    pack,
 )
+from lobes.data.utterances import pack
 from lobes.errors import UserError
-from tests.lobes.data.test_audio import write_m4a
-from tools.make_shards import make_shards
-
-CROP = 1600
-CROP_SECONDS = CROP / 16000
-#: Crop-1, crop and crop+1 samples first; the others vary over a factor of six.
-LENGTHS = (1599, 1600, 1601, *(800 + 173 * i for i in range(20)))
-
-
-class Corpus:
-    """A folder with wavs and CSVs; ``waves`` holds the raw samples by ID."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.waves = {}
-
-    def write(self, name, lengths, statistics=True):
-        """Write ``<name>.csv`` with utterances ``<name>-00`` ...; returns its path."""
-        random = np.random.default_rng(len(lengths))
-        rows = []
-        for number, length in enumerate(lengths):
-            identity = f"{name}-{number:02}"
-            wave = random.normal(0.1, 0.05 + 0.01 * number, length).astype(np.float32)
-            rows.append(self.row(identity, wave, statistics))
-        path = self.folder / f"{name}.csv"
-        pandas.DataFrame(rows).to_csv(path, index=False)
-        return str(path)
-
-    def row(self, identity, wave, statistics=True):
-        """Write one wav; returns its CSV row."""
-        path = self.folder / f"{identity}.wav"
-        soundfile.write(path, wave, 16000, subtype="FLOAT")
-        self.waves[identity] = wave
-        row = {
-            "ID": identity,
-            "duration": len(wave) / 16000,
-            "wav": path.name,
-            "spk_id": f"s{len(self.waves) % 3}",
-            "wrd": "A CAT"[: 1 + 2 * (len(self.waves) % 3)],
-        }
-        if statistics:
-            wave = wave.astype(np.float64)
-            row |= {"mean": repr(float(wave.mean())), "std": repr(float(wave.std()))}
-        return row
-
-    def normalised(self, identity):
-        """The whole utterance with zero mean and unit variance."""
-        wave = self.waves[identity].astype(np.float64)
-        return (wave - wave.mean()) / math.sqrt(wave.var() + 1e-7)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    corpus = Corpus(tmp_path_factory.mktemp("streams"))
-    corpus.csv = corpus.write("u", LENGTHS)
-    corpus.bare_csv = corpus.write("n", LENGTHS, statistics=False)
-    corpus.small_csv = corpus.write("few", (1000, 3000))
-    return corpus
-
-
-@pytest.fixture(params=["buckets", "crops"])
-def kind(request):
-    """The two kinds of streams."""
-    return request.param
-
-
-def make(
-    corpus, kind, csv=None, rank=0, world_size=1, parts=1, budget=None, **settings
-):
-    """An opened stream of either kind."""
-    csv = csv or corpus.csv
-    if kind == "buckets":
-        labels = {"letters": Letters()}
-        stream = LengthBuckets(csv, labels, budget or 16_000, **settings)
-    else:
-        labels = {"speaker": Categories(csv)}
-        budget = budget or 5 * CROP
-        stream = RandomCrops(csv, labels, CROP_SECONDS, budget, **settings)
-    stream.open(rank, world_size, parts)
-    return stream
-
-
-def take(stream, count):
-    """The next batches, and the position after each."""
-    batches, positions = [], []
-    for batch in itertools.islice(stream.batches(), count):
-        batches.append(batch)
-        positions.append(stream.position)
-    return batches, positions
-
-
-def passes(batches, size):
-    """IDs of consecutive batches, cut into passes of ``size`` utterances."""
-    ids = [i for batch in batches for i in batch.ids]
-    return [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
-
-
-def identical(ours, theirs):
-    """Whether two batches hold the same utterances, samples and labels."""
-    return (
-        ours.ids == theirs.ids
-        and torch.equal(ours.wavs, theirs.wavs)
-        and torch.equal(ours.lengths, theirs.lengths)
-        and ours.columns == theirs.columns
-        and str(ours.labels) == str(theirs.labels)
-    )
-
+from tests.helpers.own_csvs import (
+    rows_of,
+    write_csv,
+)
+from tests.helpers.streams import (
+    CROP,
+    LENGTHS,
+    Corpus,
+    crops_by_id,
+    identical,
+    make,
+    passes,
+    take,
+)
 
 # Budgets --------------------------------------------------------------------
 
@@ -501,33 +401,6 @@ def test_divided_by_hand():
 # Samples --------------------------------------------------------------------
 
 
-def crops_by_id(stream, count):
-    """(samples, length) of every crop by utterance ID."""
-    crops = {}
-    for batch in take(stream, count)[0]:
-        for identity, wav, length in zip(
-            batch.ids, batch.wavs, batch.lengths, strict=True
-        ):
-            crops.setdefault(identity, []).append((wav.numpy(), int(length)))
-    return crops
-
-
-def test_speech_is_whole_normalised_and_padded_with_zeros(corpus):
-    for batch in take(make(corpus, "buckets"), 8)[0]:
-        assert batch.wavs.dtype == torch.float32 and batch.lengths.dtype == torch.int64
-        for identity, wav, length in zip(
-            batch.ids, batch.wavs, batch.lengths, strict=True
-        ):
-            expected = corpus.normalised(identity)
-            assert int(length) == len(expected)
-            np.testing.assert_allclose(wav[:length], expected, atol=1e-5)
-            assert not wav[length:].any()
-            assert abs(float(wav[:length].double().mean())) < 1e-6
-            assert float(wav[:length].double().var(correction=0)) == pytest.approx(
-                1.0, abs=1e-3
-            )
-
-
 @pytest.mark.fault(
     "F22",
     "utterances of crop - 1, crop and crop + 1 samples",
@@ -578,218 +451,6 @@ def test_crops_are_normalised_by_the_whole_utterance(tmp_path):
         stream = make(corpus, "crops", csv=str(tmp_path / "a.csv"), budget=CROP)
         scales = [float(b.wavs.std()) for b in take(stream, 30)[0]]
         assert min(scales) < 0.05 and max(scales) > 1.2
-
-
-def test_statistics_in_the_csv_change_no_sample(corpus, kind):
-    with_columns, without = (
-        take(make(corpus, kind, csv=csv), 12)[0]
-        for csv in (corpus.csv, corpus.bare_csv)
-    )
-    for ours, theirs in zip(with_columns, without, strict=True):
-        assert [i.replace("n", "u") for i in theirs.ids] == ours.ids
-        assert torch.equal(ours.lengths, theirs.lengths)
-        assert torch.equal(ours.wavs, theirs.wavs)
-
-
-@pytest.mark.fault("F21", "an utterance of zeros", "finite samples")
-@pytest.mark.parametrize("statistics", [True, False])
-@pytest.mark.parametrize("value", [0.0, 0.25])
-def test_silence_stays_finite(tmp_path, statistics, value):
-    corpus = Corpus(tmp_path)
-    wave = np.full(2 * CROP, value, dtype=np.float32)
-    rows = [corpus.row(name, wave, statistics) for name in "ab"]
-    pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
-    for each in ("buckets", "crops"):
-        batch = take(make(corpus, each, csv=str(tmp_path / "a.csv")), 1)[0][0]
-        assert not batch.wavs.any()
-
-
-@pytest.mark.parametrize("statistics", [True, False])
-def test_start_and_stop_choose_a_part_of_the_file(tmp_path, statistics):
-    corpus = Corpus(tmp_path)
-    wave = np.random.default_rng(0).normal(size=5 * CROP).astype(np.float32)
-    row = {**corpus.row("a", wave, False), "start": 1000, "stop": 6000}
-    part = wave[1000:6000].astype(np.float64)
-    if statistics:
-        row |= {"mean": repr(float(part.mean())), "std": repr(float(part.std()))}
-    pandas.DataFrame([row]).to_csv(tmp_path / "a.csv", index=False)
-    batch = take(make(corpus, "buckets", csv=str(tmp_path / "a.csv")), 1)[0][0]
-    expected = (part - part.mean()) / math.sqrt(part.var() + 1e-7)
-    np.testing.assert_allclose(batch.wavs[0], expected, atol=1e-5)
-
-
-def test_labels_and_columns_stand_beside_their_utterances(corpus):
-    table = pandas.read_csv(corpus.csv, dtype=str).set_index("ID")
-    for batch in take(make(corpus, "buckets"), 4)[0]:
-        assert batch.columns["wrd"] == table["wrd"][batch.ids].to_list()
-        symbols, lengths = Letters().encode(batch.columns["wrd"])
-        assert torch.equal(batch.labels["letters"][0], symbols)
-        assert torch.equal(batch.labels["letters"][1], lengths)
-    for batch in take(make(corpus, "crops"), 4)[0]:
-        speakers = table["spk_id"][batch.ids].to_list()
-        assert batch.columns["spk_id"] == speakers
-        assert batch.labels["speaker"].tolist() == [int(s[1:]) for s in speakers]
-
-
-def test_a_moved_batch_keeps_its_lengths_on_the_host(corpus):
-    batch = take(make(corpus, "buckets"), 1)[0][0]
-    moved = batch.to("meta")
-    assert moved.wavs.device.type == "meta"
-    assert moved.labels["letters"][0].device.type == "meta"
-    assert moved.lengths.device.type == "cpu"
-    assert moved.ids == batch.ids and len(moved) == len(batch)
-
-
-# Several CSVs ---------------------------------------------------------------
-
-
-def test_two_csvs_are_one_corpus(corpus, kind):
-    """Also where only one of them has the statistics."""
-    csvs = [corpus.small_csv, corpus.bare_csv]
-    stream = make(corpus, kind, csv=csvs)
-    total = 2 + len(LENGTHS)
-    assert len(stream.utterances) == total
-    found = passes(take(stream, 30)[0], total)
-    wanted = ["few-00", "few-01", *(f"n-{i:02}" for i in range(len(LENGTHS)))]
-    assert found and all(sorted(ids) == wanted for ids in found)
-
-
-def test_samples_and_labels_are_those_of_each_csv(corpus, kind):
-    stream = make(corpus, kind, csv=[corpus.bare_csv, corpus.small_csv])
-    alone = [make(corpus, kind, csv=csv) for csv in stream.csvs]
-    for row, identity in enumerate(stream.utterances.ids):
-        other = alone[row >= len(LENGTHS)]
-        assert stream.utterances.source(row) == other.csv
-        place = list(other.utterances.ids).index(identity)
-        ours = stream.utterances.read([(row, 100, 700)])
-        theirs = other.utterances.read([(place, 100, 700)])
-        assert ours.columns == theirs.columns
-        assert torch.equal(ours.wavs, theirs.wavs)
-        if kind == "crops":
-            # The speakers of both CSVs are numbered together.
-            number = ["s0", "s1", "s2"].index(ours.columns["spk_id"][0])
-            assert ours.labels["speaker"].tolist() == [number]
-        expected = corpus.normalised(identity)[100:700]
-        np.testing.assert_allclose(ours.wavs[0], expected, atol=1e-5)
-
-
-def test_an_utterance_over_the_budget_is_named_with_its_own_csv(corpus):
-    with pytest.raises(UserError) as caught:
-        make(corpus, "buckets", [corpus.csv, corpus.small_csv], budget=max(LENGTHS) - 1)
-    assert f"u-22 ({corpus.csv}, line 24)" in str(caught.value)
-    with pytest.raises(UserError) as caught:
-        make(corpus, "buckets", [corpus.small_csv, corpus.csv], budget=max(LENGTHS) - 1)
-    assert f"u-22 ({corpus.csv}, line 24)" in str(caught.value)
-
-
-def test_an_id_in_two_csvs_names_both(corpus, tmp_path, kind):
-    copy = tmp_path / "copy.csv"
-    copy.write_text(open(corpus.csv, encoding="utf-8").read())
-    with pytest.raises(UserError, match="copy.csv, line 2.*'u-00'.*u.csv, line 2"):
-        make(corpus, kind, csv=[corpus.csv, str(copy)])
-
-
-def test_labels_are_checked_in_the_csv_that_they_stand_in(tmp_path, corpus):
-    rows = [{**corpus.row("x", np.ones(2000)), "wrd": "lower"}]
-    pandas.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
-    with pytest.raises(UserError, match="x.csv, line 2 "):
-        make(corpus, "buckets", csv=[corpus.csv, str(tmp_path / "x.csv")])
-
-
-# Shards ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["wav", "flac", "m4a"])
-def stored(request, corpus, tmp_path_factory):
-    """The corpus in one format: CSVs of files and of shards, with statistics."""
-    folder = tmp_path_factory.mktemp(request.param)
-    table = pandas.read_csv(corpus.csv, dtype=str)
-    for row, identity in enumerate(table["ID"]):
-        path = folder / f"{identity}.{request.param}"
-        wave = corpus.waves[identity]
-        if request.param == "m4a":
-            write_m4a(path, wave)
-            # Made up of whole blocks of the codec, which changes the samples.
-            frames, *statistics = audio_statistics(path)
-            table.loc[row, "duration"] = str(frames / 16000)
-            table.loc[row, ["mean", "std"]] = list(map(repr, statistics))
-        else:
-            path.write_bytes(encode_audio(wave, request.param))
-        table.loc[row, "wav"] = str(path)
-    files = folder / "files.csv"
-    table.to_csv(files, index=False)
-    # Small shards: a batch is read from several.
-    make_shards([files], folder / "shards", shard_size=8000, num_workers=1)
-    assert len(list((folder / "shards").glob("*.tar"))) > 3
-    return str(files), str(folder / "shards" / "files.csv")
-
-
-def test_shards_give_the_same_batches_as_files(stored, corpus, kind):
-    """Bit by bit, over two passes, and after a position."""
-    files, shards = stored
-    workers = 2 * (kind == "crops")
-    whole, positions = take(make(corpus, kind, csv=files), 14)
-    ours, ours_at = take(make(corpus, kind, csv=shards, num_workers=workers), 14)
-    assert ours_at == positions
-    assert all(map(identical, ours, whole))
-    for done in (1, 6, 11):
-        stream = make(corpus, kind, csv=shards)
-        stream.position = json.loads(json.dumps(positions[done - 1]))
-        assert all(map(identical, take(stream, 3)[0], whole[done:]))
-
-
-def test_files_and_shards_are_one_corpus(stored, corpus, kind):
-    files, shards = stored
-    for csvs in ([shards, corpus.bare_csv], [corpus.bare_csv, shards]):
-        plain = [files if csv == shards else csv for csv in csvs]
-        ours, theirs = (make(corpus, kind, csv=some) for some in (csvs, plain))
-        assert all(map(identical, take(ours, 12)[0], take(theirs, 12)[0]))
-
-
-def test_a_cut_shard_is_one_line_that_names_it(stored, corpus, tmp_path):
-    shards = tmp_path / "shards"
-    shutil.copytree(Path(stored[1]).parent, shards)
-    for path in shards.glob("*.tar"):
-        os.truncate(path, 600)
-    with pytest.raises(UserError, match=r"line 2.*files-\d{6}.tar: it has 600 bytes"):
-        make(corpus, "crops", csv=str(shards / "files.csv"))
-
-
-# Bad files ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", ["garbage", "cut", "absent"])
-def test_an_unreadable_file_is_one_line_also_from_a_worker(
-    tmp_path, kind, workers, damage
-):
-    corpus = Corpus(tmp_path)
-    csv = corpus.write("u", [2000, 2000, 2000])
-    stream = make(corpus, kind, csv=csv, num_workers=workers)
-    path = tmp_path / "u-01.wav"
-    if damage == "garbage":
-        path.write_bytes(b"<html>not found</html>")
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:1000])
-    else:
-        path.unlink()
-    with pytest.raises(UserError) as caught:
-        take(stream, 10)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-
-
-def test_labels_are_checked_when_the_stream_is_opened(tmp_path, corpus):
-    rows = [{**corpus.row("x", np.ones(2000)), "wrd": "lower"}]
-    pandas.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
-    with pytest.raises(UserError, match="x.csv, line 2"):
-        make(corpus, "buckets", csv=str(tmp_path / "x.csv"))
-
-
-def test_the_csv_is_read_by_open_only(tmp_path):
-    stream = RandomCrops(str(tmp_path / "later.csv"), {}, CROP_SECONDS, CROP)
-    with pytest.raises(UserError, match="does not exist"):
-        stream.open()
 
 
 # TrainStream ----------------------------------------------------------------
@@ -922,149 +583,35 @@ def test_two_streams_over_one_corpus_are_independent(corpus):
         assert batches["speech"] is not batches["speaker"]
 
 
-# Evaluation -----------------------------------------------------------------
-
-
-def evaluation(corpus, csv=None, rank=0, world_size=1, **settings):
-    """An opened evaluation set and its batches."""
-    found = EvaluationSet(csv or corpus.csv, **settings)
-    found.open(rank, world_size)
-    return found, list(found.batches())
-
-
-@pytest.fixture
-def trials(corpus):
-    """Write a trial list beside the CSV; returns its name."""
-
-    def trials(*lines, name="trials.txt"):
-        path = corpus.folder / name
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return name
-
-    return trials
-
-
-def test_without_a_budget_utterances_come_alone_and_whole(corpus):
-    found, batches = evaluation(corpus)
-    assert [len(b) for b in batches] == [1] * len(LENGTHS)
-    assert len(found) == len(LENGTHS)
-    assert sorted(b.ids[0] for b in batches) == sorted(found.utterances.ids)
-    lengths = [int(b.lengths[0]) for b in batches]
-    assert lengths == sorted(LENGTHS, reverse=True)
-    for batch in batches:
-        expected = corpus.normalised(batch.ids[0])
-        np.testing.assert_allclose(batch.wavs[0], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_stay_within_the_budget_and_hold_everything_once(corpus, workers):
-    found, batches = evaluation(corpus, max_batch_samples=16_000, num_workers=workers)
-    assert len(found) == len(batches) < len(LENGTHS)
-    assert all(b.wavs.numel() <= 16_000 for b in batches)
-    ids = [i for b in batches for i in b.ids]
-    assert sorted(ids) == sorted(found.utterances.ids)
-
-
 @pytest.mark.fault(
-    "F27", "an utterance longer than an evaluation batch", "evaluated alone"
+    "B9",
+    "utterances longer than a batch",
+    "`2 of 4 utterances have more samples than a batch may hold (12400); the longest, "
+    "u3 (train.csv, line 5), has 20000; give --max_batch_samples=20000, or leave out "
+    "long ones with --train_streams.speech.max_utterance_seconds=0.77`",
 )
-def test_an_utterance_over_the_budget_is_evaluated_alone(corpus):
-    _, batches = evaluation(corpus, max_batch_samples=max(LENGTHS) - 1)
-    assert sum(len(b) for b in batches) == len(LENGTHS)
-    assert len(batches[0]) == 1 and int(batches[0].lengths[0]) == max(LENGTHS)
-
-
-@pytest.mark.parametrize("name", ["csv", "bare_csv"])
-def test_the_first_seconds_are_normalised_by_the_whole(corpus, name):
-    csv = getattr(corpus, name)
-    _, batches = evaluation(
-        corpus, csv, crop_seconds=CROP_SECONDS, max_batch_samples=8_000
-    )
-    seen = 0
-    for batch in batches:
-        assert batch.wavs.numel() <= 8_000
-        for identity, wav, length in zip(
-            batch.ids, batch.wavs, batch.lengths, strict=True
-        ):
-            expected = corpus.normalised(identity)[:CROP]
-            assert int(length) == len(expected)
-            np.testing.assert_allclose(wav[:length], expected, atol=1e-5)
-            seen += 1
-    assert seen == len(LENGTHS)
-
-
-def test_only_utterances_in_a_trial_are_read(corpus, trials):
-    one = trials("1 u-00 u-05", "0 u-05 u-07")
-    two = trials("1 u-09 u-00", "0 u-00 u-07", name="hard.txt")
-    found, batches = evaluation(corpus, trial_lists=[one, two])
-    assert sorted(b.ids[0] for b in batches) == ["u-00", "u-05", "u-07", "u-09"]
-    assert list(found.trials) == ["trials", "hard"]
-    assert found.trials["hard"].enrol[0] == "u-09"
-
-
-def test_a_trial_with_a_missing_utterance_is_named(corpus, trials):
-    name = trials("1 u-00 u-05", "0 u-05 absent")
-    with pytest.raises(UserError) as caught:
-        evaluation(corpus, trial_lists=[name])
-    message = str(caught.value)
-    assert "line 2" in message and "absent" in message and corpus.csv in message
-
-
-def test_a_missing_trial_list_is_named(corpus):
-    with pytest.raises(UserError, match="nowhere.txt"):
-        evaluation(corpus, trial_lists=["nowhere.txt"])
-
-
-def test_repeated_trials_of_official_lists_are_kept(corpus, trials):
-    name = trials("1 u-00 u-05", "1 u-00 u-05", "0 u-05 u-07")
-    found, batches = evaluation(corpus, trial_lists=[name])
-    assert len(found.trials["trials"].enrol) == 3 and len(batches) == 3
-
-
-@pytest.mark.parametrize("world_size", [2, 40])
-def test_processes_share_the_batches_without_overlap(corpus, world_size):
-    ids = []
-    for rank in range(world_size):
-        found, batches = evaluation(corpus, rank=rank, world_size=world_size)
-        assert len(found) == len(batches)
-        ids += [i for b in batches for i in b.ids]
-    assert sorted(ids) == [f"u-{i:02}" for i in range(len(LENGTHS))]
-
-
-def test_it_gives_the_same_batches_again(corpus):
-    found, batches = evaluation(corpus, max_batch_samples=16_000)
-    again = list(found.batches())
-    assert all(identical(a, b) for a, b in zip(batches, again, strict=True))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_file_stops_an_evaluation(tmp_path, workers):
-    corpus = Corpus(tmp_path)
-    csv = corpus.write("u", [2000, 2000])
-    (tmp_path / "u-01.wav").write_bytes(b"")
-    with pytest.raises(UserError, match="u-01.wav"):
-        evaluation(corpus, csv, num_workers=workers)
-
-
-def test_labels_of_an_evaluation_set(corpus):
+def test_utterances_over_the_budget_and_what_would_do(tmp_path, caplog):
+    path = write_csv(tmp_path / "train.csv", rows_of(tmp_path))
     labels = {"letters": Letters()}
-    _, batches = evaluation(corpus, labels=labels, max_batch_samples=16_000)
-    for batch in batches:
-        expected = Letters().encode(batch.columns["wrd"])
-        assert torch.equal(batch.labels["letters"][0], expected[0])
-
-
-def test_several_sets_by_name(corpus):
-    sets = evaluation_sets(str(corpus.folder), ["u", "few"], max_batch_samples=9_000)
-    assert list(sets) == ["u", "few"]
-    assert sets["few"].csv == corpus.small_csv
-    assert sets["few"].max_batch_samples == 9_000
-
-
-def test_sets_follow_one_another_in_a_stream(corpus):
-    speech, _ = evaluation(corpus, max_batch_samples=16_000)
-    speaker, _ = evaluation(corpus, corpus.small_csv)
-    stream = EvaluationStream([("speech", speech), ("speaker", speaker)])
-    tasks = [task for batches in stream for task in batches]
-    assert tasks == ["speech"] * len(speech) + ["speaker"] * 2
-    assert len(stream) == len(tasks)
+    with pytest.raises(UserError) as caught:
+        LengthBuckets(path, labels, max_batch_samples=12400).open()
+    assert str(caught.value) == (
+        f"{path}: 2 of 4 utterances have more samples than a batch may hold (12400); "
+        f"the longest, u3 ({path}, line 5), has 20000; give --max_batch_samples=20000, "
+        "or leave out long ones with --train_streams.speech.max_utterance_seconds=0.77"
+    )
+    stream = LengthBuckets(path, labels, 20000)
+    stream.open()
+    limited = LengthBuckets(path, labels, 12400, max_utterance_seconds=0.775)
+    limited.open()
+    assert list(limited.utterances.ids) == ["u1", "u2"]
+    assert limited.utterances.digest() != stream.utterances.digest()
+    (batch,) = [next(limited.batches())]
+    assert set(batch.ids) <= {"u1", "u2"} and batch.columns["wrd"] == ["A CAT"]
+    assert limited.utterances.place(1) == f"u2 ({path}, line 4)"
+    assert caplog.messages == [
+        f"{path}: 2 of 4 utterances (0.00 of 0.00 hours) are longer than "
+        "max_utterance_seconds=0.775 and are left out"
+    ]
+    with pytest.raises(UserError, match="4 of 4 .* none is left"):
+        LengthBuckets(path, labels, 20000, max_utterance_seconds=0.1).open()

@@ -79,15 +79,15 @@ def test_start_and_stop_choose_the_utterance(corpus, tmp_path):
     ("change", "message"),
     [
         (lambda rows: rows[:-1], "line 29: s2u2 is not in .*test.csv"),
-        (lambda rows: [*rows, rows[0]], "row 11: ID s0u0 occurs again"),
-        (lambda rows: [{"ID": row["ID"]} for row in rows], "column wav missing"),
+        (lambda rows: [*rows, rows[0]], "line 11, column ID: 's0u0' stands twice"),
+        (lambda rows: [{"ID": row["ID"]} for row in rows], "there is no column wav"),
         (
             lambda rows: [{**row, "start": "0", "stop": "399"} for row in rows],
             "has 399 samples, fewer than one window of 400",
         ),
         (
             lambda rows: [{**row, "start": "0.5", "stop": "900"} for row in rows],
-            "start is '0.5', not a whole number",
+            "line 2, column start: 0.5 is not a whole number",
         ),
         (
             lambda rows: [{**row, "wav": row["wav"] + ".gone"} for row in rows],
@@ -103,7 +103,7 @@ def test_bad_tables_are_refused(corpus, change, message):
 
 def test_a_missing_table_is_refused(corpus, tmp_path):
     _, trials = corpus()
-    with pytest.raises(UserError, match="none.csv: the CSV cannot be read"):
+    with pytest.raises(UserError, match="none.csv does not exist"):
         mfcc_baseline(tmp_path / "none.csv", trials)
 
 

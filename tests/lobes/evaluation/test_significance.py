@@ -8,6 +8,7 @@ import pytest
 
 from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
+from lobes.evaluation.results import speakers_of
 from lobes.evaluation.significance import (
     FEWEST,
     Sorted,
@@ -15,7 +16,6 @@ from lobes.evaluation.significance import (
     compare_words,
     eer_interval,
     rate_interval,
-    speakers_of,
 )
 from lobes.evaluation.verification import equal_error_rate
 

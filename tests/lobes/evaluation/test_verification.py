@@ -6,9 +6,7 @@ from sklearn.metrics import roc_curve
 
 from lobes.data.trials import (
     Trials,
-    check_trials,
     read_scores,
-    read_trials,
     write_scores,
 )
 from lobes.errors import UserError
@@ -16,11 +14,8 @@ from lobes.evaluation.verification import (
     cosine_scores,
     detection_errors,
     equal_error_rate,
-    min_dcf,
     verification_metrics,
 )
-
-GOOD = "1 a b\n0 a c\n1 c d\n"
 
 
 def random_scores(seed, trials=400, shift=1.0, decimals=None):
@@ -53,118 +48,6 @@ def reference_min_dcf(scores, labels, p_target, c_miss, c_fa):
         false_alarm = np.mean(scores[~labels] >= threshold)
         costs.append(p_target * c_miss * miss + (1 - p_target) * c_fa * false_alarm)
     return min(costs) / min(p_target * c_miss, (1 - p_target) * c_fa)
-
-
-def write(tmp_path, content):
-    """A trial list holding ``content`` (str or bytes)."""
-    path = tmp_path / "trials.txt"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        GOOD,
-        GOOD.replace("\n", "\r\n"),
-        b"\xef\xbb\xbf" + GOOD.encode(),
-        GOOD.replace(" ", "\t") + "\n\n",
-        GOOD.rstrip(),
-    ],
-    ids=["plain", "crlf", "bom", "tabs and empty end", "no last newline"],
-)
-def test_trials_are_read(tmp_path, content):
-    path = write(tmp_path, content)
-    trials = read_trials(path)
-    assert trials.labels.tolist() == [True, False, True]
-    assert trials.labels.dtype == bool
-    assert (trials.enrol, trials.test) == (["a", "a", "c"], ["b", "c", "d"])
-    assert (trials.path, len(trials)) == (str(path), 3)
-    assert trials.utterances() == ["a", "c", "b", "d"]
-
-
-def test_all_problems_are_listed_with_their_lines(tmp_path):
-    path = write(tmp_path, "1 a b\n1 a\n2 a c\n0 a c d\n\n1 a b\n0 a b\n0 x y\n")
-    with pytest.raises(UserError) as error:
-        read_trials(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: 6 problems: ")
-    for problem in (
-        "line 2: 2 fields instead of 3",
-        "line 3: label '2' is neither 0 nor 1",
-        "line 4: 4 fields instead of 3",
-        "line 5: 0 fields instead of 3",
-        "line 6: the trial of line 1 again",
-        "line 7: label 0 contradicts line 1",
-    ):
-        assert problem in message
-    assert "\n" not in message and "line 8" not in message
-
-
-def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
-    path = write(tmp_path, GOOD + "broken\n" * 25)
-    with pytest.raises(UserError, match="25 problems") as error:
-        read_trials(path)
-    assert "line 13:" in str(error.value) and "line 14:" not in str(error.value)
-    assert "and 15 more" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "the file is empty"),
-        (" \n\n", "the file is empty"),
-        ("1 a b\n1 a c\n", r"all 2 trials are same-speaker \(1\)"),
-        ("0 a b\n", r"all 1 trials are different-speaker \(0\)"),
-        (b"1 a b\n0 \xff\xfe c\n", "not a UTF-8 text file"),
-        ("1,a,b\n0,a,c\n", "2 problems: line 1: 1 fields"),
-    ],
-)
-def test_unusable_lists_are_refused(tmp_path, content, message):
-    with pytest.raises(UserError, match=message):
-        read_trials(write(tmp_path, content))
-
-
-def test_a_missing_list_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no such trial list"):
-        read_trials(tmp_path / "none.txt")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_trials(tmp_path)
-
-
-def test_repeats_count_where_allowed_but_never_contradict(tmp_path):
-    path = write(tmp_path, GOOD + "1 a b\n")
-    assert len(read_trials(path, allow_repeats=True)) == 4
-    path = write(tmp_path, GOOD + "0 a b\n")
-    with pytest.raises(UserError, match="line 4: label 0 contradicts line 1"):
-        read_trials(path, allow_repeats=True)
-
-
-def test_the_mirrored_pair_is_another_trial(tmp_path):
-    assert len(read_trials(write(tmp_path, GOOD + "1 b a\n"))) == 4
-
-
-@pytest.mark.fault(
-    "C7",
-    "`1 a b` and `0 b a` in one trial list",
-    "refused: `line 4: label 0 contradicts line 1 (same pair)`",
-)
-def test_a_mirrored_pair_contradicts_itself(tmp_path):
-    path = write(tmp_path, GOOD + "0 b a\n")
-    with pytest.raises(UserError, match="line 4: label 0 contradicts line 1"):
-        read_trials(path, allow_repeats=True)
-    path = write(tmp_path, "1 a b 0.5\n0 b a 0.5\n0 a a 1.0\n")
-    assert len(read_scores(path)[0]) == 3, "what was scored before stays readable"
-
-
-def test_unknown_utterances_are_named(tmp_path):
-    trials = read_trials(write(tmp_path, GOOD))
-    check_trials(trials, ["a", "b", "c", "d", "unused"], "test.csv")
-    with pytest.raises(UserError) as error:
-        check_trials(trials, iter(["a", "b"]), "test.csv")
-    assert str(error.value).startswith(
-        f"{trials.path}, line 2: c is not in test.csv (2 of the list's 4 utterances"
-    )
 
 
 @pytest.fixture
@@ -236,7 +119,7 @@ def test_wrong_shapes_are_a_defect():
     with pytest.raises(ValueError, match="0 or 1"):
         equal_error_rate([0.1, 0.2], [0, 2])
     with pytest.raises(ValueError, match="p_target"):
-        min_dcf([0.1, 0.2], [0, 1], 1.0)
+        detection_errors([0.1, 0.2], [0, 1]).min_dcf(1.0)
 
 
 @pytest.mark.parametrize("decimals", [None, 1, 0])
@@ -255,8 +138,9 @@ def test_eer_is_that_of_the_interpolated_roc(seed, decimals):
 def test_min_dcf_is_the_lowest_over_all_thresholds(p_target, decimals):
     for seed in range(4):
         scores, labels = random_scores(seed, shift=seed / 2, decimals=decimals)
+        errors = detection_errors(scores, labels)
         for c_miss, c_fa in ((1, 1), (10, 1), (1, 3.5)):
-            cost, threshold = min_dcf(scores, labels, p_target, c_miss, c_fa)
+            cost, threshold = errors.min_dcf(p_target, c_miss, c_fa)
             reference = reference_min_dcf(scores, labels, p_target, c_miss, c_fa)
             assert cost == pytest.approx(reference, abs=1e-12)
             assert np.isfinite(threshold)
@@ -281,8 +165,9 @@ def test_min_dcf_is_the_lowest_over_all_thresholds(p_target, decimals):
     ids=["perfect", "inverse", "constant", "by hand", "tie"],
 )
 def test_examples_by_hand(scores, labels, eer, cost):
-    assert equal_error_rate(scores, labels)[0] == pytest.approx(eer, abs=1e-12)
-    assert min_dcf(scores, labels, 0.01)[0] == pytest.approx(cost, abs=1e-12)
+    errors = detection_errors(scores, labels)
+    assert errors.equal_error_rate()[0] == pytest.approx(eer, abs=1e-12)
+    assert errors.min_dcf(0.01)[0] == pytest.approx(cost, abs=1e-12)
 
 
 def test_detection_errors_by_hand():
@@ -291,6 +176,7 @@ def test_detection_errors_by_hand():
     assert 0.9 < errors.thresholds[3] < 0.9 + 1e-12
     assert errors.false_rejection.tolist() == [0, 0, 0.5, 1]
     assert errors.false_acceptance.tolist() == [1, 0.5, 0, 0]
+    assert (errors.positives, errors.negatives) == (2, 2)
 
 
 @pytest.mark.fault("F18", "scores that are not finite", "an error, no EER or minDCF")
@@ -319,11 +205,12 @@ def test_metrics_are_plain_numbers_that_agree_with_the_single_functions():
     scores, labels = random_scores(3)
     metrics = verification_metrics(scores.astype(np.float32), labels.astype(int))
     eer, threshold = equal_error_rate(scores.astype(np.float32), labels)
+    errors = detection_errors(scores, labels)
     assert metrics == {
         "eer": eer,
         "threshold": threshold,
-        "min_dcf_0.01": min_dcf(scores, labels, 0.01)[0],
-        "min_dcf_0.05": min_dcf(scores, labels, 0.05)[0],
+        "min_dcf_0.01": errors.min_dcf(0.01)[0],
+        "min_dcf_0.05": errors.min_dcf(0.05)[0],
         "trials": 400,
         "positives": int(labels.sum()),
     }
@@ -345,15 +232,3 @@ def test_scores_survive_the_file_exactly(tmp_path, embedded):
     assert verification_metrics(again, loaded.labels) == verification_metrics(
         scores, trials.labels
     )
-
-
-def test_problems_of_a_score_file_are_listed(tmp_path):
-    path = write(tmp_path, "1 a b 0.5\n0 a c nan\n0 a d high\n1 a e\n0 a f 1e-3\n")
-    with pytest.raises(UserError, match="3 problems") as error:
-        read_scores(path)
-    for problem in (
-        "line 2: score 'nan' is not a finite number",
-        "line 3: score 'high'",
-        "line 4: 3 fields instead of 4",
-    ):
-        assert problem in str(error.value)

@@ -609,7 +609,7 @@ def test_the_class_token_through_a_run(kind, tiny_corpus, tmp_path):
         assert (token - 1).abs().max() > 1e-5
         assert torch.equal(held["class_token"], token)
         again = tiny.brain(tiny_corpus, tmp_path / "run", **options)
-        again.train_stream()
+        again.prepare_training()
         again.on_fit_start()
         assert torch.equal(again.modules.encoder.class_token, token)
 

@@ -39,7 +39,7 @@ def load(tmp_path):
         folders = [k for k in load_variant(path)[0] if k.endswith("_folder")]
         given = [f"--{folder}={tmp_path}" for folder in folders]
         with torch.device("meta"):
-            return parse_arguments([str(path), *given, "--source=null"])[0]
+            return parse_arguments([str(path), *given, "--encoder.source=null"])[0]
 
     return load
 

@@ -178,7 +178,7 @@ def test_the_hub_is_asked_once_and_the_cache_before_it(hub_cache):
         assert said.endswith(f"snapshots/{'a' * 40}")
         said, seconds = in_new_process("owner/other", hub_cache, **silence)
     assert said.startswith("error: source: owner/other is not in the local cache, and")
-    assert "connect to it once, or name a folder with --source=FOLDER" in said
+    assert "connect to it once, or name a folder with --encoder.source=FOLDER" in said
     # One try, however slow this machine is: the library alone takes over a minute.
     assert seconds < 4 * source_check.HUB_TIMEOUT
     said, _ = in_new_process("owner/other", hub_cache, HF_HUB_OFFLINE="1")

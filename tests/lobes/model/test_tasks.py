@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lobes.data.labels import Categories, Letters
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.data.vocabulary import ctc_frames
 from lobes.errors import UserError
+from lobes.evaluation.plots import plot_trials
 from lobes.model.encoder import Frames
 from lobes.model.pooling import MeanPooling, MeanStdPooling, masked_mean
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
@@ -186,13 +187,13 @@ def test_a_resumed_run_keeps_the_bias_that_it_had_learnt(prior, tiny_corpus, tmp
     first = brain()
     bias = first.tasks["speech"].linear.bias
     random = bias.detach().clone()
-    first.train_stream()
+    first.prepare_training()
     start = bias.detach().clone()
     assert (start - random).abs().max() > 0.5
     tiny.fit(first)
     assert (bias - start).abs().max() > 0.05
     second = brain()
-    second.train_stream()
+    second.prepare_training()
     assert torch.equal(second.tasks["speech"].linear.bias, start)
     second.on_fit_start()
     assert torch.equal(second.tasks["speech"].linear.bias, bias)
@@ -315,6 +316,8 @@ def test_embeddings_are_collected_and_scored(tmp_path):
 
     results = task.results("own", Evaluation, tmp_path)
     assert results["own"]["eer"] == 0.0
+    assert {path.name for path in tmp_path.iterdir()} == {"scores_own.txt"}
+    plot_trials(tmp_path, results)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"scores_own.txt", "histogram_own.png", "det.png"}
     task.collected["u3"] = np.array([math.nan, 0.0], np.float32)

@@ -246,7 +246,7 @@ def test_dwa_in_a_run(tiny_corpus, tmp_path):
     assert rows[0]["speech_weight"] == rows[1]["speech_weight"] == 0.5
     assert rows[2]["speech_weight"] != 0.5
     second = tiny.brain(tiny_corpus, tmp_path / "run", **settings)
-    second.train_stream()
+    second.prepare_training()
     second.on_fit_start()
     state = second.modules.weighting.state_dict()
     assert int(state["count"]) == 6

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lobes.errors import UserError
+from lobes.preparation.outputs import trial_text
 from lobes.preparation.splitting import (
-    Trials,
+    TrialRows,
     check_split_settings,
     draw_trials,
     hold_out,
     report_shortage,
-    trial_text,
 )
 
 
@@ -165,7 +165,7 @@ def test_a_speaker_without_utterances_is_no_obstacle():
 
 
 def test_lines_and_counts(capsys):
-    trials = Trials(np.array([1, 0, 0]), np.array([0, 0, 1]), np.array([1, 2, 2]))
+    trials = TrialRows(np.array([1, 0, 0]), np.array([0, 0, 1]), np.array([1, 2, 2]))
     text, found = trial_text("list.txt", ["a", "b", "c"], trials)
     assert text == "1 a b\n0 a c\n0 b c\n"
     assert found == {"trials": 3, "positives": 1, "negatives": 2}
@@ -173,7 +173,7 @@ def test_lines_and_counts(capsys):
 
 
 def test_a_shortage_is_told(capsys):
-    trials = Trials(np.array([1, 0, 0]), np.zeros(3), np.ones(3))
+    trials = TrialRows(np.array([1, 0, 0]), np.zeros(3), np.ones(3))
     report_shortage("list.txt", trials, 1, 2)
     assert capsys.readouterr().err == ""
     report_shortage("list.txt", trials, 4, 5)

@@ -128,7 +128,7 @@ def test_several_files_are_one(tmp_path):
         ("a.csv", "ID,text\nx,a\ny,a,b\n", "line 3: the row has 3 fields"),
         ("a.csv", 'ID,text\nx,"a\n', "line 2: unexpected end"),
         ("a.tsv", "ID\ttext\nx\n", "line 2: the row has 1 fields"),
-        ("text", b"x a\ny \xe9\n", "line 2: the file is not UTF-8"),
+        ("text", b"x a\ny \xe9\n", "line 2: not UTF-8"),
         ("text", "x a\nid1/00001.wav b\n", "line 2: 'id1/00001.wav' is neither"),
         ("text", "id1//00001.wav b\n", "line 1: 'id1//00001.wav' is neither"),
         ("a.csv", "ID,text\n,a\n", "line 2: '' is neither an ID"),

@@ -50,8 +50,8 @@ def stock(hparams):
     "path, overrides, total, trained",
     [
         (tiny.MTL, [], 98_999_712, 94_799_264),
-        (tiny.MTL, ["--shared_layers=3"], 162_790_560, 158_590_112),
-        (tiny.MTL, ["--speaker_dims=192"], 95_541_024, 91_340_576),
+        (tiny.MTL, ["--encoder.shared_layers=3"], 162_790_560, 158_590_112),
+        (tiny.MTL, ["--encoder.speaker_dims=192"], 95_541_024, 91_340_576),
         (tiny.ASR, ["--steps=320000"], 94_396_320, 90_195_872),
         (tiny.SPEAKER, [], 98_975_104, 94_774_656),
     ],
@@ -94,7 +94,7 @@ def test_operations_equal_a_count_by_hand(ten_seconds):
     [
         ([], None, 13.4),
         ([], stock, 15.3),
-        (["--gradient_checkpointing=True"], stock, 21.1),
+        (["--encoder.gradient_checkpointing=True"], stock, 21.1),
     ],
     ids=["ours", "stock", "paper"],
 )

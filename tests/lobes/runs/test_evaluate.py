@@ -7,15 +7,15 @@ import pandas
 import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
-from lobes.data import opening
 from lobes.data.trials import read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
-from lobes.evaluation import report
+from lobes.evaluation import summary
 from lobes.evaluation.ending import DIVERGED
 from lobes.evaluation.verification import verification_metrics
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
+from lobes.system import distributed
 from lobes.training import stopping
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
@@ -23,11 +23,12 @@ from tools.make_shards import make_shards
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_corpus, tmp_path_factory):
+def trained(tiny_corpus, tmp_path_factory, curves):
     """The folder of a finished tiny run."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     system = tiny.brain(tiny_corpus, folder, steps=4, valid_interval=2)
-    tiny.fit(system)
+    with curves():
+        tiny.fit(system)
     evaluation.evaluate(system, vars(system.hparams))
     return folder
 
@@ -94,7 +95,7 @@ def test_one_by_one_and_batched_evaluation_agree(trained, tmp_path):
 
 
 def test_own_csv_and_trials(trained, tiny_corpus, tmp_path, caplog):
-    opening._warn.cache_clear()
+    distributed.warn_once.cache_clear()
     before = (trained / "results.json").read_text()
     trials = tmp_path / "mine.txt"
     lines = (tiny_corpus / "VoxCeleb/veri_test2.txt").read_text().splitlines()[:40]
@@ -274,7 +275,7 @@ def test_the_ledger_has_its_line_before_anything_is_printed(
     def fail(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(report, "print_summary", fail)
+    monkeypatch.setattr(summary, "print_summary", fail)
     monkeypatch.setattr(ledger, "CHANCE", {})
     arguments = tiny.arguments(tiny_corpus, tmp_path, steps=2, valid_interval=2)
     with pytest.raises(BaseException):  # noqa: B017, whatever an end of a pipe gives

@@ -17,7 +17,7 @@ from lobes.errors import UserError
 from lobes.runs import command_line as recipe
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.experiment import start_experiment
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import load_variant, value_of
 from lobes.system.checkout import ROOT
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 
@@ -397,14 +397,17 @@ def test_a_variant_of_the_paper_on_the_demo(monkeypatch):
     plain = load_variant(hparams / "pool_first_cls.yaml")[0]
     both, base = load_variant(hparams / "pool_first_cls.yaml", hparams / "demo.yaml")
     assert base.resolve() == MTL
-    for key in ("source", "steps", "n_speakers", "lr", "librispeech_folder"):
-        assert both[key] == demo[key] != load_variant(MTL)[0][key]
-    assert both["class_token"] == plain["class_token"] == "constant"
+    mtl = load_variant(MTL)[0]
+    keys = ("encoder.source", "steps", "speaker.n_speakers", "lr", "librispeech_folder")
+    for key in keys:
+        assert value_of(both, key) == value_of(demo, key) != value_of(mtl, key)
+    for tree in (both, plain):
+        assert tree["encoder"]["class_token"] == "constant"
     assert both["pooling"].tag.value == "!new:lobes.model.pooling.ClassTokenPooling"
     monkeypatch.setattr(recipe, "_load", lambda path, settings: None)
     argv = [str(hparams / "pool_first_cls.yaml"), f"--base={hparams / 'demo.yaml'}"]
-    _, _, settings = parse_arguments([*argv, "--shared_layers=2"])
-    name = f"pool_first_cls,base=demo,shared_layers=2/{both['seed']}"
+    _, _, settings = parse_arguments([*argv, "--encoder.shared_layers=2"])
+    name = f"pool_first_cls,base=demo,encoder.shared_layers=2/{both['seed']}"
     assert f"output_folder: {ROOT}/results/LibriSpeech_VoxCeleb/MTL/{name}" in settings
 
 
@@ -634,7 +637,7 @@ def test_broken_yaml_is_named_with_its_line(write, text, line):
         ("a: !new:lobes.data.vocabulary.Vocabulary\n    symbolz: 1\n", "symbolz"),
         ("a: !new:lobes.data.vocabulary.Vocabulary\n    symbols: 1\n", "iterable"),
         ("a: !ref <nowhere>\n", "nowhere"),
-        ("a: {b: !PLACEHOLDER }\n", "PLACEHOLDER"),
+        ("a: {b: !PLACEHOLDER }\n", "needs a.b; give --a.b=..."),
     ],
 )
 def test_what_cannot_be_built_is_told_in_one_line(write, text, named):
@@ -774,7 +777,8 @@ def mtl(tmp_path_factory):
     """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
     output = tmp_path_factory.mktemp("mtl") / "out"
     argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--source=null", f"--encoder_config={SMALL}", f"--output_folder={output}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
+    argv += [f"--output_folder={output}"]
     return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
@@ -817,14 +821,17 @@ def test_the_paper_is_the_default_of_the_recipe():
     tree = load_variant(MTL)[0]
     expected = {
         "seed": 42133724, "lr": 1e-4, "steps": 100_000, "freeze_steps": 10_000,
-        "initial_lr": 5e-6, "final_lr": 5e-6, "warmup": 0.1, "hold": 0.4,
+        "schedule.initial_lr": 5e-6, "schedule.final_lr": 5e-6,
+        "schedule.warmup": 0.1, "schedule.hold": 0.4,
         "max_grad_norm": 0, "crop_seconds": 9, "max_batch_samples": 3_200_000,
-        "valid_interval": 5_000, "patience_steps": 20_000, "max_valid_loss": 10,
-        "aam_scale": 30, "aam_margin": 0.2, "n_speakers": 5994, "layerdrop": 0,
-        "hidden_dropout": 0, "mask_time_prob": 0, "mask_feature_prob": 0,
-        "source": "facebook/wav2vec2-base", "selection": {"wer": 0.25, "eer": 1.0},
+        "valid_interval": 5_000, "stopping.patience_steps": 20_000,
+        "stopping.limits": {"speech_loss": 10}, "speaker.scale": 30,
+        "speaker.margin": 0.2, "speaker.n_speakers": 5994, "encoder.layerdrop": 0,
+        "encoder.hidden_dropout": 0, "encoder.mask_time_prob": 0,
+        "encoder.mask_feature_prob": 0, "encoder.source": "facebook/wav2vec2-base",
+        "selection": {"wer": 0.25, "eer": 1.0},
     }  # fmt: skip
-    assert {key: tree[key] for key in expected} == expected
+    assert {key: value_of(tree, key) for key in expected} == expected
 
 
 def test_the_single_task_recipes_differ_from_the_base_where_they_must():
@@ -867,24 +874,28 @@ def test_start_experiment_writes_what_an_evaluation_needs(mtl, monkeypatch):
 
 
 IMPOSSIBLE = {
-    "all channels the speaker's": ("mtl", "speaker_dims=16", "give 1 to 15, or null"),
-    "none": ("mtl", "speaker_dims=0", "a whole number from 1"),
-    "a word": ("mtl", "speaker_dims=half", "a whole number from 1"),
-    "half a channel": ("mtl", "speaker_dims=7.5", "a whole number from 1"),
-    "a switch": ("mtl", "speaker_dims=True", "a whole number from 1"),
-    "more layers than there are": ("mtl", "shared_layers=2", "give 0 to 1, or null"),
-    "fewer than none": ("mtl", "shared_layers=-1", "a whole number from 0"),
-    "layers in words": ("mtl", "shared_layers=all", "a whole number from 0"),
-    "half a layer": ("mtl", "shared_layers=0.5", "a whole number from 0"),
-    "a token of no kind": ("mtl", "class_token=ones", "constant, learnt or null"),
-    "no token": (
-        "pool_first_cls",
-        "class_token=null",
-        "class_token is null; set it to",
+    "all channels the speaker's": (
+        "mtl", "encoder.speaker_dims=16", "give 1 to 15, or null"
     ),
-    "a prior of no kind": ("mtl", "letter_prior=flat", "log, relative or null"),
+    "none": ("mtl", "encoder.speaker_dims=0", "a whole number from 1"),
+    "a word": ("mtl", "encoder.speaker_dims=half", "a whole number from 1"),
+    "half a channel": ("mtl", "encoder.speaker_dims=7.5", "a whole number from 1"),
+    "a switch": ("mtl", "encoder.speaker_dims=True", "a whole number from 1"),
+    "more layers than there are": (
+        "mtl", "encoder.shared_layers=2", "give 0 to 1, or null"
+    ),
+    "fewer than none": ("mtl", "encoder.shared_layers=-1", "a whole number from 0"),
+    "layers in words": ("mtl", "encoder.shared_layers=all", "a whole number from 0"),
+    "half a layer": ("mtl", "encoder.shared_layers=0.5", "a whole number from 0"),
+    "a token of no kind": (
+        "mtl", "encoder.class_token=ones", "constant, learnt or null"
+    ),
+    "no token": (
+        "pool_first_cls", "encoder.class_token=null", "class_token is null; set it to"
+    ),
+    "a prior of no kind": ("mtl", "speech.letter_prior=flat", "log, relative or null"),
     "no speech task": ("alone", "lr=1", "asks the speech head, which is not among"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
@@ -895,9 +906,12 @@ def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, caps
     if name == "alone":
         yaml = tmp_path / "alone.yaml"
         base = MTL.with_name("pool_ctc_blank.yaml")
-        yaml.write_text(f"base: {base}\ntasks: {{speaker: !ref <speaker>}}\n")
+        yaml.write_text(
+            f"base: {base}\ntasks: {{speaker: !ref <speaker>}}\n"
+            "train_streams.speaker.csv: !ref <librispeech_csv_folder>/train.csv\n"
+        )
     argv = [str(yaml), *(f"--{name}_folder=x" for name in FOLDERS), "--device=cpu"]
-    argv += ["--source=null", f"--encoder_config={SMALL}"]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
     argv += [f"--output_folder={tmp_path / 'out'}", f"--{option}"]
     with pytest.raises(SystemExit) as caught:
         train.main(argv)
@@ -905,7 +919,8 @@ def test_what_cannot_be_is_refused_before_any_data_are_read(case, tmp_path, caps
     assert caught.value.code == 2
     assert message.startswith("error: ") and "\n" not in message
     assert expected in message
-    assert {"alone": "pooling"}.get(name, option.partition("=")[0]) in message
+    key = option.partition("=")[0].split(".")[-1]
+    assert {"alone": "pooling"}.get(name, key) in message
     assert not (tmp_path / "out" / "hyperparams.yaml").exists()
 
 

@@ -46,11 +46,10 @@ def test_all_values_of_all_files():
 def test_brackets_and_single_values_are_no_axes():
     found = grid(tiny.MTL, "--librispeech_test_splits=[test-other, test-clean]")
     assert len(found) == 1
-    assert (
-        len(grid(tiny.MTL, "--encoder_config={conv_dim: [1, 2], hidden_size: 3}")) == 1
-    )
-    found = grid(tiny.MTL, "--librispeech_train_splits=[a, b],[c]")
-    assert [m.values["librispeech_train_splits"] for m in found] == ["[a, b]", "[c]"]
+    config = "--encoder.config={conv_dim: [1, 2], hidden_size: 3}"
+    assert len(grid(tiny.MTL, config)) == 1
+    found = grid(tiny.MTL, "--librispeech.tr_splits=[a, b],[c]")
+    assert [m.values["librispeech.tr_splits"] for m in found] == ["[a, b]", "[c]"]
 
 
 def test_a_file_names_runs_axes_and_options(tmp_path):

@@ -151,7 +151,7 @@ def test_an_early_stop_is_known_after_the_evaluation(
     monkeypatch.setattr(brain, "selection_score", lambda *_: float(next(scores)))
     changes = {"steps": 6, "valid_interval": 1, "freeze_steps": 6, "lr": 1e-12}
     arguments = tiny.arguments(tiny_corpus, tmp_path, **changes)
-    arguments += ["--initial_lr=1e-12", "--patience_steps=2"]
+    arguments += ["--schedule.initial_lr=1e-12", "--stopping.patience_steps=2"]
     mtl.main([*arguments, "--device=cpu", "--noprogressbar"])
     (row,) = ledger.read(tmp_path / "ledger.jsonl")
     assert row["state"] == "early-stopped" and row["steps"] == 3

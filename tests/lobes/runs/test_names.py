@@ -2,7 +2,7 @@
 
 import pytest
 
-from lobes.data.streams import EvaluationSet
+from lobes.data.evaluation_sets import EvaluationSet
 from lobes.errors import UserError
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition, Task
 from lobes.model.weighting import DynamicWeightAverage, StaticWeighting
@@ -217,7 +217,7 @@ def test_the_yaml_of_another_recipe(main, yaml, said, tmp_path, capsys):
 
 @pytest.mark.fault(
     "C1",
-    "`--encoder_config={hidden_sise: 32}`",
+    "`--encoder.config={hidden_sise: 32}`",
     '"encoder_config: Wav2Vec2Config has no field hidden_sise; did you mean '
     'hidden_size?"',
 )

@@ -130,7 +130,7 @@ def test_max_grad_norm_clips(make):
     for norm in (1e-3, 2e-3):
         system = make(f"--max_grad_norm={norm}", freeze_steps=0, initial_lr=1e-3)
         system.opt_class = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
-        batch = next(iter(system.train_stream()))
+        batch = next(iter(system.prepare_training()))
         system.on_fit_start()
         before = torch.nn.utils.parameters_to_vector(system.parameters).clone()
         system.step = 1
@@ -293,20 +293,19 @@ def test_log_config_is_used(make, tmp_path):
 def test_the_bar(coloured, make, monkeypatch):
     bars = []
 
-    class Bar(tqdm):
-        def __init__(self, *args, **kwargs):
-            bars.append(kwargs)
-            super().__init__(*args, **{**kwargs, "disable": True})
+    def bar(title, total, unit="utt", **settings):
+        if total is not None:
+            bars.append(settings)
+        return tqdm(total=total, disable=True)
 
-    monkeypatch.setattr("lobes.training.brain.tqdm", Bar)
+    monkeypatch.setattr("lobes.training.brain.progress_bar", bar)
     system = make(*["--tqdm_colored_bar"] * coloured)
     system.noprogressbar = False
     tiny.fit(system)
     system.noprogressbar = True
     tiny.fit(system)
-    fitted = [bar for bar in bars if "total" in bar]
-    assert [bar["disable"] for bar in fitted] == [False, True]
-    assert fitted[0]["colour"] == ("GREEN" if coloured else None)
+    assert [bar["disable"] for bar in bars] == [False, True]
+    assert bars[0]["colour"] == ("GREEN" if coloured else None)
 
 
 def test_compile_takes_the_encoder_and_its_options(make, monkeypatch):

@@ -10,12 +10,6 @@ from lobes.errors import UserError
 from tests.helpers import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    """They take most of the time of so small a run."""
-    monkeypatch.setattr("lobes.training.brain.plot_curves", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A corpus, and the folder of a run on it that has not ended."""

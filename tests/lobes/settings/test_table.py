@@ -11,19 +11,15 @@ from speechbrain.utils.run_opts import RunOptions
 from lobes.errors import UserError
 from lobes.runs import ledger
 from lobes.runs.command_line import REFUSED_RUN_OPTIONS
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import BASE, load_variant
 from lobes.settings import checks, kinds, yamls
 from lobes.settings import table as settings
 from lobes.settings.changes import changed_settings
 from lobes.system.checkout import ROOT
 from tests.helpers import hostile, tiny
 
-YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
-FRAGMENTS = {
-    "librispeech": "librispeech",
-    "voxceleb": "voxceleb",
-    "wav2vec2": "encoder",
-}
+YAMLS = [ROOT / "hparams/base.yaml"]
+YAMLS += sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
 
 
 def rows(tree, path=()):
@@ -47,10 +43,19 @@ def test_every_key_of_the_project_has_a_row(path):
     assert missing <= free
 
 
-@pytest.mark.parametrize("name", FRAGMENTS)
-def test_every_knob_of_a_fragment_has_a_row(name):
-    tree = yamls.read(ROOT / "hparams" / f"{name}.yaml")
-    assert all(settings.find((FRAGMENTS[name], key)) for key in tree)
+@pytest.mark.parametrize("given", ["banana", "[1]", "null", "0.5"])
+def test_a_setting_without_a_row_is_of_the_base_s_kind(tmp_path, given):
+    """A new one of the encoder needs its signature, its docstring and the base."""
+    (tmp_path / "base.yaml").write_text(
+        "encoder: !new:lobes.model.encoder.Wav2Vec2Encoder\n    brand_new: 0.0\n"
+    )
+    variant = tmp_path / "variant.yaml"
+    variant.write_text(f"base: base.yaml\nencoder.brand_new: {given}\n")
+    if given in ("null", "0.5"):
+        load_variant(variant)
+        return
+    with pytest.raises(UserError, match="encoder.brand_new must be a number"):
+        load_variant(variant)
 
 
 def test_every_run_option_with_a_value_has_a_row():
@@ -69,8 +74,6 @@ def test_no_row_is_of_a_key_that_is_nowhere():
     known = set(RunOptions().keys())
     for path in YAMLS:
         known.update(names[-1] for names, _ in rows(load_variant(path)[0]))
-    for name in FRAGMENTS:
-        known |= set(yamls.read(ROOT / "hparams" / f"{name}.yaml"))
     sources = " ".join(p.read_text("utf-8") for p in ROOT.glob("lobes/**/*.py"))
     for key in settings.SETTINGS:
         last = key.split(".")[-1]
@@ -93,13 +96,19 @@ def told(text, file="x.yaml"):
 
 @pytest.mark.parametrize("word", ["no", "off", "yes", "on", "None", "False", "'True'"])
 @pytest.mark.parametrize(
-    "key", ["freeze_cnn", "gradient_checkpointing", "relative_ends", "strict"]
+    "key",
+    [
+        "encoder.freeze_cnn",
+        "encoder.gradient_checkpointing",
+        "schedule.relative_ends",
+        "strict",
+    ],
 )
 @pytest.mark.fault(
     "D1",
     "a switch written no, off, yes, on or None, or in quotes",
-    "\"x.yaml, line 2: freeze_cnn must be True or False, not 'no': write True or "
-    'False, without quotes"',
+    "\"x.yaml, line 2: encoder.freeze_cnn must be True or False, not 'no': write True "
+    'or False, without quotes"',
 )
 def test_a_switch_in_words_of_yaml_1_1_is_refused(key, word):
     message = told(f"lr: 1.0\n{key}: {word}\n")
@@ -117,9 +126,9 @@ def test_a_switch_in_words_of_yaml_1_1_is_refused(key, word):
 @pytest.mark.fault("D1", "None in place of null", '"write null for none"')
 def test_another_word_for_null_is_refused(word):
     assert "write null for none" in told(f"init_from: {word}\n")
-    with pytest.raises(UserError, match="write --class_token=null for none"):
-        checks.parse("class_token", word)
-    assert told("init_from: ./None\npatience_steps: null\n") is None
+    with pytest.raises(UserError, match="write --encoder.class_token=null for none"):
+        checks.parse("encoder.class_token", word)
+    assert told("init_from: ./None\nstopping.patience_steps: null\n") is None
 
 
 @pytest.mark.parametrize(
@@ -184,10 +193,10 @@ def test_values_are_brought_into_their_kind(monkeypatch):
         ("output_folder", "a: b", "a: b"),
         ("output_folder", "~", "/home/me"),
         ("prepared_folder", "~/x", "/home/me/x"),
-        ("source", "null", None),
-        ("voxceleb_transcripts", "[a, b c]", ["a", "b c"]),
-        ("voxceleb_transcripts", "a #b", "a #b"),
-        ("voxceleb_transcripts", "~", "/home/me"),
+        ("encoder.source", "null", None),
+        ("voxceleb.transcripts", "[a, b c]", ["a", "b c"]),
+        ("voxceleb.transcripts", "a #b", "a #b"),
+        ("voxceleb.transcripts", "~", "/home/me"),
         ("steps", "1e3", 1000),
         ("lr", "1", 1.0),
         ("strict", "True", True),
@@ -231,17 +240,18 @@ def test_what_settings_must_be_to_each_other(tmp_path):
             checks.check_together(yamls.load(text), "x.yaml")
         return str(caught.value)
 
-    assert "warmup 0.7 and hold 0.4" in said("warmup: 0.7\nhold: 0.4\n")
+    assert "warmup 0.7 and hold 0.4" in said("schedule: {warmup: 0.7, hold: 0.4}\n")
     nested = "hold: 0.4\nschedule: !new:x.Y\n    warmup: 0.7\n    hold: !ref <hold>\n"
     assert "warmup 0.7 and hold 0.4" in said(nested)
-    checks.check_together(yamls.load("warmup: 0.7\nhold: 0.3\n"), "x.yaml")
-    masks = "mask_feature_prob: 0.1\nmask_feature_length: 64\n"
-    small = "source: null\nencoder_config: {hidden_size: 32}\n"
-    assert "the encoder has 32 channels" in said(masks + small)
+    checks.check_together(yamls.load("schedule: {warmup: 0.7, hold: 0.3}\n"), "x.yaml")
+    masks = "mask_feature_prob: 0.1, mask_feature_length: 64"
+    small = "source: null, config: {hidden_size: 32}"
+    assert "the encoder has 32 channels" in said(f"encoder: {{{masks}, {small}}}\n")
     (tmp_path / "config.json").write_text('{"hidden_size": 48}')
-    assert "has 48 channels" in said(f"{masks}source: {tmp_path}\n")
-    checks.check_together(yamls.load(f"{masks}source: a/hub\n"), "x.yaml")
-    checks.check_together(yamls.load(f"{masks}source: null\n"), "x.yaml")
+    assert "has 48 channels" in said(f"encoder: {{{masks}, source: {tmp_path}}}\n")
+    for source in ("a/hub", "null"):
+        tree = yamls.load(f"encoder: {{{masks}, source: {source}}}\n")
+        checks.check_together(tree, "x.yaml")
 
 
 def test_a_reference_to_a_wrong_value_of_a_user_s_key():
@@ -271,7 +281,8 @@ def test_what_counts_for_a_name_a_resume_and_a_table():
     for key in ("lr", "steps", "init_from", "selection", "my_own"):
         assert all(settings.counts(key, c) for c in ("named", "resumed", "compared"))
     assert not settings.counts("seed", "named") and settings.counts("seed", "resumed")
-    for key in ("gradient_checkpointing", "skip_budget", "encoder_config"):
+    half = ("encoder.gradient_checkpointing", "skip_budget", "encoder.config")
+    for key in half:
         assert settings.counts(key, "named") and not settings.counts(key, "resumed")
     assert not settings.counts("my_folder", "named")
     assert not settings.counts(("train_streams", "speech", "csv"), "resumed")
@@ -327,7 +338,7 @@ def test_numbers_of_tools_are_refused_alike(text, capsys):
     "the same tree, text and hash: no grid says that its YAMLs changed",
 )
 def test_a_yaml_is_read_alike_before_and_after_hyperpyyaml():
-    text = tiny.MTL.read_text(encoding="utf-8")
+    text = BASE.read_text(encoding="utf-8")
 
     def read():
         tree = load_variant(tiny.MTL)[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
-from lobes.data.streams import Batch
+from lobes.data.utterances import Batch
 from lobes.errors import UserError
 from lobes.system.distributed import (
     average_gradients,
@@ -205,9 +205,9 @@ def one_process(yaml, changes, corpus, folder):
     for rank in range(2):
         system = tiny.brain(corpus, folder / f"part{rank}", yaml, **settings)
         system.rank, system.world_size = rank, 2
-        parts.append(iter(system.train_stream()))
+        parts.append(iter(system.prepare_training()))
     whole = tiny.brain(corpus, folder / "whole", yaml, **settings)
-    whole.train_stream()
+    whole.prepare_training()
     whole.on_fit_start()
     whole.modules.train()
     states, losses = {0: tiny.parameters(whole)}, []

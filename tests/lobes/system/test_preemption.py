@@ -71,7 +71,8 @@ def test_a_signal(event, step, signals, saved, whole, tiny_corpus, tmp_path):
     save = tmp_path / "run" / "save"
     found = checkpoints.Checkpointer(save).list_checkpoints()
     newest = max(found, key=lambda one: one.meta["unixtime"])
-    assert newest.meta["step"] == saved and checkpoints.damage(newest.path) is None
+    assert newest.meta["step"] == saved
+    assert checkpoints.checkpoint_problem(newest.path) is None
     assert sum(one.meta["step"] == saved for one in found) == 1
     status, said = attempts.attempt(tmp_path / "said", kill_resume.run, *arguments)
     assert status == 0, said
@@ -152,7 +153,7 @@ def test_signals_under_torchrun(event, tiny_corpus, tmp_path, torchrun):
     save = tmp_path / "run" / "save"
     found = checkpoints.Checkpointer(save).list_checkpoints()
     assert [one.meta["step"] for one in found].count(5) == 1
-    assert all(checkpoints.damage(one.path) is None for one in found)
+    assert all(checkpoints.checkpoint_problem(one.path) is None for one in found)
     assert run(-1) == [0, 0]
     rows = kill_resume.outcome(tmp_path)
     steps = [rows[f"log of train {step}"]["step"] for step in range(1, 13)]

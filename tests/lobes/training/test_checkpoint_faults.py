@@ -13,18 +13,14 @@ import pytest
 import torch
 
 from lobes.errors import UserError
+from lobes.runs.command_line import parse_arguments
 from lobes.runs.evaluate import main as evaluate
+from lobes.system.files import file_hash
 from lobes.training import checkpoints
 from tests.helpers import attempts, tiny
 
 OPTIONS = ["--device=cpu", "--noprogressbar"]
 SETTINGS = {"steps": 6, "valid_interval": 3, "checkpoints_to_keep": 3}
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    """They take most of the time of so small a run."""
-    monkeypatch.setattr("lobes.training.brain.plot_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +175,7 @@ def test_a_malicious_pickle_is_never_run(form, name, run, tiny_corpus, tmp_path)
         path.write_bytes(pickle.dumps(Evil(str(target)), 2))
     manifest = newest / "MANIFEST.json"
     contents = json.loads(manifest.read_text())
-    contents[path.name] = [path.stat().st_size, checkpoints._sha256(path)]
+    contents[path.name] = [path.stat().st_size, file_hash(path)]
     manifest.write_text(json.dumps(contents))
     with pytest.raises(UserError, match=re.escape(str(newest))) as caught:
         resumed(tiny_corpus, run)
@@ -198,11 +194,24 @@ def test_a_full_disk(size, tiny_corpus, tmp_path):
     assert f"{run / 'save'}: a checkpoint could not be written (" in error
     assert "free space there" in error
     (left,) = found(run)
-    assert checkpoints.damage(left) is None
+    assert checkpoints.checkpoint_problem(left) is None
     assert os.listdir(run / "save") == [left.name]
     status, said = attempts.attempt(tmp_path / "said", attempts.training, argv)
     assert status == 0, said
     assert "Resuming after optimizer step 3" in said
+
+
+def test_nothing_is_made_before_the_first_checkpoint(tiny_corpus, tmp_path):
+    """A refused command leaves no empty folder; a new run has no checkpoint."""
+    run = tmp_path / "run"
+    checkpointer = parse_arguments(tiny.arguments(tiny_corpus, run))[0]["checkpointer"]
+    assert not run.exists()
+    assert checkpointer.list_checkpoints() == []
+    assert checkpointer.recover_if_possible() is None
+    assert not run.exists()
+    checkpointer.add_recoverable("state", torch.nn.Linear(1, 1))
+    checkpointer.save_checkpoint()
+    assert len(found(run)) == 1
 
 
 def only_error(output, *attempt):

@@ -115,7 +115,7 @@ def on_the_device(system, monkeypatch):
 
 def steps(system, device):
     """Three steps, in the first of which the encoder is frozen."""
-    batches = iter(system.train_stream())
+    batches = iter(system.prepare_training())
     system.on_fit_start()
     system.modules.train()
     system.device_type = "cuda"
@@ -169,8 +169,8 @@ def test_no_step_of_several_processes_waits(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: None)
     # Before the first step, each process looks at a part of the files.
-    true_stops = "lobes.data.streams.true_stops"
-    monkeypatch.setattr(true_stops, lambda _, table, __: table["stop"])
+    checked_stops = "lobes.data.utterances.checked_stops"
+    monkeypatch.setattr(checked_stops, lambda _, table, __: table["stop"])
     monkeypatch.setattr("lobes.system.distributed._host_group", host_group)
     monkeypatch.setattr("lobes.system.distributed.SMALL", 1000)
     steps(system, device)

@@ -9,12 +9,6 @@ from lobes.errors import UserError
 from tests.helpers import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch):
-    """They take most of the time of so small a run."""
-    monkeypatch.setattr("lobes.training.brain.plot_curves", lambda *_: None)
-
-
 @pytest.fixture
 def make(tiny_corpus, tmp_path):
     def make(**settings):
@@ -70,7 +64,7 @@ def test_skipped_steps_are_counted_over_the_whole_run(where, clip, make, tmp_pat
     system = make(options=[*options, "--optimizer_step_limit=3"], nonfinite_patience=2)
     spoil(system, {1, 2}, where)
     tiny.fit(system)
-    assert system.skipped_steps == 2
+    assert system.guard.skipped_steps == 2
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "Step 1 skipped (1 so far)" in log and "Step 2 skipped (2 so far)" in log
     assert "'speech': ['s-" in log and "'speaker': ['id" in log

@@ -1,12 +1,13 @@
 """The ends of a run: steps, a stalled metric, divergence; and their checkpoints."""
 
 import json
+import math
 
 import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
 from lobes.errors import UserError
-from lobes.training.stopping import EarlyStopping, Epochs
+from lobes.training.stopping import EarlyStopping, Epochs, selection_score
 
 
 def feed(stopping, rows):
@@ -159,3 +160,14 @@ def test_both_continue_from_a_checkpoint(tmp_path, end_of_epoch, rest):
     checkpointer.recover_if_possible()
     assert list(epochs) == rest
     assert stopping.best == {"wer": [4, 5.0]}
+
+
+@pytest.mark.fault(
+    "F18", "NaN as a validation metric", "an error, never the best checkpoint"
+)
+def test_the_selection_score_takes_finite_values_only():
+    selection = {"wer": 0.25, "eer": 1.0}
+    assert selection_score({"wer": 10.0, "eer": 4.0}, selection) == 6.5
+    assert selection_score({"eer": 4.0}, selection) == 4.0
+    with pytest.raises(UserError, match="wer is nan"):
+        selection_score({"wer": math.nan, "eer": 4.0}, selection)

@@ -14,7 +14,8 @@ from lobes.runs.evaluate import main as evaluate
 from lobes.runs.experiment import start_experiment
 from lobes.runs.variants import load_variant
 from lobes.training.brain import SpeechSpeakerBrain
-from lobes.training.checkpoints import MANIFEST, load_initial_weights
+from lobes.training.checkpoints import MANIFEST
+from lobes.training.initial_weights import load_initial_weights
 from tests.helpers import tiny
 
 HPARAMS = tiny.MTL.parent
@@ -30,7 +31,7 @@ def make(tiny_corpus, tmp_path):
         argv = tiny.arguments(tiny_corpus, tmp_path / name, yaml, norm, **changes)
         if start is not None:
             # It gives the encoder.
-            given = ("--source=", "--encoder_config=")
+            given = ("--encoder.source=", "--encoder.config=")
             argv = [word for word in argv if not word.startswith(given)]
             argv.append(f"--init_from={tmp_path / start}")
         argv += [*options, "--device=cpu", "--noprogressbar"]
@@ -80,7 +81,7 @@ def best(system):
 
 def started(system):
     """The weights before the first step, as ``fit`` has them."""
-    system.train_stream()
+    system.prepare_training()
     system.on_fit_start()
     return tiny.parameters(system)
 
@@ -213,7 +214,7 @@ def test_an_encoder_that_the_weights_do_not_fill_is_refused(make, old, then, now
     old(**then)
     system = make("new", start="old", **now)
     with pytest.raises(UserError, match="shared_layers and class_token") as caught:
-        system.train_stream()
+        system.prepare_training()
     assert "\n" not in str(caught.value)
 
 
@@ -229,7 +230,7 @@ def test_the_tasks_that_both_have(make, old, tiny_corpus, tmp_path):
     assert same(started(system), shared)
 
 
-@pytest.mark.parametrize("option", ["--source=x", "--encoder_config={}"])
+@pytest.mark.parametrize("option", ["--encoder.source=x", "--encoder.config={}"])
 def test_another_source_is_refused(make, old, option):
     old()
     with pytest.raises(UserError, match="init_from gives the encoder; leave out"):
@@ -255,7 +256,7 @@ def test_a_run_without_a_checkpoint(make):
     make("old")
     system = make("new", start="old")
     with pytest.raises(UserError, match="init_from: .*save holds no checkpoint"):
-        system.train_stream()
+        system.prepare_training()
 
 
 def test_the_new_run_is_evaluated_without_the_old_folder(make, old, tmp_path):

@@ -1,4 +1,4 @@
-"""Opening a set: its files, lengths, statistics, trials and leaks are looked at."""
+"""What a CSV says of its files is checked: presence, lengths, statistics."""
 
 import csv
 import json
@@ -10,83 +10,24 @@ import numpy as np
 import pytest
 import soundfile
 
-from lobes.data import opening
-from lobes.data.labels import Categories, Letters
-from lobes.data.opening import check_leaks, open_sets
-from lobes.data.streams import EvaluationSet, LengthBuckets, RandomCrops
+from lobes.data import file_checks
+from lobes.data.evaluation_sets import EvaluationSet, open_sets
+from lobes.data.labels import Letters
+from lobes.data.streams import LengthBuckets, RandomCrops
 from lobes.errors import UserError
 from lobes.preparation.parts import Part
 from lobes.runs import evaluate as evaluation
-from recipes.LibriSpeech_VoxCeleb.MTL import train
-from tests.helpers import tiny
+from tests.helpers.own_csvs import (
+    LENGTHS,
+    opened,
+    refused,
+    rows_of,
+    wave,
+    write_csv,
+    write_wav,
+)
 from tests.lobes.data.test_audio import write_m4a
 from tools.make_shards import make_shards
-
-LENGTHS = (16000, 12345, 8007, 20000)
-
-
-@pytest.fixture(autouse=True)
-def _say_again():
-    """A warning is said once in a process; here once in a test."""
-    opening._warn.cache_clear()
-
-
-def wave(samples=16000, seed=0, level=0.1):
-    return np.random.default_rng(seed).normal(0, level, samples).astype(np.float32)
-
-
-def write_wav(path, samples, rate=16000):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate, subtype="FLOAT")
-    return path
-
-
-def write_csv(path, rows):
-    """A CSV of dicts, written as a user's own script would."""
-    with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def rows_of(folder, name="u", lengths=LENGTHS, decimals=9):
-    """CSV rows of new wavs below ``folder``; two speakers."""
-    rows = []
-    for number, length in enumerate(lengths):
-        identity = f"{name}{number}"
-        path = write_wav(folder / f"{identity}.wav", wave(length, hash_of(identity)))
-        rows.append(
-            {
-                "ID": identity,
-                "duration": f"{length / 16000:.{decimals}f}",
-                "wav": path.name,
-                "spk_id": f"{name}{number % 2}",
-                "wrd": "A CAT",
-            }
-        )
-    return rows
-
-
-def hash_of(text):
-    return sum(map(ord, text))
-
-
-def opened(path, **settings):
-    """The set of a CSV, opened."""
-    found = EvaluationSet(str(path), **settings)
-    found.open()
-    return found
-
-
-def refused(path, **settings):
-    """The line that opening a CSV ends in."""
-    with pytest.raises(UserError) as caught:
-        opened(path, **settings)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
 
 # Files --------------------------------------------------------------------------
 
@@ -223,7 +164,7 @@ def test_a_cut_is_no_rounding(tmp_path, behind):
     rows = rows_of(tmp_path)
     rows[0]["duration"] = (LENGTHS[0] + behind) / 16000
     path = write_csv(tmp_path / "own.csv", rows)
-    if behind == opening.ROUNDING:
+    if behind == file_checks.ROUNDING:
         assert opened(path).utterances.lengths[0] == LENGTHS[0]
         return
     assert refused(path).endswith(
@@ -233,7 +174,7 @@ def test_a_cut_is_no_rounding(tmp_path, behind):
 
 
 def test_what_is_clipped_is_the_same_with_and_without_a_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "_WORTH_REMEMBERING", 1)
+    monkeypatch.setattr(file_checks, "_WORTH_REMEMBERING", 1)
     path = write_csv(tmp_path / "own.csv", rows_of(tmp_path, decimals=3))
 
     def state():
@@ -284,14 +225,14 @@ def test_a_duration_against_start_and_stop(tmp_path):
 @pytest.fixture
 def looked_at(monkeypatch):
     """The files whose headers are read, in this process."""
-    read, real = [], opening.usable_frames
-    monkeypatch.setattr(opening, "_WORTH_REMEMBERING", 1)
+    read, real = [], file_checks.usable_frames
+    monkeypatch.setattr(file_checks, "_WORTH_REMEMBERING", 1)
 
     def usable_frames(path, window):
         read.append(Path(path).name)
         return real(path, window)
 
-    monkeypatch.setattr(opening, "usable_frames", usable_frames)
+    monkeypatch.setattr(file_checks, "usable_frames", usable_frames)
     return read
 
 
@@ -330,7 +271,7 @@ def test_it_works_where_nothing_can_be_remembered(tmp_path, looked_at):
 
 
 def test_m4a_files_are_decoded_once(tmp_path, looked_at, monkeypatch):
-    monkeypatch.setattr(opening, "_WORTH_REMEMBERING", 1000)
+    monkeypatch.setattr(file_checks, "_WORTH_REMEMBERING", 1000)
     write_m4a(tmp_path / "a.m4a", wave(16384))
     row = {"ID": "a", "duration": 1.024, "wav": "a.m4a"}
     path = write_csv(tmp_path / "own.csv", [row])
@@ -408,261 +349,6 @@ def test_odd_statistics_are_found_among_many(tmp_path):
     rows[777]["std"] = 100
     message = refused(write_csv(tmp_path / "own.csv", rows))
     assert "1 of 1,000 rows" in message and "line 779" in message
-
-
-# Leaks --------------------------------------------------------------------------
-
-
-def sets_of(folder, train, valid, test, **settings):
-    """Opened: a stream and two sets of one task, from rows."""
-    for name, rows in (("train", train), ("valid", valid), ("test", test)):
-        write_csv(folder / f"{name}.csv", rows)
-    stream = RandomCrops(folder / "train.csv", {}, crop_seconds=0.1)
-    one = EvaluationSet(str(folder / "valid.csv"))
-    other = EvaluationSet(str(folder / "test.csv"), **settings)
-    sets = {"a": stream}, {"a": one}, {"a": {"test": other}}
-    open_sets(*sets)
-    return sets
-
-
-@pytest.fixture
-def three(tmp_path):
-    return [rows_of(tmp_path, name) for name in ("x", "y", "z")]
-
-
-def test_sets_without_a_leak(tmp_path, three, caplog):
-    check_leaks(*sets_of(tmp_path, *three))
-    assert not caplog.records
-
-
-@pytest.mark.fault(
-    "C4",
-    "a test or validation set of what is trained on, under the same or other names",
-    "`test.csv: 4 of 4 utterances are trained on, too: x0 (test.csv, line 2) is x0 "
-    "(train.csv, line 2); take them out of one of the two, or add --allow_leaks=True "
-    "if this is what you want to measure`",
-)
-@pytest.mark.parametrize("place", ["valid", "test"])
-@pytest.mark.parametrize("named", ["same", "renamed", "copied"])
-def test_what_is_trained_on_is_not_tested_on(tmp_path, three, place, named, caplog):
-    train, *others = three
-    leak = [dict(row) for row in train]
-    for row in leak:
-        if named == "renamed":
-            row["ID"] += "-again"
-        if named == "copied":
-            copy = tmp_path / "copies" / row["wav"]
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes((tmp_path / row["wav"]).read_bytes())
-            row["wav"] = f"{copy.parent}/{row['wav']}"
-    others[("valid", "test").index(place)] = leak
-    for row in leak:
-        row["spk_id"] = "z"
-    sets = sets_of(tmp_path, train, *others)
-    with pytest.raises(UserError) as caught:
-        check_leaks(*sets)
-    identity = leak[0]["ID"]
-    assert str(caught.value) == (
-        f"{tmp_path}/{place}.csv: 4 of 4 utterances are trained on, too: {identity} "
-        f"({tmp_path}/{place}.csv, line 2) is x0 ({tmp_path}/train.csv, line 2); take "
-        "them out of one of the two, or add --allow_leaks=True if this is what you "
-        "want to measure"
-    )
-    check_leaks(*sets, allowed=True)
-    assert caplog.records[0].message in str(caught.value)
-
-
-def test_equal_names_of_other_utterances_are_no_leak(tmp_path, three):
-    train, valid, test = three
-    for ours, theirs in zip(train, reversed(test), strict=True):
-        theirs["ID"] = ours["ID"]
-    assert test[1]["duration"] != train[2]["duration"]
-    check_leaks(*sets_of(tmp_path, train, valid, test))
-
-
-def test_parts_of_one_recording_leak_where_they_overlap(tmp_path, three):
-    train, valid, _ = three
-    write_wav(tmp_path / "long.wav", wave(50000))
-
-    def part(identity, start, stop):
-        row = {"ID": identity, "wav": "long.wav", "start": start, "stop": stop}
-        return [{**row, "spk_id": identity}]
-
-    apart = part("a", 0, 20000), valid, part("b", 20000, 40000)
-    check_leaks(*sets_of(tmp_path, *apart))
-    with pytest.raises(UserError, match="1 of 1 utterances are trained on, too"):
-        check_leaks(*sets_of(tmp_path, part("a", 0, 20001), valid, apart[2]))
-
-
-def test_utterances_in_shards_are_told_apart_by_their_offsets(tmp_path, three):
-    names = ("train", "valid", "test")
-    for name, rows in zip(names, three, strict=True):
-        write_csv(tmp_path / f"{name}.csv", rows)
-    out = tmp_path / "shards"
-    make_shards([tmp_path / f"{name}.csv" for name in names], out, num_workers=1)
-    rows = [
-        list(csv.DictReader((out / f"{n}.csv").open(encoding="utf-8"))) for n in names
-    ]
-    check_leaks(*sets_of(out, *rows))
-    with pytest.raises(UserError, match="4 of 4 utterances are trained on, too"):
-        check_leaks(*sets_of(out, *rows[:2], rows[0]))
-
-
-def test_validation_and_test_may_be_one_but_it_is_said(tmp_path, three, caplog):
-    train, valid, _ = three
-    check_leaks(*sets_of(tmp_path, train, valid, valid))
-    (record,) = caplog.records
-    assert "test.csv: 4 of 4 utterances are validated on, too" in record.message
-
-
-@pytest.mark.fault(
-    "C4",
-    "speakers of the test trials among those of the training",
-    "`test.csv, column spk_id: 2 of 2 speakers are trained on in train.csv (x0; x1)`",
-)
-def test_trials_are_of_speakers_that_were_not_trained_on(tmp_path, three, caplog):
-    train, valid, test = three
-    for row in test:
-        row["spk_id"] = row["spk_id"].replace("z", "x")
-    trials = tmp_path / "list.txt"
-    trials.write_text("1 z0 z2\n0 z0 z1\n", encoding="utf-8")
-    sets = sets_of(tmp_path, train, valid, test, trial_paths=[trials])
-    with pytest.raises(UserError) as caught:
-        check_leaks(*sets)
-    assert str(caught.value).startswith(
-        f"{tmp_path}/test.csv, column spk_id: 2 of 2 speakers are trained on in "
-        f"{tmp_path}/train.csv (x0; x1); "
-    )
-    # Words of known speakers may be tested.
-    check_leaks(*sets_of(tmp_path, train, valid, test))
-    assert "2 of 2 speakers are trained on" in caplog.records[0].message
-
-
-@pytest.mark.slow
-def test_training_begins_with_the_look_at_everything(tiny_corpus, tmp_path, capsys):
-    argv = tiny.arguments(tiny_corpus, tmp_path / "run", allow_leaks=False)
-    with pytest.raises(SystemExit):
-        train.main([*argv, "--device=cpu"])
-    assert "20 of 20 utterances are trained on, too" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "progress.jsonl").exists()
-
-
-# Trials -------------------------------------------------------------------------
-
-
-def with_trials(tmp_path, text, **settings):
-    path = tmp_path / "list.txt"
-    path.write_text(text, encoding="utf-8")
-    csv_path = write_csv(tmp_path / "own.csv", rows_of(tmp_path))
-    return opened(csv_path, trial_paths=[path], **settings).trials["list"]
-
-
-@pytest.mark.fault(
-    "C7",
-    "trials of an utterance and itself",
-    "counted: `list.txt: 1 of 3 trials (line 2) are of an utterance and itself, which "
-    "no system can fail`; refused where all same-speaker trials are such",
-)
-def test_trials_of_an_utterance_and_itself(tmp_path, caplog):
-    with_trials(tmp_path, "1 u0 u2\n1 u1 u1\n0 u0 u1\n")
-    assert caplog.messages == [
-        f"{tmp_path}/list.txt: 1 of 3 trials (line 2) are of an utterance and itself, "
-        "which no system can fail"
-    ]
-    with pytest.raises(UserError, match="each of its 2 same-speaker trials is of an"):
-        with_trials(tmp_path, "1 u0 u0\n1 u1 u1\n0 u0 u1\n")
-    with pytest.raises(UserError, match="line 2: label 0 for an utterance and itself"):
-        with_trials(tmp_path, "1 u0 u2\n0 u1 u1\n")
-
-
-def test_labels_against_the_speakers_of_the_csv(tmp_path, caplog):
-    with_trials(tmp_path, "1 u0 u2\n1 u1 u2\n0 u0 u1\n0 u1 u3\n")
-    assert caplog.messages == [
-        f"{tmp_path}/list.txt: the labels of 2 of 4 trials (line 2, 4) contradict the "
-        f"column spk_id of {tmp_path}/own.csv"
-    ]
-
-
-@pytest.mark.fault(
-    "B9",
-    "trials that name files as VoxCeleb's do, with a CSV of other IDs",
-    "each path that one file ends in stands for its ID",
-)
-def test_trials_by_path(tmp_path):
-    rows = []
-    for number, row in enumerate(rows_of(tmp_path)):
-        place = tmp_path / "wav" / f"id{number % 2}" / "video" / f"{number:05}.wav"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / row["wav"]).rename(place)
-        rows.append({**row, "wav": str(place)})
-    path = write_csv(tmp_path / "own.csv", rows)
-    trials = tmp_path / "list.txt"
-
-    def read(text):
-        trials.write_text(text, encoding="utf-8")
-        found = opened(path, trial_paths=[trials]).trials["list"]
-        return list(zip(found.enrol, found.test, strict=True))
-
-    same = "1 id0/video/00000.wav id0/video/00002.flac\n"
-    assert read(f"{same}0 u0 {rows[1]['wav']}\n") == [("u0", "u2"), ("u0", "u1")]
-    for unclear in ("0 u0 id7/video/00001.wav", "0 u0 u9"):
-        with pytest.raises(UserError, match="line 2: .* is not in") as caught:
-            read(f"{same}{unclear}\n")
-        assert ("by the column ID" in str(caught.value)) == ("/" in unclear)
-
-
-@pytest.mark.fault("C5", "utterances called NA, null and nan", "they are read as names")
-def test_names_that_look_like_nothing(tmp_path):
-    rows = rows_of(tmp_path)
-    for row, identity in zip(rows, ("NA", "null", "nan", "None"), strict=True):
-        row["ID"] = row["spk_id"] = identity
-    stream = RandomCrops(
-        path := write_csv(tmp_path / "own.csv", rows),
-        {"speaker": Categories(path)},
-        crop_seconds=0.1,
-        max_batch_samples=6400,
-    )
-    stream.open()
-    batch = next(stream.batches())
-    assert sorted(batch.ids) == sorted(batch.columns["spk_id"])
-    assert sorted(batch.ids) == ["NA", "None", "nan", "null"]
-
-
-# Length limit -------------------------------------------------------------------
-
-
-@pytest.mark.fault(
-    "B9",
-    "utterances longer than a batch",
-    "`2 of 4 utterances have more samples than a batch may hold (12400); the longest, "
-    "u3 (train.csv, line 5), has 20000; give --max_batch_samples=20000, or leave out "
-    "long ones with --max_utterance_seconds=0.77`",
-)
-def test_utterances_over_the_budget_and_what_would_do(tmp_path, caplog):
-    path = write_csv(tmp_path / "train.csv", rows_of(tmp_path))
-    labels = {"letters": Letters()}
-    with pytest.raises(UserError) as caught:
-        LengthBuckets(path, labels, max_batch_samples=12400).open()
-    assert str(caught.value) == (
-        f"{path}: 2 of 4 utterances have more samples than a batch may hold (12400); "
-        f"the longest, u3 ({path}, line 5), has 20000; give --max_batch_samples=20000, "
-        "or leave out long ones with --max_utterance_seconds=0.77"
-    )
-    stream = LengthBuckets(path, labels, 20000)
-    stream.open()
-    limited = LengthBuckets(path, labels, 12400, max_utterance_seconds=0.775)
-    limited.open()
-    assert list(limited.utterances.ids) == ["u1", "u2"]
-    assert limited.utterances.digest() != stream.utterances.digest()
-    (batch,) = [next(limited.batches())]
-    assert set(batch.ids) <= {"u1", "u2"} and batch.columns["wrd"] == ["A CAT"]
-    assert limited.utterances.place(1) == f"u2 ({path}, line 4)"
-    assert caplog.messages == [
-        f"{path}: 2 of 4 utterances (0.00 of 0.00 hours) are longer than "
-        "max_utterance_seconds=0.775 and are left out"
-    ]
-    with pytest.raises(UserError, match="4 of 4 .* none is left"):
-        LengthBuckets(path, labels, 20000, max_utterance_seconds=0.1).open()
 
 
 # evaluate.py --------------------------------------------------------------------

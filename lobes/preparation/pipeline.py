@@ -1,0 +1,235 @@
+"""The pipeline of every corpus: keep what fits, else decode, drop and write again.
+
+A corpus lists one table of ``Utterances`` and states its rules; everything else is
+done here.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lobes.data.audio import SAMPLE_RATE
+from lobes.data.scan_cache import ScanCache
+from lobes.errors import UserError
+from lobes.preparation.folders import LeftOut, writable_folder
+from lobes.preparation.outputs import CsvCounts, csv_counts, csv_text
+from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
+from lobes.preparation.report import write_report
+from lobes.preparation.scan import scan_audio
+from lobes.preparation.splitting import check_budget
+from lobes.system.files import file_hash
+from lobes.system.parallel import worker_count
+
+
+class Utterances(NamedTuple):
+    """The table that a corpus lists; columns ``[utterance]``.
+
+    A key in ``recordings`` is equal within one recording (a chapter, a video). The last
+    three columns are None before decoding: length in samples, mean and standard
+    deviation.
+    """
+
+    ids: list[str]
+    paths: list[str]
+    speakers: list[str]
+    recordings: list
+    texts: list[str] | None = None
+    frames: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple]) -> "Utterances":
+        """The table of some rows: ID, path, speaker, recording, and perhaps text."""
+        return cls(*map(list, zip(*rows, strict=True))) if rows else cls([], [], [], [])
+
+    def rows(self, rows: Sequence[int] | np.ndarray) -> "Utterances":
+        """The rows at these indices, in this order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        places = rows.tolist()
+        return Utterances(
+            *(
+                c[rows] if isinstance(c, np.ndarray) else c and [c[i] for i in places]
+                for c in self
+            )
+        )
+
+
+class Preparation:
+    """One call of a corpus's prepare function.
+
+    Arguments
+    ---------
+    corpus : str
+    save_folder, journal_folder : str or Path
+        For the outputs, and for what decoding found out (None: the same).
+    skip_budget : int
+        How many bad utterances of a part may be left out.
+    header_only : bool
+        Take lengths from headers, and no mean and standard deviation.
+    num_workers : int
+        Decoding processes; None for all cores.
+
+    Raises ``UserError`` for impossible numbers; nothing is made before ``open``.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        save_folder: str | Path,
+        journal_folder: str | Path | None,
+        skip_budget: int,
+        header_only: bool,
+        num_workers: int | None,
+    ):
+        check_budget(skip_budget)
+        worker_count(num_workers)
+        self.corpus = corpus
+        self.save_folder = Path(save_folder)
+        self.journal_folder = Path(journal_folder or save_folder)
+        self.skip_budget = skip_budget
+        self.header_only = header_only
+        self.num_workers = num_workers
+        self.counts = {}
+
+    def make_folders(self) -> None:
+        """Make both folders; ``UserError`` where nothing can be written."""
+        self.save_folder = writable_folder(self.save_folder)
+        self.journal_folder = writable_folder(self.journal_folder, "journal_folder")
+
+    def writing(
+        self, outputs: Mapping[str, Iterable[str]]
+    ) -> contextlib.AbstractContextManager:
+        """The ``with`` in which no other process writes; ``outputs`` by part.
+
+        Raises ``UserError`` where one of them is not this corpus's.
+        """
+        for name, files in outputs.items():
+            check_owner(self.save_folder, name, self.corpus, files)
+        # Two trainings that start together share one folder.
+        return one_preparation(self.save_folder, self.journal_folder)
+
+    def part(
+        self,
+        name: str,
+        options: dict,
+        inputs: str | Sequence[Path],
+        build: Callable[[Part], tuple[dict[str, tuple[str, dict | None]], int]],
+        skip_budget: int = 0,
+    ) -> None:
+        """Keep a part, or build and write it; its counts join ``counts``.
+
+        Arguments
+        ---------
+        name, options : str, dict
+            As for ``Part``.
+        inputs : str or list of Path
+            A hash of the audio, or the files that the part is made from.
+        build : callable
+            Returns text and counts of every output by its name (None: the output is
+            not told), and how many utterances were left out.
+        skip_budget : int
+            How many utterances a part that is kept may have left out.
+        """
+        if not isinstance(inputs, str):
+            inputs = json.dumps([file_hash(path) for path in inputs])
+        part = Part(self.save_folder, name, self.corpus, options, inputs)
+        counts, csv = part.reusable(skip_budget), f"{name}.csv"
+        if counts is None:
+            outputs, skipped = build(part)
+            files = {name: text for name, (text, _) in outputs.items()}
+            counts = {name: one for name, (_, one) in outputs.items() if one}
+            # What stands in the marker of a part that is a single CSV.
+            alone = counts[csv] if list(counts) == [csv] else counts
+            part.write(files, alone, skipped)
+        self.counts |= {csv: counts} if "utterances" in counts else counts
+
+    def decode(
+        self,
+        part: Part,
+        folder: Path,
+        listed: Utterances,
+        problems: Sequence[Problem],
+        rule: Callable[[Utterances], Mapping[int, str]] | None = None,
+    ) -> tuple[Utterances, int]:
+        """Decode a table; what can be used of it, and how much was dropped.
+
+        Arguments
+        ---------
+        part : Part
+            Lists what is dropped in ``<part>.skipped.csv``.
+        folder : Path
+            The files are remembered by their path below it.
+        listed : Utterances
+        problems : sequence of Problem
+            Utterances that are in no row, because they cannot be used.
+        rule : callable
+            Takes the decoded table; returns the reasons of rows that break a rule.
+
+        Raises ``UserError`` for more problems than ``skip_budget``, if need be before
+        anything is decoded, and where no utterance is left.
+        """
+        if len(problems) > self.skip_budget:
+            # Raises: no reason to decode hours of audio first.
+            part.skip(problems, self.skip_budget)
+        cache = ScanCache(self.journal_folder / f"{part.name}.scan", folder)
+        scan = scan_audio(
+            listed.paths, self.num_workers, part.name, cache, self.header_only
+        )
+        table = listed._replace(frames=scan.frames)
+        if not self.header_only:
+            table = table._replace(mean=scan.mean, std=scan.std)
+        reasons = {**(rule(table) if rule else {}), **scan.reasons}
+        bad = [Problem(table.ids[i], table.paths[i], reasons[i]) for i in reasons]
+        part.skip([*problems, *bad], self.skip_budget)
+        good = [row for row in range(len(table.ids)) if row not in reasons]
+        if not good:
+            raise UserError(
+                f"{part.name}: no usable utterance is left; repair the corpus, see "
+                f"{part.folder / f'{part.name}.skipped.csv'}"
+            )
+        return table.rows(good), len(problems) + len(bad)
+
+    def report(
+        self,
+        parts: Mapping[str, Sequence[str]],
+        official: Mapping[tuple[str, ...], Sequence[str]],
+        left_out: Mapping[str, LeftOut],
+    ) -> dict[str, dict]:
+        """Write the report (see ``write_report``); the counts with each file's path."""
+        folder = self.save_folder
+        write_report(folder, self.corpus, self.counts, parts, official, left_out)
+        return {
+            name: {"path": os.path.join(folder, name), **count}
+            for name, count in self.counts.items()
+        }
+
+
+def utterances_csv(
+    name: str, header: Sequence[str], utterances: Utterances, skipped: int
+) -> tuple[str, CsvCounts]:
+    """Text and counts of a CSV of decoded utterances, sorted by ID.
+
+    ``mean`` and ``std`` of ``header`` are left out where they are not known.
+    """
+    order = sorted(range(len(utterances.ids)), key=utterances.ids.__getitem__)
+    table = utterances.rows(order)
+    cells = {
+        "ID": table.ids,
+        "duration": table.frames / SAMPLE_RATE,
+        "wav": table.paths,
+        "start": np.zeros_like(table.frames),
+        "stop": table.frames,
+        "spk_id": table.speakers,
+        "wrd": table.texts,
+        "mean": table.mean,
+        "std": table.std,
+    }
+    header = [column for column in header if cells[column] is not None]
+    text = csv_text(header, [cells[column] for column in header])
+    return text, csv_counts(name, table.speakers, table.frames, skipped)
