@@ -53,6 +53,12 @@ class Trials:
         """IDs of all utterances in the list, each once, in order of appearance."""
         return list(dict.fromkeys([*self.enrol, *self.test]))
 
+    def sides(self) -> tuple[list[str], np.ndarray]:
+        """``utterances()``, and where in it each trial's sides are ``[2, trials]``."""
+        both = np.array([*self.enrol, *self.test], dtype=object)
+        places, names = pandas.factorize(both)
+        return names.tolist(), places.reshape(2, -1)
+
 
 def read_trials(path: str | PathLike, allow_repeats: bool = False) -> Trials:
     """Read a trial list.

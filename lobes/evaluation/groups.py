@@ -60,8 +60,8 @@ def trial_groups(
 
     A trial between two speakers counts for both. Otherwise as ``word_groups``.
     """
-    row = {name: place for place, name in enumerate(table["ID"])}
-    sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
+    names, sides = trials.sides()
+    table = table.set_index("ID").loc[names]
     accepted = scores >= threshold
     counts = pandas.DataFrame(
         {

@@ -1,22 +1,24 @@
 """How far a result is chance: 95 % intervals and comparisons by bootstrap.
 
-Utterances of one speaker are alike, and so are trials that share a speaker. What is
-drawn anew is therefore speakers, with all that belongs to them: an interval says what
-other test speakers would change. It says nothing of another seed in training.
+Utterances of one speaker are alike, and so are trials that share a speaker. The
+bootstrap therefore draws speakers, each with all utterances and trials: an interval
+tells what other test speakers would change. It tells nothing of another seed in
+training.
 
-Of a trial list a speaker that is drawn twice counts as two speakers: its own
-same-speaker trials count twice, and those between two speakers as often as the one
+A speaker of a trial list that is drawn twice counts as two speakers: its own
+same-speaker trials count twice, and a trial between two speakers as often as the one
 was drawn times the other. SciPy's bootstrap draws along one axis only, so the weighted
 rates are computed here.
 """
 
 import bisect
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lobes.data.trials import read_scores
+from lobes.data.trials import Trials, read_scores
 from lobes.data.vocabulary import edit_distances
 from lobes.errors import UserError
 from lobes.evaluation.results import speakers_of
@@ -31,10 +33,10 @@ sparse = lazy("scipy.sparse")
 REPLICATES = 1000
 SEED = 0
 
-#: With fewer speakers there is no telling what other ones would change.
+#: Fewer speakers cannot tell what other ones would change.
 FEWEST = 5
 
-#: What stands beside intervals wherever they are shown.
+#: This text stands beside intervals wherever they are shown.
 MEANING = (
     f"95 % intervals: bootstrap, {REPLICATES:,} replicates; what other test speakers "
     "would change, not another seed in training"
@@ -45,10 +47,10 @@ MEANING = (
 class Interval:
     """The middle 95 % of the replicates, ``low`` to ``high``, in percent.
 
-    ``count`` units were drawn, which are ``over``: ``speakers``; ``groups`` of the
+    ``count`` units were drawn. ``over`` names them: ``speakers``; ``groups`` of the
     utterances that same-speaker trials link, where not all speakers are known; or
-    ``utterances`` where there are fewer than ``FEWEST`` of these. The interval then
-    holds for these speakers only.
+    ``utterances`` where there are fewer than ``FEWEST`` of these. An interval over
+    utterances holds for these speakers only.
     """
 
     low: float
@@ -77,14 +79,14 @@ class Words:
     single spaces between words are letters, too.
     """
 
-    ids: list
-    references: list
-    hypotheses: list
-    wer: tuple
-    cer: tuple
+    ids: list[str]
+    references: list[str]
+    hypotheses: list[str]
+    wer: tuple[np.ndarray, np.ndarray]
+    cer: tuple[np.ndarray, np.ndarray]
 
 
-def read_words(path):
+def read_words(path: str | Path) -> Words:
     """``Words`` of a ``transcripts_<set>.csv``.
 
     Raises ``UserError`` when it cannot be read.
@@ -101,7 +103,9 @@ def read_words(path):
     )
 
 
-def error_counts(references, hypotheses):
+def error_counts(
+    references: Sequence[Sequence], hypotheses: Sequence[Sequence]
+) -> tuple[np.ndarray, np.ndarray]:
     """Errors and lengths of the references, int64 ``[utterances]`` each."""
     lengths = np.array([len(text) for text in references], dtype=np.int64)
     return edit_distances(references, hypotheses), lengths
@@ -110,7 +114,11 @@ def error_counts(references, hypotheses):
 # Intervals --------------------------------------------------------------------
 
 
-def rate_interval(counts, ids, speakers):
+def rate_interval(
+    counts: tuple[np.ndarray, np.ndarray],
+    ids: Sequence[str],
+    speakers: Mapping[str, str],
+) -> Interval | None:
     """Interval of an error rate over all words or letters; None below two units.
 
     Arguments
@@ -125,7 +133,9 @@ def rate_interval(counts, ids, speakers):
     return _interval(_rates(*counts, units), over, units)
 
 
-def eer_interval(trials, scores, speakers=None):
+def eer_interval(
+    trials: Trials, scores: np.ndarray, speakers: Mapping[str, str] | None = None
+) -> Interval | None:
     """Interval of the EER of a trial list; None below two units.
 
     Arguments
@@ -141,7 +151,12 @@ def eer_interval(trials, scores, speakers=None):
     return _interval(_eers(trials, [scores], units)[0], over, units)
 
 
-def eer_difference(trials, first, second, speakers=None):
+def eer_difference(
+    trials: Trials,
+    first: np.ndarray,
+    second: np.ndarray,
+    speakers: Mapping[str, str] | None = None,
+) -> Difference | None:
     """``Difference`` of the EERs of two systems' scores ``[trials]`` of one list."""
     units, over = _trial_units(trials, speakers or {})
     one, other = _eers(trials, [first, second], units)
@@ -149,7 +164,9 @@ def eer_difference(trials, first, second, speakers=None):
     return _difference(values[1] - values[0], other - one, over, units)
 
 
-def compare_words(first, second, metric="wer"):
+def compare_words(
+    first: str | Path, second: str | Path, metric: str = "wer"
+) -> Difference | None:
     """Paired bootstrap of a difference in WER (or CER).
 
     Arguments
@@ -159,11 +176,8 @@ def compare_words(first, second, metric="wer"):
     metric : str
         ``wer`` or ``cer``.
 
-    Returns
-    -------
-    Difference
-
-    Raises ``UserError`` unless both have the same utterances and references.
+    None is returned below two units. Raises ``UserError`` unless both have the same
+    utterances and references.
     """
     one, other = read_words(first), read_words(second)
     _check_same(first, second, set(one.ids), set(other.ids))
@@ -178,7 +192,7 @@ def compare_words(first, second, metric="wer"):
     return _difference(value, drawn[1] - drawn[0], over, units)
 
 
-def compare_eer(first, second):
+def compare_eer(first: str | Path, second: str | Path) -> Difference | None:
     """Paired bootstrap of a difference in EER.
 
     Arguments
@@ -186,11 +200,8 @@ def compare_eer(first, second):
     first, second : str or Path
         ``scores_<list>.txt`` of two evaluations of the same list.
 
-    Returns
-    -------
-    Difference
-
-    Raises ``UserError`` unless both have the same trials in the same order.
+    None is returned below two units. Raises ``UserError`` unless both have the same
+    trials in the same order.
     """
     (one, first_scores), (other, second_scores) = map(read_scores, (first, second))
     if (
@@ -204,11 +215,11 @@ def compare_eer(first, second):
 
 
 def _speakers_beside(*paths):
-    """Speakers of the set that files named ``<what>_<set>.<ending>`` are of."""
+    """``{ID: speaker}`` of a set, by the paths ``<folder>/<what>_<set>.<ending>``."""
     for path in map(Path, paths):
-        found = speakers_of(path.parent, path.stem.partition("_")[2])
-        if found:
-            return found
+        speakers = speakers_of(path.parent, path.stem.partition("_")[2])
+        if speakers:
+            return speakers
     return {}
 
 
@@ -227,18 +238,15 @@ def _units(ids, speakers):
 
 def _trial_units(trials, speakers):
     """Units of enrolment and test ``[2, trials]``, and what they are."""
-    names = trials.utterances()
-    row = dict(zip(names, range(len(names)), strict=True))
-    sides = np.array([[row[n] for n in side] for side in (trials.enrol, trials.test)])
-    if not all(speakers.get(name) for name in names):
+    names, sides = trials.sides()
+    known = all(speakers.get(name) for name in names)
+    if not known:
         pairs = sides[:, trials.labels]
         links = sparse.coo_matrix((np.ones(pairs.shape[1]), pairs), 2 * [len(names)])
         _, parts = csgraph.connected_components(links, directed=False)
         speakers = dict(zip(names, map(str, parts), strict=True))
-        units, over = _units(names, speakers)
-        return units[sides], over.replace("speakers", "groups")
     units, over = _units(names, speakers)
-    return units[sides], over
+    return units[sides], over if known else over.replace("speakers", "groups")
 
 
 def _draws(units):
@@ -261,22 +269,22 @@ def _rates(errors, lengths, units):
 def _eers(trials, systems, units):
     """EER in percent of every replicate, ``[systems, replicates]``.
 
-    NaN where a replicate has not both kinds of trials.
+    It is NaN where a replicate lacks a kind of trials.
     """
-    # A trial within one unit counts as often as that is drawn, not its square: the
-    # number 1 stands behind the units' draws.
+    # A trial within one unit counts as often as the unit is drawn, not the square of
+    # that: its second factor is the number 1 behind the units' draws.
     count = int(units.max(initial=-1)) + 1
     first, second = units
     second = np.where(first == second, count, second)
-    sorted_trials = [Sorted(trials.labels, s, first, second) for s in systems]
-    found = []
+    systems = [SortedTrials(trials.labels, s, first, second) for s in systems]
+    eers = []
     for drawn in _draws(units):
         weights = np.append(drawn, 1).astype(np.int32)
-        found.append([one.eer(weights) for one in sorted_trials])
-    return np.array(found, dtype=np.float64).reshape(-1, len(systems)).T
+        eers.append([system.eer(weights) for system in systems])
+    return np.array(eers, dtype=np.float64).reshape(-1, len(systems)).T
 
 
-class Sorted:
+class SortedTrials:
     """Trials by rising score, to find the EER under many weights of their speakers.
 
     Arguments
@@ -301,7 +309,7 @@ class Sorted:
             for kind in (labels, ~labels)
         ]
 
-    def eer(self, weights):
+    def eer(self, weights: np.ndarray) -> float:
         """EER in percent under whole weights of the places; NaN without both kinds.
 
         With equal weights it is that of
@@ -346,14 +354,14 @@ def _interval(replicates, over, units):
 
 def _difference(value, replicates, over, units):
     """A paired bootstrap's outcome, None below two units."""
-    found = _interval(replicates, over, units)
-    if found is None:
+    interval = _interval(replicates, over, units)
+    if interval is None:
         return None
     replicates = replicates[np.isfinite(replicates)]
-    # As often on the other side of zero, on either side; never quite zero.
+    # The p-value is two-sided, and never quite zero.
     beyond = min(np.sum(replicates <= 0), np.sum(replicates >= 0))
     return Difference(
-        **vars(found),
+        **vars(interval),
         difference=float(value),
         p=float(min(1.0, 2 * (beyond + 1) / (len(replicates) + 1))),
     )

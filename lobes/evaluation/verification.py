@@ -7,10 +7,6 @@ import numpy as np
 
 from lobes.data.trials import Trials, checked_scores
 from lobes.errors import UserError
-from lobes.system.lazy import lazy
-
-pandas = lazy("pandas")
-
 
 #: Priors of a same-speaker trial at which the detection cost is reported.
 TARGET_PRIORS = (0.01, 0.05)
@@ -45,8 +41,7 @@ def cosine_scores(
     row = dict(zip(names, range(len(names)), strict=True))
     if len(row) != len(matrix):
         raise ValueError(f"{len(row)} distinct IDs for {len(matrix)} embeddings")
-    sides = np.array([*trials.enrol, *trials.test], dtype=object)
-    codes, used = pandas.factorize(sides)
+    used, sides = trials.sides()
     missing = [name for name in used if name not in row]
     if missing:
         raise UserError(
@@ -66,7 +61,7 @@ def cosine_scores(
                 f"{trials.path}: {_subject([used[i] for i in np.flatnonzero(broken)])} "
                 f"{fault}; check these recordings and the model's training log"
             )
-    enrol, test = np.split(used_rows[codes], 2)
+    enrol, test = used_rows[sides]
     scores = _row_products(matrix, enrol, test) / (norms[enrol] * norms[test])
     # Rounding can leave an utterance's cosine with itself just above 1.
     return np.clip(scores, -1.0, 1.0)

@@ -34,8 +34,8 @@ flop_counter = lazy("torch.utils.flop_counter")
 meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
 sb = lazy("speechbrain")
-evaluating = lazy("lobes.data.evaluation_sets")
-reading = lazy("lobes.data.utterances")
+sets = lazy("lobes.data.evaluation_sets")
+utterances = lazy("lobes.data.utterances")
 corpora = lazy("tools.benchmark.corpora")
 systems = lazy("tools.benchmark.systems")
 torch = lazy("torch")
@@ -212,7 +212,7 @@ def count_flops(brain, batches):
     encoder.freeze(False)
     with flop_counter.FlopCounterMode(display=False, custom_mapping=counts) as counter:
         with brain.training_ctx:
-            given = brain.on_device(batches)
+            given = dict(batches)
             outputs = brain.compute_forward(given, sb.Stage.TRAIN)
             loss = brain.compute_objectives(outputs, given, sb.Stage.TRAIN)
         loss.backward()
@@ -368,14 +368,14 @@ def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
     sets = [
-        (task, evaluating.EvaluationSet(csv, labels[task], max_batch_samples=budget))
+        (task, sets.EvaluationSet(csv, labels[task], max_batch_samples=budget))
         for task, csv in lists.items()
     ]
     for _, one in sets:
         one.open()
     found = {}
     for task, one in sets:
-        brain.evaluate(evaluating.EvaluationStream([(task, one)]), progressbar=False)
+        brain.evaluate(sets.EvaluationStream([(task, one)]), progressbar=False)
         found[task] = dict(brain.tasks[task].collected)
     return found
 
@@ -457,7 +457,7 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", reading.Utterances, path, labels)
+        took = clock("cpu", utterances.Utterances, path, labels)
         growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
     return {"rows": rows, "growth": growth}
 

@@ -1,7 +1,11 @@
 """What is said of an evaluation: warnings where there is reason, and none where not."""
 
+import json
+
+import pandas
 import pytest
 
+from lobes.data.evaluation_sets import EvaluationSet, open_sets
 from lobes.evaluation import assessment
 from lobes.evaluation.significance import Interval
 from tests.helpers.shown import words
@@ -70,3 +74,24 @@ def test_chance_is_named():
     assert said(30.0, Interval(25.0, 35.0, "speakers", 20)) == []
     assert said(60.0, Interval(55.0, 65.0, "speakers", 20)) != []
     assert said(44.0, None) == [] and said(46.0, None) != []
+
+
+def test_tasks_that_share_a_set_are_assessed_each(run, tiny_corpus):
+    results = json.loads((run / "results.json").read_text())
+    csvs = [tiny_corpus / "LibriSpeech" / f"{n}.csv" for n in ("test-other", "train")]
+    for same, csv in zip((True, False), csvs, strict=True):
+        sets = {
+            "speech": {"test-other": EvaluationSet(csvs[0])},
+            "gender": {"test-other": EvaluationSet(csv)},
+        }
+        open_sets({}, {}, sets)
+        measured = {**results["sets"], "gender": {"test-other": {"accuracy": 97.5}}}
+        found = assessment.assess(run, measured, sets, {})
+        for key in ("intervals", "groups"):
+            assert found[key]["test-other"] == results[key]["test-other"]
+        assert found["data"]["test-other"] == results["data"]["test-other"]
+        names = ["test-other", *["test-other (gender)"] * (not same)]
+        assert list(found["data"]) == names
+        for name in names:
+            table = pandas.read_csv(run / f"utterances_{name}.csv")
+            assert len(table) == found["data"][name]["utterances"]

@@ -377,3 +377,23 @@ def test_several_processes_are_started_by_torchrun(monkeypatch):
         "&& torchrun --standalone --nproc_per_node=4 train.py hparams/mtl.yaml "
         "--lr=1e-4"
     )
+
+
+def test_two_tasks_with_a_set_of_one_name_are_both_shown(run, capsys):
+    results = json.loads((run / "results.json").read_text())
+    sets = {"gender": {"test-other": {"accuracy": 97.5}}, **results["sets"]}
+    sets["accent"] = {"test-other": {"accuracy": 12.5}}
+    change_results(run, sets=sets)
+    text = page(run)
+    Elements(text)
+    summary.print_summary(run)
+    printed = capsys.readouterr().out
+    wer = f"WER {results['wer']:.2f} %"
+    assert "WER on test-other (speech)" in text
+    assert f"CER {results['cer']:.2f} %" in text
+    assert text.count("<td>test-other</td>") == 3, "a row in the table of each task"
+    for told in ("97.50", "12.50", wer):
+        assert told in text and told in printed
+    for task in ("gender", "speech", "accent"):
+        assert f"test-other ({task})" in printed
+    assert printed.count("utterances, worst first") == 1

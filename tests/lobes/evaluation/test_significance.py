@@ -1,6 +1,5 @@
 """Bootstraps over speakers, against simulations and what is known of simple cases."""
 
-import json
 
 import numpy as np
 import pandas
@@ -8,10 +7,9 @@ import pytest
 
 from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
-from lobes.evaluation.results import speakers_of
 from lobes.evaluation.significance import (
     FEWEST,
-    Sorted,
+    SortedTrials,
     compare_eer,
     compare_words,
     eer_interval,
@@ -175,22 +173,13 @@ def test_weights_are_repetitions():
         for name, same in zip(trials.test, trials.labels, strict=True)
     ]
     values = np.round(values, 1)
-    found = Sorted(trials.labels, values, np.array(place), np.array(other))
+    found = SortedTrials(trials.labels, values, np.array(place), np.array(other))
     expected = equal_error_rate(
         np.repeat(values, repeated), np.repeat(trials.labels, repeated)
     )[0]
     weights = np.append(drawn, 1).astype(np.int32)
     assert found.eer(weights) == pytest.approx(expected)
     assert np.isnan(found.eer(np.zeros_like(weights)))
-
-
-def test_the_speakers_of_an_evaluation(tmp_path):
-    assert speakers_of(tmp_path, "veri_test2") == {}
-    data = {"voxceleb1": {"lists": ["veri_test2"]}, "test-other": {"lists": []}}
-    (tmp_path / "results.json").write_text(json.dumps({"data": data}))
-    (tmp_path / "utterances_voxceleb1.csv").write_text("ID,speaker\nNA,nan\nb,s2\n")
-    assert speakers_of(tmp_path, "veri_test2") == {"NA": "nan", "b": "s2"}
-    assert speakers_of(tmp_path, "test-other") == {}, "its file is not there"
 
 
 def test_other_sets_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from lobes.evaluation.ending import DIVERGED
 from lobes.evaluation.verification import verification_metrics
 from lobes.runs import evaluate as evaluation
 from lobes.runs import ledger
+from lobes.runs.own_sets import own_folder
 from lobes.system import distributed
 from lobes.training import stopping
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
@@ -213,18 +214,18 @@ def test_a_list_given_by_its_path_is_read_as_prepared(tiny_corpus, tmp_path):
 )
 def test_own_csvs_of_one_name_have_folders_of_their_own(tmp_path):
     first = {"speech_csv": "/a/my.csv"}
-    folder = evaluation.own_folder(tmp_path, first)
+    folder = own_folder(tmp_path, first)
     assert folder == tmp_path / "own" / "my"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"own": first}))
-    other = evaluation.own_folder(tmp_path, {"speech_csv": "/b/my.csv"})
+    other = own_folder(tmp_path, {"speech_csv": "/b/my.csv"})
     assert other.parent == folder.parent and other.name.startswith("my-")
-    assert evaluation.own_folder(tmp_path, first) == folder
+    assert own_folder(tmp_path, first) == folder
     speaker = {"speaker_csv": "/a/my.csv", "trials": ["/a/x.txt"]}
-    more = evaluation.own_folder(tmp_path, speaker)
+    more = own_folder(tmp_path, speaker)
     assert more not in (folder, other)
     (folder / "results.json").write_text("{")
-    assert evaluation.own_folder(tmp_path, first) != folder
+    assert own_folder(tmp_path, first) != folder
 
 
 @pytest.mark.fault("B9", "an evaluation that fails", "no empty folder own/<name> stays")
