@@ -237,7 +237,8 @@ def test_accumulation_leaves_the_step_as_it_is():
 
 def test_the_document_s_commands_load(monkeypatch):
     monkeypatch.chdir(tiny.MTL.parents[1])
-    commands = re.findall(r"(?<![\w./])([\w.]+\.yaml)((?: --\w+=[\w./]+)+)", DOCUMENT)
+    pattern = r"(?<![\w./])([\w.]+\.yaml)((?: --[\w.]+=[\w./]+)+)"
+    commands = re.findall(pattern, DOCUMENT)
     assert len(commands) >= 6
     for name, overrides in commands:
         (path,) = ROOT.glob(f"recipes/*/*/hparams/{name}")
