@@ -299,12 +299,12 @@ def _check_folders(tree):
 
 def _splits(tree, corpus):
     """Yield the keys that name a corpus's splits, and what they name."""
-    for key in tree:
-        if re.fullmatch(rf"{corpus}_.*_splits?", key):
-            yield key, tree[key]
     train = tree[corpus].get("tr_splits") if corpus in tree else None
     if isinstance(train, list):
         yield f"{corpus}.tr_splits", train
+    for key in tree:
+        if re.fullmatch(rf"{corpus}_.*_splits?", key):
+            yield key, tree[key]
 
 
 def _encoder(tree):
@@ -344,6 +344,7 @@ def _print_help(first):
     for key in keys_of(tree):
         node, row = value_of(tree, key), table.find(key)
         plain = tag_of(node) in ("", "!PLACEHOLDER", "!tuple")
+        plain = plain and not (isinstance(node, list) and any(map(tag_of, node)))
         scalar = not isinstance(node, CommentedMap)
         if plain and (scalar or row and not isinstance(row.kind, Object)):
             value = "(to be given)" if tag_of(node) == "!PLACEHOLDER" else node

@@ -144,8 +144,8 @@ def loaded(name, voxceleb2=None, folder="/unused", **settings):
     given = {
         "librispeech_folder": f"{folder}/LibriSpeech",
         "voxceleb1_folder": f"{folder}/VoxCeleb1",
-        "source": "null",
-        "encoder_config": str(tiny.ENCODER).replace("'", ""),
+        "encoder.source": "null",
+        "encoder.config": str(tiny.ENCODER).replace("'", ""),
         "output_folder": f"{folder}/out",
         **settings,
     }
@@ -159,9 +159,10 @@ def loaded(name, voxceleb2=None, folder="/unused", **settings):
 def test_the_protocol(name):
     hparams = loaded(name)
     assert (hparams["steps"], hparams["freeze_steps"]) == (200_000, 3_000)
-    assert hparams["letter_prior"] == "log"
+    if name != "speaker_ls":
+        assert hparams["speech"].letter_prior == "log"
     assert hparams["weighting"].weights == {"speech": 0.5, "speaker": 0.5}
-    assert hparams["n_speakers"] == (2338 if name in ON_LIBRISPEECH else 5994)
+    assert len(hparams["speaker"].weight) == (2338 if name in ON_LIBRISPEECH else 5994)
     fraction = hparams["librispeech"]["speaker_valid_fraction"]
     assert fraction == (0.05 if name in ON_LIBRISPEECH else None)
 
@@ -220,13 +221,15 @@ def test_preparation_writes_what_the_variant_reads(corpora, tmp_path, name):
         name,
         folder=corpora,
         prepared_folder=tmp_path / "prepared",
-        librispeech_train_splits="[train-clean-100]",
-        librispeech_test_splits="[test-other]",
         voxceleb_trial_lists="[veri_test2.txt]",
-        n_speakers=4,
         num_workers=0,
         crop_seconds=0.3,
-        **({"librispeech_folder": libri} if name == "speaker_ls" else {}),
+        **{"librispeech.tr_splits": "[train-clean-100]", "speaker.n_speakers": 4},
+        **(
+            {"librispeech_folder": libri}
+            if name == "speaker_ls"
+            else {"librispeech_test_splits": "[test-other]"}
+        ),
     )
     # At this size 5 % is one chapter.
     splitting = {"speaker_valid_fraction": 0.5, "num_workers": 1}

@@ -8,14 +8,16 @@ import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
 
 from lobes.runs.command_line import parse_arguments
-from lobes.runs.variants import load_variant
+from lobes.runs.variants import BASE, load_variant, placeholders
+from lobes.settings import yamls
 from lobes.system.checkout import ROOT
 from lobes.training.brain import SpeechSpeakerBrain
 from recipes.LibriSpeech_VoxCeleb.MTL import train as mtl
 from tests.helpers import tiny
 
 YAMLS = sorted(ROOT.glob("recipes/*/*/hparams/*.yaml"))
-BASES = [path for path in YAMLS if "\nbase:" not in "\n" + path.read_text()]
+#: Those of the recipes, which stand on the one full YAML.
+BASES = [path for path in YAMLS if "hparams/base.yaml\n" in path.read_text()]
 
 #: Names of the repository, so that a search that finds nothing cannot pass.
 EXPECTED = {
@@ -50,9 +52,8 @@ def test_it_loads_and_builds_a_brain(path, tmp_path):
     tree, _ = load_variant(path)
     folders = [key for key in tree if key.endswith("_folder") and "csv" not in key]
     # The preparation, which does not take place here, would look for the file.
-    paths = [*folders, *(key for key in tree if key == "voxceleb_transcripts")]
-    given = [f"--{key}={tmp_path}" for key in paths]
-    small = [] if tree["encoder_config"] else [f"--encoder.config={encoder}"]
+    given = [f"--{key}={tmp_path}" for key in {*folders, *placeholders(tree)}]
+    small = [] if tree["encoder"]["config"] else [f"--encoder.config={encoder}"]
     arguments = [str(path), *given, "--encoder.source=null", *small, "--device=cpu"]
     hparams, run_opts, _ = parse_arguments(arguments)
     brain = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
@@ -69,7 +70,7 @@ READ_BY_CODE = re.compile(
 @pytest.mark.parametrize("path", BASES, ids=lambda path: path.stem)
 def test_every_key_is_used(path):
     """By a reference in the YAML, by our code, or as a SpeechBrain run option."""
-    text = path.read_text()
+    text = BASE.read_text() + path.read_text()
     sources = [*ROOT.glob("lobes/**/*.py"), *path.parent.parent.glob("*.py")]
     used = {
         name
@@ -94,14 +95,14 @@ def test_no_key_is_a_prefix_of_a_run_option(path):
 
 
 def test_no_loading_process_is_waited_for_for_ever():
-    for path in YAMLS:
+    for path in [BASE, *YAMLS]:
         text = path.read_text(encoding="utf-8")
         workers = len(re.findall(r"num_workers: !ref", text))
         assert workers == text.count("timeout: !ref <loader_timeout>"), path.name
 
 
 def test_every_training_stream_takes_the_grid_of_lengths():
-    for path in YAMLS:
+    for path in [BASE, *YAMLS]:
         text = path.read_text(encoding="utf-8")
         streams = len(re.findall(r"streams\.(LengthBuckets|RandomCrops)\n", text))
         grids = text.count("length_grid_seconds: !ref <length_grid_seconds>")
@@ -117,27 +118,26 @@ def test_variants_are_short():
 def test_the_paper_s_numbers(path):
     tree, _ = load_variant(path)
     assert tree["seed"] == 42133724
-    assert tree["source"] == "facebook/wav2vec2-base"
+    assert tree["encoder"]["source"] == "facebook/wav2vec2-base"
     assert (tree["steps"], tree["freeze_steps"]) == (100_000, 10_000)
-    assert (tree["valid_interval"], tree["patience_steps"]) == (5_000, 20_000)
+    assert tree["valid_interval"] == 5_000
+    assert tree["stopping"]["patience_steps"] == 20_000
     assert tree["max_batch_samples"] == 3_200_000
-    assert (tree["initial_lr"], tree["final_lr"]) == (5e-6, 5e-6)
+    assert tree["schedule"]["initial_lr"] == tree["schedule"]["final_lr"] == 5e-6
     rate = {"mtl": 1e-4, "asr": 5.62e-5, "speaker": 3.16e-5}
     assert tree["lr"] == rate[path.stem]
     if path.stem != "asr":
         crop = {"mtl": 9.0, "speaker": 3.0}
         assert tree["crop_seconds"] == crop[path.stem]
-        assert (tree["aam_scale"], tree["aam_margin"]) == (30.0, 0.2)
-        assert tree["n_speakers"] == 5994
+        speaker = tree["speaker"]
+        assert (speaker["scale"], speaker["margin"]) == (30.0, 0.2)
+        assert speaker["n_speakers"] == 5994
 
 
-def test_fragments_exist_for_every_include():
-    included = {
-        (path.parent / name).resolve()
-        for path in YAMLS
-        for name in re.findall(r"!include:(\S+)", path.read_text())
-    }
-    assert included == set(Path(ROOT / "hparams").glob("*.yaml"))
+def test_there_is_one_full_yaml():
+    assert set(Path(ROOT / "hparams").glob("*.yaml")) == {BASE}
+    for path in BASES:
+        assert (path.parent / yamls.read(path)["base"]).resolve() == BASE
 
 
 MTL = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL" / "hparams"
@@ -156,7 +156,7 @@ def test_training_on_transcripts_asks_for_them(name, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         mtl.main(arguments)
     told = capsys.readouterr().err
-    assert "needs voxceleb_transcripts; give --voxceleb.transcripts=..." in told
+    assert "needs voxceleb.transcripts; give --voxceleb.transcripts=..." in told
     with pytest.raises(SystemExit):
         mtl.main([*arguments, f"--voxceleb.transcripts={tmp_path}/absent.jsonl"])
     told = capsys.readouterr().err
@@ -168,14 +168,14 @@ def test_joint_training_takes_one_batch_for_both_tasks(tiny_corpus, tmp_path):
     """Of both corpora, with one label space, at the follow-up's steps."""
     tree, _ = load_variant(MTL / "joint.yaml")
     # LibriSpeech's 2338 training readers, VoxCeleb2's 5994 speakers.
-    assert tree["n_speakers"] == 2338 + 5994
+    assert tree["speaker"]["n_speakers"] == 2338 + 5994
     assert (tree["steps"], tree["freeze_steps"]) == (200_000, 3_000)
     assert dict(tree["weighting"]["weights"]) == {"speech": 0.5, "speaker": 0.5}
     system = tiny.brain(
         tiny_corpus,
         tmp_path / "run",
         yaml=MTL / "joint.yaml",
-        voxceleb_transcripts="unused",
+        transcripts="unused",
         n_speakers=tiny.SPEAKERS + 1,
     )
     batches = [
@@ -210,7 +210,8 @@ def test_the_notes_select_and_stop_by_their_own_rules():
             folder = ROOT / "recipes" / recipe
             base = given.get("base")
             tree, _ = load_variant(folder / path, base and folder / base)
-            assert given.get("patience_steps", tree["patience_steps"]) in (None, "null")
+            patience = tree["stopping"]["patience_steps"]
+            assert given.get("stopping.patience_steps", patience) in (None, "null")
             assert int(given.get("steps", tree["steps"])) == 200_000, name
             if "MTL" in recipe:
                 assert tree["selection"] == {"wer": 0.25, "eer": 0.25}
@@ -235,12 +236,14 @@ def test_the_published_regularisation():
     asr = ROOT / "recipes" / "LibriSpeech" / "ASR" / "hparams"
     for path in (MTL / "as_published.yaml", asr / "asr_as_published.yaml"):
         tree, _ = load_variant(path)
-        assert {key: tree[key] for key in PUBLISHED} == PUBLISHED, path.name
-        others = ("layerdrop", "feat_proj_dropout", "input_dropout", "speech_dropout")
-        assert [tree[key] for key in others] == [0.0] * 4
-        assert tree["mask_feature_prob"] == 0.0
+        encoder = tree["encoder"]
+        assert {key: encoder[key] for key in PUBLISHED} == PUBLISHED, path.name
+        others = ("layerdrop", "feat_proj_dropout", "input_dropout")
+        assert [encoder[key] for key in others] == [0.0] * 3
+        assert tree["speech"]["dropout"] == encoder["mask_feature_prob"] == 0.0
     tree, _ = load_variant(asr / "asr_regularised_as_published.yaml")
-    assert {key: tree[key] for key in PUBLISHED} == PUBLISHED
-    assert (tree["mask_feature_prob"], tree["mask_feature_length"]) == (0.1, 64)
-    assert (tree["feat_proj_dropout"], tree["input_dropout"]) == (0.1, None)
-    assert (tree["layerdrop"], tree["speech_dropout"]) == (0.1, 0.05)
+    encoder = tree["encoder"]
+    assert {key: encoder[key] for key in PUBLISHED} == PUBLISHED
+    assert (encoder["mask_feature_prob"], encoder["mask_feature_length"]) == (0.1, 64)
+    assert (encoder["feat_proj_dropout"], encoder["input_dropout"]) == (0.1, None)
+    assert (encoder["layerdrop"], tree["speech"]["dropout"]) == (0.1, 0.05)

@@ -137,6 +137,7 @@ def test_no_step_waits(variant, tiny_corpus, tmp_path, monkeypatch):
 
 def test_no_variant_is_left_out():
     trees = {p.stem: load_variant(p)[0] for p in tiny.MTL.parent.glob("*.yaml")}
+    trees = {name: tree for name, tree in trees.items() if "pooling" in tree}
     here = {kind(trees[variant]) for variant in VARIANTS}
     assert [name for name, tree in trees.items() if kind(tree) not in here] == []
 
