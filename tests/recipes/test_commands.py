@@ -124,7 +124,10 @@ def test_corpora_are_looked_for_before_the_hub(tmp_path, capsys):
     ]
     absent = f"--voxceleb1_folder={tmp_path / 'absent'}"
     for more, told in (
-        ([absent], f"librispeech_train_splits: {speech} has no folder train-clean-100"),
+        (
+            [absent, "--librispeech_test_splits=[]"],
+            f"librispeech.tr_splits: {speech} has no folder train-clean-100",
+        ),
         (
             [absent, "--librispeech.tr_splits=[dev-other]"],
             f"librispeech_test_splits: {speech} has no folder test-other",
@@ -187,7 +190,7 @@ def test_the_whole_chain_on_real_speech(real_speech, tmp_path, capsys):
         tmp_path / "run",
         skip_prep=False,
         librispeech_folder=real_speech / "LibriSpeech",
-        librispeech_train_splits="[train-clean-100]",
+        tr_splits="[train-clean-100]",
         voxceleb2_folder=real_speech / "VoxCeleb2",
         voxceleb1_folder=real_speech / "VoxCeleb1",
         valid_fraction=0.3,
