@@ -238,7 +238,8 @@ def test_a_dry_run_lists_states_and_times(arguments, tmp_path, capsys, monkeypat
     assert grid.main([*arguments, *options, "--jobs=2"]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert "mtl, lr=1e-5, encoder.shared_layers=6" in lines[1] and "finished" in lines[1]
+    assert "mtl, lr=1e-5, encoder.shared_layers=6" in lines[1]
+    assert "finished" in lines[1]
     assert "2.0 hours" in lines[3] and "runs like it" in lines[3]
     assert "60.0 minutes" in lines[2] and "100 TFLOP/s" in lines[2]
     assert lines[-1] == (

@@ -58,21 +58,21 @@ def paper_runs():
     tests = tables.paper_results()
     rows = []
     for name in ("table4", "table5", "table6"):
-        for line in pandas.read_csv(tables.PAPER / f"{name}.csv").to_dict("records"):
-            found = tests[MTL, line["variant"], 100_000]
-            valid = line["wer"], line["eer"]
+        table = pandas.read_csv(tables.PAPER / f"{name}.csv")
+        for variant, lines in table.groupby("variant", sort=False):
+            found = tests[MTL, variant, 100_000]
             test = found["wer"], found["eer"]
-            state = "diverged" if line["wer"] == 100 else "finished"
+            yaml = ROOT / f"recipes/{MTL}/hparams/{variant}.yaml"
             # The YAML's own rate is no change of the run that has it.
-            row = run(line["variant"], line["lr"], valid=valid, test=test, state=state)
-            member = members(
-                read_grid(
-                    [ROOT / f"recipes/{MTL}/hparams/{line['variant']}.yaml"],
-                    [f"--lr={line['lr']}"],
-                ),
-                fill=True,
-            )[0]
-            rows.append({**row, "changes": {**member.changes, "precision": "bf16"}})
+            rates = f"--lr={','.join(map(str, lines['lr']))}"
+            grid = members(read_grid([yaml], [rates]), fill=True)
+            for line, member in zip(lines.to_dict("records"), grid, strict=True):
+                valid = line["wer"], line["eer"]
+                state = "diverged" if line["wer"] == 100 else "finished"
+                row = run(variant, line["lr"], valid=valid, test=test, state=state)
+                changes = {**member.changes, "precision": "bf16"}
+                assert member.lr == line["lr"]
+                rows.append({**row, "changes": changes})
     assert len(rows) == 90
     return ledger.trainings(rows)
 
