@@ -26,7 +26,7 @@ from lobes.preparation.transcripts import MAXIMUM_SECONDS, json_lines
 from lobes.settings.signatures import Command
 from lobes.settings.table import option
 from lobes.system.lazy import lazy
-from lobes.system.locks import take
+from lobes.system.locks import lock_file
 from lobes.system.parallel import worker_count
 from lobes.system.terminal import progress_bar, say
 
@@ -263,7 +263,7 @@ class Output:
             raise UserError(
                 f"--output={path} cannot be written ({error.strerror}); name another"
             ) from error
-        if not take(self._stream):
+        if not lock_file(self._stream):
             raise UserError(
                 f"--output={path}: another process writes it; wait for that one, or "
                 "name another file"

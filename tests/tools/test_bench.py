@@ -10,14 +10,15 @@ import torch
 from lobes.system.checkout import ROOT
 from recipes.LibriSpeech.librispeech_prepare import prepare_librispeech
 from recipes.VoxCeleb.voxceleb_prepare import prepare_voxceleb
-from tools import bench, bench_systems
+from tools import bench
+from tools.benchmark import corpora, measures, systems
 
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    made = bench_systems.Setup(str(folder), "tiny", seconds=4.0, crop=0.9, threads=1)
-    bench_systems.prepare(made, 64)
+    made = systems.Setup(str(folder), "tiny", seconds=4.0, crop=0.9, threads=1)
+    corpora.prepare(made, 64)
     prepared = folder / "prepared"
     prepare_librispeech(
         folder / "LibriSpeech",
@@ -37,13 +38,13 @@ def setup(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(setup):
-    hparams, _ = bench_systems.load(setup)
-    return list(bench_systems.train_batches(setup, hparams, 2))
+    hparams, _ = systems.load(setup)
+    return list(systems.train_batches(setup, hparams, 2))
 
 
 @pytest.fixture
 def compared(setup):
-    return {name: build(setup) for name, build in bench_systems.SYSTEMS.items()}
+    return {name: build(setup) for name, build in systems.SYSTEMS.items()}
 
 
 def gradients(system, batches):
@@ -60,14 +61,14 @@ def gradients(system, batches):
     for optimizer in optimizers.values():
         optimizer.register_step_pre_hook(keep)
     # Of the stock one they are clipped.
-    system.max_grad_norm = 1e9 if isinstance(system, bench_systems.Stock) else 0.0
-    loss = bench_systems.step(system, batches)
+    system.max_grad_norm = 1e9 if isinstance(system, systems.Stock) else 0.0
+    loss = systems.step(system, batches)
     return float(loss), found
 
 
 def test_the_three_compute_the_same_step(compared, batches):
     losses, found = {}, {}
-    batch = bench_systems.trimmed(batches[0])
+    batch = systems.trimmed(batches[0])
     assert min(map(len, batch.values())) > 1
     for name, system in compared.items():
         losses[name], found[name] = gradients(system, batch)
@@ -90,7 +91,7 @@ def test_each_runs_the_cnn_as_it_is_said_to(compared, batches):
         encoder.feature_extractor.conv_layers[0].conv.register_forward_hook(
             lambda _, inputs, output, seen=seen: seen.append(output.requires_grad)
         )
-        bench_systems.step(system, {"speech": batches[0]["speech"]})
+        systems.step(system, {"speech": batches[0]["speech"]})
     assert passes["ours"] == [False]
     assert passes["stock"] == [True]
     assert len(passes["paper"]) == 2 and passes["paper"][-1]
@@ -98,19 +99,19 @@ def test_each_runs_the_cnn_as_it_is_said_to(compared, batches):
 
 @pytest.mark.parametrize("name", ["ours", "stock"])
 def test_the_warm_up_leaves_the_encoder_alone(setup, batches, name):
-    system = bench_systems.SYSTEMS[name](setup)
+    system = systems.SYSTEMS[name](setup)
     encoder = system.modules.encoder
 
     def state():
         return torch.cat([p.detach().flatten() for p in encoder.parameters()])
 
     before, head = state(), system.modules.speech.linear.weight.detach().clone()
-    bench_systems.step(system, batches[0], frozen=True)
+    systems.step(system, batches[0], frozen=True)
     assert torch.equal(state(), before)
     assert not torch.equal(system.modules.speech.linear.weight, head)
     piled_up = any(p.grad is not None for p in encoder.parameters())
     assert piled_up == (name == "stock")
-    bench_systems.step(system, batches[1])
+    systems.step(system, batches[1])
     assert not torch.equal(state(), before)
 
 
@@ -119,34 +120,34 @@ def test_other_losses_stop_it(compared, batches):
     with torch.no_grad():
         compared["stock"].modules.speech.linear.bias += 1.0 * torch.arange(32)
     with pytest.raises(RuntimeError, match="different things"):
-        bench.first_losses(compared, batches[0], options)
+        measures.first_losses(compared, batches[0], options)
 
 
 def test_a_compilation_that_fails_costs_no_other(compared, batches, monkeypatch):
-    step = bench_systems.step
+    step = systems.step
 
     def fail(system, *args):
         if system is None:
             raise RuntimeError("no compiler")
         return step(system, *args)
 
-    monkeypatch.setattr(bench_systems, "step", fail)
+    monkeypatch.setattr(systems, "step", fail)
     options = bench.parse(["--size=tiny", "--threads=1"])
     compared["compiled"] = None
-    losses, failed = bench.first_losses(compared, batches[0], options)
+    losses, failed = measures.first_losses(compared, batches[0], options)
     assert failed == {"error": "compiled: RuntimeError: no compiler"}
     assert set(losses) == set(compared) == {"ours", "stock", "paper"}
 
 
 def test_batches_of_a_stated_length(setup):
     setup = setup.but(seconds=4.0, crop=0.3)
-    hparams, _ = bench_systems.load(setup)
-    whole = bench_systems.plain_batches(hparams, setup)
-    assert bench_systems.audio_seconds(whole) == pytest.approx(8.0, abs=0.3)
-    parts = [bench_systems.share(whole, rank, 2) for rank in range(2)]
-    alone = bench_systems.share(whole, 0, 1)
+    hparams, _ = systems.load(setup)
+    whole = systems.plain_batches(hparams, setup)
+    assert systems.audio_seconds(whole) == pytest.approx(8.0, abs=0.3)
+    parts = [systems.share(whole, rank, 2) for rank in range(2)]
+    alone = systems.share(whole, 0, 1)
     assert len(whole["speaker"]) % 2
-    for task, batch in bench_systems.trimmed(whole).items():
+    for task, batch in systems.trimmed(whole).items():
         halves = torch.cat([part[task].wavs for part in parts])
         assert torch.equal(halves, batch.wavs[: len(halves)])
         assert len(batch) - len(halves) < 2
@@ -164,19 +165,19 @@ def test_two_processes_have_a_crop_each(setup, monkeypatch, crop):
         joined.append((number, ranks, port is not None))
         return [1.0] if ranks == 1 else [[1.0], [0.5]]
 
-    monkeypatch.setattr(bench, "in_new_process", measure)
+    monkeypatch.setattr(measures, "in_new_process", measure)
     options = bench.parse(["--size=tiny", "--rounds=1", "--threads=1"])
-    found = bench.measure_scaling(setup.but(crop=crop), options)
+    found = measures.measure_scaling(setup.but(crop=crop), options)
     assert {r["median"] for r in found["ratios"].values()} == {0.5}
     assert joined == [(1, 1, False), (2, 2, True), (2, 2, False)]
-    hparams, _ = bench_systems.load(setup)
-    parts = bench_systems.share(bench_systems.plain_batches(hparams, asked[1]), 1, 2)
+    hparams, _ = systems.load(setup)
+    parts = systems.share(systems.plain_batches(hparams, asked[1]), 1, 2)
     assert all(len(part) for part in parts.values())
 
 
 def test_the_corpus_is_as_long_as_librispeech():
-    lengths = bench_systems.speech_lengths(
-        bench_systems.np.random.default_rng(0), 5000, 1.0, 35.0
+    lengths = corpora.speech_lengths(
+        np.random.default_rng(0), 5000, 1.0, 35.0
     )
     assert lengths.mean() == pytest.approx(12.3, abs=0.2)
     assert lengths.std() == pytest.approx(3.84, abs=0.2)
@@ -185,14 +186,14 @@ def test_the_corpus_is_as_long_as_librispeech():
 
 def test_slopes():
     rows = [{"audio": a, "peak": 5 + 3 * a} for a in (1, 2, 4)]
-    assert bench.slopes_between(rows) == [3, 3, 3]
+    assert measures.slopes_between(rows) == [3, 3, 3]
 
 
 def test_rounds_take_turns():
     order = []
     options = bench.parse(["--size=tiny", "--rounds=3", "--threads=1"])
     functions = {name: lambda r, name=name: order.append((r, name)) for name in "abc"}
-    seconds = bench.interleaved(functions, options)
+    seconds = measures.interleaved(functions, options)
     assert [name for _, name in order] == list("abcbcacab")
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(
         "abc", 3
@@ -207,9 +208,9 @@ def test_batches_that_change_a_result_are_an_error(setup, monkeypatch, fault):
         text = "A" + "B" * (apart and fault == "transcript")
         return {"speaker": {"u": embedding}, "speech": {"u": ("A", text)}}
 
-    monkeypatch.setattr(bench, "evaluate", evaluate)
+    monkeypatch.setattr(measures, "evaluate", evaluate)
     options = bench.parse(["--size=tiny", "--rounds=1", "--threads=1"])
-    found = bench.measure_evaluation(setup, options)
+    found = measures.measure_evaluation(setup, options)
     assert ("error" in found) == (fault is not None)
     assert found["other_transcripts"] == (fault == "transcript")
 
@@ -281,7 +282,7 @@ def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
         written.append(json.loads(path.read_text(encoding="utf-8")))
         return {"total": 2.0}
 
-    monkeypatch.setattr(bench.systems, "prepare", lambda *_: None)
+    monkeypatch.setattr(corpora, "prepare", lambda *_: None)
     monkeypatch.setattr(bench, "draw", lambda *_: None)
     for name, part in ("preparation", fail), ("scoring", fail), ("startup", keep):
         monkeypatch.setitem(bench.SECTIONS, name, part)
