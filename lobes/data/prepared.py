@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml.comments import TaggedScalar
@@ -32,7 +33,7 @@ _SAME_CONTENT = {"save_folder", "journal_folder", "num_workers", "strict", "skip
 _PATHS = {"data_folder", "test_folder", "transcripts"}
 
 
-def name_csv_folders(tree):
+def name_csv_folders(tree: dict):
     """Fill in ``<corpus>_csv_folder`` where it is null.
 
     With ``skip_prep`` it becomes ``<prepared_folder>/<corpus>``, which holds the
@@ -54,7 +55,7 @@ def name_csv_folders(tree):
         tree[key] = TaggedScalar(where, style=None, tag="!ref")
 
 
-def options_digest(options):
+def options_digest(options: dict) -> str:
     """Ten hexadecimal digits of what decides the content of prepared CSVs.
 
     Arguments
@@ -71,7 +72,7 @@ def options_digest(options):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
 
-def record_test_sets(folder, test_sets):
+def record_test_sets(folder: str | Path, test_sets: Mapping):
     """Write ``test_sets.json``: what the opened test sets of a training hold.
 
     Arguments
@@ -89,7 +90,9 @@ def record_test_sets(folder, test_sets):
     write_atomically(Path(folder) / TEST_SETS, content)
 
 
-def check_test_sets(folder, test_sets, rank=0, world_size=1):
+def check_test_sets(
+    folder: str | Path, test_sets: Mapping, rank: int = 0, world_size: int = 1
+):
     """Open test sets; compare them with those that the run was trained beside.
 
     Where the audio lies does not count. A run without a record is not compared.
