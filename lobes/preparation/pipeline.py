@@ -75,7 +75,7 @@ class Preparation:
     num_workers : int
         Decoding processes; None for all cores.
 
-    Raises ``UserError`` for impossible numbers; nothing is made before ``open``.
+    Raises ``UserError`` for impossible numbers; ``make_folders`` makes the first folder.
     """
 
     def __init__(
