@@ -75,7 +75,7 @@ class Preparation:
     num_workers : int
         Decoding processes; None for all cores.
 
-    Raises ``UserError`` for impossible numbers; ``make_folders`` makes the first folder.
+    Raises ``UserError`` for impossible numbers; only ``make_folders`` makes folders.
     """
 
     def __init__(
