@@ -125,7 +125,7 @@ class Waveforms:
         return len(self._utterances)
 
     def __getitem__(self, rows):
-        read = self._utterances._read
+        read = self._utterances.samples
         try:
             return [read(row, 0, self.lengths[row]) for row in rows]
         except UserError as error:

@@ -300,16 +300,16 @@ class Utterances(torch.utils.data.Dataset):
         self._rows_in_hand[worker.id if worker else 0] = row
         # NaN in a CSV without statistics that was read with one that has them.
         if self.statistics is not None and not np.isnan(self.statistics[row, 0]):
-            wave = self._samples(row, start, stop)
+            wave = self.samples(row, start, stop)
             mean, std = self.statistics[row]
         else:
-            whole = self._samples(row, 0, self.lengths[row])
+            whole = self.samples(row, 0, self.lengths[row])
             mean, std = whole.mean(dtype=np.float64), whole.std(dtype=np.float64)
             wave = whole[start:stop]
         scale = math.sqrt(std * std + VARIANCE_FLOOR)
         return ((wave - mean) / scale).astype(np.float32)
 
-    def _samples(self, row, start, stop):
+    def samples(self, row: int, start: int, stop: int) -> np.ndarray:
         """Samples [start, stop) of one utterance as they stand in its file."""
         first = self.starts[row]
         window = self.window(row)
