@@ -327,14 +327,14 @@ def _reads_back(path, samples):
 def _check_not_another(source, target):
     """Refuse to overwrite whole audio that no conversion made."""
     try:
-        found = soundfile.info(target)
+        there = soundfile.info(target)
     except (soundfile.SoundFileError, RuntimeError, OSError):
         # Absent, or what a crash left of an output.
         return
-    if (found.samplerate, found.channels) != (SAMPLE_RATE, 1):
+    if (there.samplerate, there.channels) != (SAMPLE_RATE, 1):
         raise UserError(
-            f"{source}: {target} is there with {found.samplerate} Hz and "
-            f"{found.channels} channel(s), which no conversion made; it is not "
+            f"{source}: {target} is there with {there.samplerate} Hz and "
+            f"{there.channels} channel(s), which no conversion made; it is not "
             f"overwritten: move or delete it, or convert to another folder"
         )
 

@@ -75,7 +75,7 @@ class Preparation:
     num_workers : int
         Decoding processes; None for all cores.
 
-    Raises ``UserError`` for impossible numbers; nothing is made before ``open``.
+    Raises ``UserError`` for impossible numbers; only ``make_folders`` makes folders.
     """
 
     def __init__(
@@ -187,13 +187,14 @@ class Preparation:
         reasons = {**(rule(table) if rule else {}), **scan.reasons}
         bad = [Problem(table.ids[i], table.paths[i], reasons[i]) for i in reasons]
         part.skip([*problems, *bad], self.skip_budget)
-        good = [row for row in range(len(table.ids)) if row not in reasons]
-        if not good:
+        good = np.setdiff1d(np.arange(len(table.ids)), list(reasons))
+        if not len(good):
             raise UserError(
                 f"{part.name}: no usable utterance is left; repair the corpus, see "
                 f"{part.folder / f'{part.name}.skipped.csv'}"
             )
-        return table.rows(good), len(problems) + len(bad)
+        # A million rows are not copied for nothing.
+        return table.rows(good) if bad else table, len(problems) + len(bad)
 
     def report(
         self,
@@ -211,14 +212,18 @@ class Preparation:
 
 
 def utterances_csv(
-    name: str, header: Sequence[str], utterances: Utterances, skipped: int
+    name: str,
+    header: Sequence[str],
+    utterances: Utterances,
+    skipped: int,
+    rows: Iterable[int] | None = None,
 ) -> tuple[str, CsvCounts]:
-    """Text and counts of a CSV of decoded utterances, sorted by ID.
+    """Text and counts of a CSV of decoded utterances (all, or ``rows``), sorted by ID.
 
     ``mean`` and ``std`` of ``header`` are left out where they are not known.
     """
-    order = sorted(range(len(utterances.ids)), key=utterances.ids.__getitem__)
-    table = utterances.rows(order)
+    rows = range(len(utterances.ids)) if rows is None else rows
+    table = utterances.rows(sorted(rows, key=utterances.ids.__getitem__))
     cells = {
         "ID": table.ids,
         "duration": table.frames / SAMPLE_RATE,

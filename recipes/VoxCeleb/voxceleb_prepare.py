@@ -375,21 +375,16 @@ def _prepare_train(run, train, rules, sexes):
         )
         if len(usable.ids) < len(train.utterances.ids):
             valid, trials = _split(usable, sexes, rules)
-        csvs = {
-            "train.csv": (usable.rows(np.flatnonzero(~valid)), skipped),
-            "valid.csv": (usable.rows(np.flatnonzero(valid)), 0),
-        }
-        fraction, per_speaker, *wanted = rules[:4]
-        splitting.report_few_held_out(
-            "valid.csv", valid, fraction, per_speaker, "recordings"
-        )
-        splitting.report_shortage("valid_trials.txt", trials, *wanted)
-        texts = {name: utterances_csv(name, HEADER, *csv) for name, csv in csvs.items()}
-        single = list(Counter(csvs["train.csv"][0].speakers).values()).count(1)
-        if single:
-            say(f"train.csv: warning: {single} speaker(s) have a single utterance")
-        else:
-            say("train.csv: every speaker has at least two utterances")
+        splitting.report_few_held_out("valid.csv", valid, *rules[:2], "recordings")
+        splitting.report_shortage("valid_trials.txt", trials, *rules[2:4])
+        texts = {}
+        for name, chosen, left_out in (
+            ("train.csv", ~valid, skipped),
+            ("valid.csv", valid, 0),
+        ):
+            rows = np.flatnonzero(chosen)
+            texts[name] = utterances_csv(name, HEADER, usable, left_out, rows)
+        _report_single(np.array(usable.speakers, dtype=object)[~valid].tolist())
         name = "valid_trials.txt"
         texts[name] = outputs.trial_text(name, usable.ids, trials)
         return texts, skipped
@@ -403,6 +398,15 @@ def _prepare_train(run, train, rules, sexes):
         **rules._asdict(),
     }
     run.part("train", options, train.inputs, build, run.skip_budget)
+
+
+def _report_single(speakers):
+    """Say how many speakers have one training utterance."""
+    single = list(Counter(speakers).values()).count(1)
+    if single:
+        say(f"train.csv: warning: {single} speaker(s) have a single utterance")
+    else:
+        say("train.csv: every speaker has at least two utterances")
 
 
 def _prepare_transcribed(run, transcripts):
@@ -493,13 +497,14 @@ class Training:
         speakers = _list_speakers(folder, self.left_out)
         for speaker in sorted(speakers):
             for video, audio in self._videos(speaker, speakers[speaker]):
+                recording = (speaker, video)
                 for stem, entry in audio.items():
                     inputs.add(entry.path.removeprefix(prefix), entry.path)
                     utterance = f"{speaker}--{video}--{stem}"
                     if reason := folders.name_problem(utterance, entry.path):
                         self.problems.append(Problem(utterance, entry.path, reason))
                     else:
-                        rows.append((utterance, entry.path, speaker, (speaker, video)))
+                        rows.append((utterance, entry.path, speaker, recording))
         if not rows and not self.problems:
             raise self._nothing(speakers)
         self.utterances = Utterances.of(rows)

@@ -181,6 +181,13 @@ def test_each_utterance_has_one_line_and_the_model_s_own_words(
         return transcribe(self, waves)
 
     monkeypatch.setattr(pseudo_label.Recogniser, "transcribe", spy)
+    bars, progress_bar = [], pseudo_label.progress_bar
+
+    def kept(*arguments, **settings):
+        bars.append(progress_bar(*arguments, **settings))
+        return bars[-1]
+
+    monkeypatch.setattr(pseudo_label, "progress_bar", kept)
     heading, *lines = label(
         table, model=ctc, output=tmp_path / "new" / "a.jsonl", batch_samples=30000
     )
@@ -195,8 +202,9 @@ def test_each_utterance_has_one_line_and_the_model_s_own_words(
     assert {line["language"] for line in lines} == {None}
     # One length in a batch, two of 0.8 s in 30,000 samples, the longest first.
     assert sizes == [[399840], [12800] * 2, [12800], [8000] * 2, [4800]]
-    told = capsys.readouterr().out
-    assert "8 of 8 utterances; now 0.01 hours of speech" in told
+    captured = capsys.readouterr()
+    assert "8 of 8 utterances; now 0.01 hours of speech" in captured.out
+    assert [(bar.n, bar.total) for bar in bars] == [(8, 8)]
     read_back = read_transcripts(tmp_path / "new" / "a.jsonl")
     assert {i: t.text for i, t in read_back.items()} == {
         line["ID"]: line["text"] for line in lines
