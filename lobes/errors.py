@@ -1,6 +1,17 @@
 """Errors that a user can cause, told in one line.
 
 ``user_errors_exit`` is the one boundary: every command's ``main`` stands within it.
+
+    Exception
+        UserError           the message is the line: file, row or key, and the remedy
+            DivergedError   a training that cannot go on
+        OSError             of disk, permissions, ... : ``os_error_line``
+        MemoryError, RuntimeError of torch, JSONDecodeError, BadZipFile, ...
+                            what the machine or a damaged file caused: ``explanation``
+        (any other)         a defect of the program; it keeps its traceback
+    SystemExit
+        Preempted           lobes.system.preemption: stopped, to be continued
+    KeyboardInterrupt       exit status 130
 """
 
 import argparse
@@ -19,6 +30,7 @@ import tarfile
 import traceback
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 #: Exit status of a command that Ctrl-C has ended, as a shell gives it.
@@ -34,7 +46,7 @@ class UserError(Exception):
 
 
 class DivergedError(UserError):
-    """Training has left the finite numbers, or what can still be learnt from."""
+    """Training cannot go on: its numbers are not finite, or beyond a limit."""
 
 
 _ROOM = "make room on that disk, and start the same command again"
@@ -68,8 +80,8 @@ _REMEDIES = {
     errno.ETXTBSY: f"a program runs from it; {_OTHER}",
 }
 
-#: What stands in a ``RuntimeError`` of torch's for an error of the machine, what it
-#: means, and what to do.
+#: Errors of the machine as torch tells them in a ``RuntimeError``: some words of the
+#: message, what they mean, and what to do.
 _OF_THE_MACHINE = (
     ("shared memory", "there is too little shared memory (/dev/shm)", _SHARED),
     ("</torch_", "there is too little shared memory (/dev/shm)", _SHARED),
@@ -83,7 +95,7 @@ _OF_THE_MACHINE = (
     ("Read-only file system", "a file could not be written", _OTHER),
 )
 
-#: What reading a damaged file raises, where no module knew better.
+#: Exceptions that come of damaged files, where no module told more.
 _DAMAGED = (
     json.JSONDecodeError,
     UnicodeDecodeError,
@@ -111,7 +123,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def user_errors_exit(main):
+def user_errors_exit(main: Callable) -> Callable:
     """Decorate a command's ``main``: what a user can cause ends it in one line.
 
     That is a ``UserError``, and what the machine and its files are to blame for: a full
@@ -149,7 +161,7 @@ def user_errors_exit(main):
     return wrapped
 
 
-def explanation(error):
+def explanation(error: BaseException) -> str | None:
     """The line about an exception that the machine or a file caused, or None."""
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_line(error)
@@ -171,7 +183,7 @@ def explanation(error):
     return None
 
 
-def os_error_line(error, path=None):
+def os_error_line(error: OSError, path: str | Path | None = None) -> str:
     """The line about an ``OSError``: the file, what is wrong, and what to do.
 
     ``path`` stands for the file where the error names none.
@@ -248,7 +260,7 @@ class _Lenient(io.FileIO):
 
 
 def _make_output_lenient():
-    """Let the two outputs fail for nobody's going away, and for no character."""
+    """Let no output fail because its reader is gone, or for a character."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
@@ -278,11 +290,11 @@ def _number(stream):
         return None
 
 
-#: Problems that one error message tells in words; of the others it gives the number.
+#: One error message tells so many problems in words; of the others it has the number.
 TOLD = 3
 
 
-def enumeration(items):
-    """The first few of ``items`` (str) and how many more there are."""
+def enumeration(items: Sequence[str]) -> str:
+    """The first few of ``items``, and how many more there are."""
     told = "; ".join(items[:TOLD])
     return f"{told}; and {len(items) - TOLD} more" if len(items) > TOLD else told

@@ -91,6 +91,8 @@ def main(argv=None):
     options, overrides = parser.parse_known_args(argv)
     if overrides and options.yaml is None:
         raise UserError(f"{overrides[0]}: name the YAML file that it belongs to")
+    if options.yaml is not None:
+        cost.check(options.yaml, overrides)
     try:
         importlib.import_module("lobes.model.encoder")  # with torch and transformers
     except ImportError as error:

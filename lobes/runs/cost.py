@@ -6,6 +6,9 @@ bytes of its tensors from when they are made until they are freed.
 """
 
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
 
 from lobes.data.audio import SAMPLE_RATE
 from lobes.model.source_check import check_source
@@ -33,15 +36,26 @@ UTTERANCE_SECONDS = 12.5  # of a speech batch; LibriSpeech's mean is 12.3 (secti
 ACCUMULATIONS = (1, 2, 4, 8)  # 16 would leave no room for the longest utterance
 
 
-def estimate(path, overrides=()):
-    """What the training of a YAML with these ``--key=value`` costs, as a dict.
+class Estimate(TypedDict):
+    """What a training costs."""
 
-    ``parameters``, ``trained``; operations of an optimizer step ``flops``, of one with
-    a frozen encoder ``frozen_flops``, of all ``run_flops``; bytes of a ``checkpoint``;
-    bytes of the test's files ``results``;
-    ``needed``: accumulation to bytes of GPU memory; ``cards``: GB to the first
-    accumulation that fits and the bytes it takes, or None.
-    """
+    parameters: int
+    trained: int
+    #: Operations of an optimizer step, of one with a frozen encoder, and of all steps.
+    flops: int
+    frozen_flops: int
+    run_flops: int
+    #: Bytes of a checkpoint, and of the test's files.
+    checkpoint: int
+    results: int
+    #: Accumulation factor to bytes of GPU memory.
+    needed: dict[int, float]
+    #: GB of a card to the first factor that fits with its bytes, or None.
+    cards: dict[int, tuple[int, float] | None]
+
+
+def estimate(path: str | Path, overrides: Sequence[str] = ()) -> Estimate:
+    """What the training of a YAML with these ``--key=value`` costs."""
     hparams = load(path, overrides)
     factor, steps = hparams["grad_accumulation_factor"], hparams["steps"]
     if factor > 1:  # The whole step as one batch, to see what it needs divided anew.
@@ -81,19 +95,12 @@ def _test_files(hparams):
     return SCORE_BYTES * sum(sum(TRIALS[name]) for name in paths if name in TRIALS)
 
 
-def load(path, overrides=()):
+def load(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """The hyper-parameters of a YAML, its modules on the meta device.
 
     Of another ``source`` than wav2vec2-base the configuration is read.
     """
-    given = dict(item[2:].partition("=")[::2] for item in overrides)
-    tree, _ = load_variant(path, given.get("base"))
-    changes = dict.fromkeys(set(placeholders(tree)) - given.keys(), "unused")
-    # Masks need values; LayerDrop would make a step smaller by chance.
-    unwanted = ("mask_time_prob", "mask_feature_prob", "layerdrop")
-    changes |= {f"encoder.{key}": 0.0 for key in unwanted if key in tree["encoder"]}
-    # A wrong option is told before torch is imported.
-    resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
+    changes = check(path, overrides)
     source = source_of(path, overrides)
     if source == "facebook/wav2vec2-base":
         changes["encoder.source"] = None
@@ -106,15 +113,35 @@ def load(path, overrides=()):
         return parse_arguments([str(path), *overrides], changes)[0]
 
 
-def source_of(path, overrides=()):
+def check(path: str | Path, overrides: Sequence[str] = ()) -> dict:
+    """Raise ``UserError`` for a wrong option, before torch is imported.
+
+    Returns the settings that an estimate changes: what is still to be given is filled.
+    """
+    given = _given(overrides)
+    tree, _ = load_variant(path, given.get("base"))
+    changes = dict.fromkeys(set(placeholders(tree)) - given.keys(), "unused")
+    # Masks need values; LayerDrop would make a step smaller by chance.
+    unwanted = ("mask_time_prob", "mask_feature_prob", "layerdrop")
+    changes |= {f"encoder.{key}": 0.0 for key in unwanted if key in tree["encoder"]}
+    resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
+    return changes
+
+
+def _given(overrides):
+    """``--key=value`` words as a dict."""
+    return dict(word[2:].partition("=")[::2] for word in overrides)
+
+
+def source_of(path: str | Path, overrides: Sequence[str] = ()) -> str | None:
     """What the setting ``encoder.source`` of a YAML is, or None."""
-    given = dict(item[2:].partition("=")[::2] for item in overrides)
+    given = _given(overrides)
     if "encoder.source" in given:
         return parse("encoder.source", given["encoder.source"])
     return value_of(load_variant(path, given.get("base"))[0], "encoder.source")
 
 
-def trace(hparams, frozen=False):
+def trace(hparams: dict, frozen: bool = False) -> tuple[int, int]:
     """Operations, and bytes at the worst moment, of one forward and backward pass."""
     from torch.utils._pytree import tree_leaves
     from torch.utils.flop_counter import FlopCounterMode
@@ -123,14 +150,14 @@ def trace(hparams, frozen=False):
     encoder.freeze(frozen)
     for p in torch.nn.ModuleList([encoder, *tasks.values()]).parameters():
         p.grad = torch.empty_like(p) if p.requires_grad else None
-    streams = hparams["train_streams"]
+    feeding = hparams["train_streams"]
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}
     on_cuda, memory, outputs = meters.AsOnCUDA(), meters.Allocations(), []
     on_cuda.low = low.get(hparams["precision"])
     counts = {torch.ops.aten.convolution_backward: meters.convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=counts) as flops, memory:
-        for stream in {id(stream): stream for stream in streams.values()}.values():
-            fed = [tasks[name] for name in streams if streams[name] is stream]
+        for stream in {id(stream): stream for stream in feeding.values()}.values():
+            fed = [tasks[name] for name in feeding if feeding[name] is stream]
             need = {view for task in fed for view in task.need}
             with on_cuda:
                 frames = encoder(*_batch(stream), need)

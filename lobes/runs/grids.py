@@ -34,7 +34,7 @@ from lobes.runs.command_line import resolve
 from lobes.runs.variants import load_variant, placeholders
 from lobes.settings import yamls
 from lobes.system.checkout import ROOT
-from lobes.system.locks import take
+from lobes.system.locks import lock_file
 from lobes.system.preemption import EXIT_CODE
 
 #: More runs than this are taken for a mistake.
@@ -409,7 +409,7 @@ class Job:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.log.parent / ".grid.lock", "a", encoding="utf-8")
         try:
-            if not take(self.lock):
+            if not lock_file(self.lock):
                 return False
             self.started = time.monotonic()
             with open(self.log, "ab") as stream:

@@ -30,7 +30,7 @@ from lobes.settings.table import counts
 from lobes.system.checkout import ROOT, commit
 from lobes.system.files import read_json, usable_rows, write_atomically
 from lobes.system.lazy import lazy
-from lobes.system.locks import take
+from lobes.system.locks import lock_file
 from lobes.system.machine import device_name, peak_memory
 
 distributed = lazy("lobes.system.distributed")
@@ -159,7 +159,7 @@ def append(path, row):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as stream:
-        take(stream, wait=True)
+        lock_file(stream, wait=True)
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
             line = line if stream.read(1) == b"\n" else b"\n" + line

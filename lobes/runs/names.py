@@ -1,8 +1,10 @@
-"""Names that settings use for tasks, metrics and sets, checked before a training.
+"""Check the names of tasks, metrics and sets in a loaded YAML, before a training.
 
 A misspelt one would otherwise show after it: a metric that nobody measures counts 0,
 and the best checkpoint is an arbitrary one.
 """
+
+from pathlib import Path
 
 from lobes.errors import UserError
 from lobes.model.tasks import SpeakerRecognition, SpeechRecognition
@@ -18,7 +20,7 @@ _KEYS = (
 ).split()
 
 
-def check_keys(hparams, path):
+def check_keys(hparams: dict, path: str | Path) -> None:
     """Raise ``UserError`` when a loaded YAML lacks what every recipe's has."""
     missing = [key for key in _KEYS if key not in hparams]
     if missing:
@@ -28,7 +30,7 @@ def check_keys(hparams, path):
         )
 
 
-def check_names(hparams):
+def check_names(hparams: dict) -> None:
     """Check tasks, streams, weights, metrics and sets of a loaded YAML.
 
     Raises ``UserError`` for a name that is not there.
@@ -49,7 +51,6 @@ def check_names(hparams):
                 f"tasks: {name} has no stream in train_streams "
                 f"({', '.join(hparams['train_streams'])}); add one, or remove the task"
             )
-        task.check_tasks(tasks)
     _check_weights(hparams["weighting"], tasks)
     _check_metrics(hparams)
     check_sets(hparams["test_sets"])
@@ -103,7 +104,7 @@ def _check_metrics(hparams):
         )
 
 
-def set_names(sets):
+def set_names(sets: dict) -> list[tuple[str, bool]]:
     """What a task's test sets, ``{name: EvaluationSet}``, go by in the results.
 
     Each name with True for a trial list, False for a whole set.
@@ -115,7 +116,7 @@ def set_names(sets):
     ]
 
 
-def check_sets(test_sets):
+def check_sets(test_sets: dict) -> None:
     """Raise ``UserError`` when two test sets go by the same name.
 
     Two tasks may share a trial list, but not the name of a list and of another set.

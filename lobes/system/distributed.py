@@ -11,12 +11,14 @@ import functools
 import logging
 import os
 import random
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group
+from speechbrain.utils.run_opts import RunOptions
 
 from lobes.errors import UserError
 
@@ -35,7 +37,7 @@ LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(hours=2)
 
 
-def join_processes(run_opts):
+def join_processes(run_opts: RunOptions) -> None:
     """Join torchrun's process group, if there is one, and leave it at exit.
 
     A process that ends while its group stands can abort the others' last exchange.
@@ -67,11 +69,11 @@ def join_processes(run_opts):
 
 def _check_launch(run_opts):
     """Refuse a start that no group of processes can come of."""
-    found = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
-    ranks = {name: found[name] for name in LAUNCH[:3] if name in found}
+    given = {name: os.environ[name] for name in LAUNCH if os.environ.get(name)}
+    ranks = {name: given[name] for name in LAUNCH[:3] if name in given}
     if not ranks or ranks == {"WORLD_SIZE": "1"}:
         return
-    missing = [name for name in LAUNCH if name not in found]
+    missing = [name for name in LAUNCH if name not in given]
     odd = [name for name, text in ranks.items() if not text.isdecimal()]
     problem = ", ".join(missing) or ", ".join(odd)
     if problem:
@@ -93,7 +95,7 @@ def _check_launch(run_opts):
         )
 
 
-def rank_and_world_size():
+def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) without torchrun."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -107,7 +109,7 @@ def warn_once(text):
         logger.warning("%s", text)
 
 
-def gather(items):
+def gather(items: dict) -> dict:
     """Union of every process's dict, on every process."""
     if rank_and_world_size()[1] == 1:
         return items
@@ -116,7 +118,7 @@ def gather(items):
     return {key: value for part in parts for key, value in part.items()}
 
 
-def of_first_process(decision):
+def of_first_process(decision: bool) -> bool:
     """The decision (bool) of rank 0, on every process."""
     if rank_and_world_size()[1] == 1:
         return decision
@@ -125,7 +127,7 @@ def of_first_process(decision):
     return bool(shared)
 
 
-def spread_random_state():
+def spread_random_state() -> None:
     """Give every rank above 0 random generators of its own, from its present ones.
 
     Otherwise all ranks would drop the same units and mask the same frames.
@@ -138,14 +140,16 @@ def spread_random_state():
         random.seed(seed)
 
 
-def broadcast_parameters(module):
+def broadcast_parameters(module: torch.nn.Module) -> None:
     """Give every process the parameters and buffers of rank 0."""
     if rank_and_world_size()[1] > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
-def global_losses(losses, counts):
+def global_losses(
+    losses: dict[str, torch.Tensor], counts: dict[str, int]
+) -> dict[str, torch.Tensor]:
     """Mean losses over the utterances of all processes.
 
     Arguments
@@ -194,7 +198,7 @@ class _Summed(torch.autograd.Function):
         return gradient
 
 
-def summed(tensor):
+def summed(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of every process's tensor, on every process; gradients pass through.
 
     All processes must call it the same number of times, and go back through it.
@@ -202,7 +206,9 @@ def summed(tensor):
     return tensor if rank_and_world_size()[1] == 1 else _Summed.apply(tensor)
 
 
-def average_gradients(parameters, request=0):
+def average_gradients(
+    parameters: Sequence[torch.nn.Parameter], request: int = 0
+) -> int:
     """Average the gradients over all processes.
 
     A parameter without a gradient here but with one elsewhere (LayerDrop leaves

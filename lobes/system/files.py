@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from lobes.errors import UserError
 
@@ -17,7 +19,7 @@ logger = logging.getLogger(__name__)
 _KINDS = {dict: "an object, {...}", list: "a list, [...]", str: "a text"}
 
 
-def write_atomically(path, content):
+def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Write ``content`` (str or bytes) to ``path`` so that no reader sees half.
 
     The bytes go to a temporary file in the same folder, are flushed to the
@@ -44,7 +46,7 @@ def write_atomically(path, content):
         raise
 
 
-def read_text(path, remedy):
+def read_text(path: str | Path, remedy: str) -> str:
     """A file's UTF-8 text, without a byte order mark.
 
     Arguments
@@ -63,7 +65,7 @@ def read_text(path, remedy):
         ) from error
 
 
-def read_json(path, remedy, kind=dict):
+def read_json(path: str | Path, remedy: str, kind: type = dict) -> Any:
     """What a JSON file holds, which must be of a ``kind`` (dict, list or str).
 
     Raises ``UserError`` as ``read_text`` does, also for what is no JSON.
@@ -71,7 +73,13 @@ def read_json(path, remedy, kind=dict):
     return parse_json(read_text(path, remedy), path, remedy, kind)
 
 
-def parse_json(text, path, remedy, kind=dict, line=None):
+def parse_json(
+    text: str | bytes,
+    path: str | Path,
+    remedy: str,
+    kind: type = dict,
+    line: int | None = None,
+) -> Any:
     """As ``read_json``, of text (or UTF-8 bytes) from a file, or from its ``line``."""
     where = path if line is None else f"{path}, line {line}"
     if isinstance(text, bytes):
@@ -92,7 +100,9 @@ def parse_json(text, path, remedy, kind=dict, line=None):
     return found
 
 
-def read_rows(path, columns, remedy):
+def read_rows(
+    path: str | Path, columns: Iterable[str], remedy: str
+) -> list[dict[str, str]]:
     """The rows of a CSV with a header, as dicts.
 
     Raises ``UserError`` as ``read_text`` does, for a column of ``columns`` that is
@@ -119,7 +129,12 @@ def read_rows(path, columns, remedy):
     return rows
 
 
-def usable_rows(path, remedy, problem_of=None, report=True):
+def usable_rows(
+    path: str | Path,
+    remedy: str,
+    problem_of: Callable[[dict], str | None] | None = None,
+    report: bool = True,
+) -> list[dict]:
     """The objects in a file of JSON lines; an absent file has none.
 
     A line that cannot be used, as a killed process may leave it, is skipped. Such
@@ -232,7 +247,7 @@ def _umask():
     return mask
 
 
-def file_hash(path):
+def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, as text."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -27,7 +27,7 @@ class _Lazy(types.ModuleType):
         delattr(importlib.import_module(self.__name__), name)
 
 
-def lazy(name):
+def lazy(name: str) -> types.ModuleType:
     """The module ``name``, which is not imported before it is used.
 
     Example
@@ -39,7 +39,7 @@ def lazy(name):
     return _Lazy(name)
 
 
-def module_alone(name):
+def module_alone(name: str) -> types.ModuleType:
     """The module ``name`` without the packages that it lies in.
 
     For a module that imports nothing of theirs; whoever imports it later gets the

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Let one process at a time write to a folder or file."""
 
 import contextlib
 import errno
@@ -6,13 +6,15 @@ import fcntl
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from lobes.errors import UserError, os_error_line
 
 
 @contextlib.contextmanager
-def one_writer(lock, wait=False):
+def one_writer(lock: str | Path, wait: bool = False) -> Iterator[None]:
     """Be the only process that holds the file ``lock``, which is made if absent.
 
     When there is another one, ``wait`` for it to finish, saying so, or raise
@@ -22,14 +24,14 @@ def one_writer(lock, wait=False):
     lock = Path(lock)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "ab+", buffering=0) as stream:
-        if not take(stream):
+        if not lock_file(stream):
             stream.seek(0)
             holder = stream.read().decode("utf-8", "replace").strip()
             told = f"{lock.parent}: another process ({holder}) is writing there"
             if not wait:
                 raise UserError(f"{told}; wait for it, or choose another folder")
             print(f"{told}; waiting for it", file=sys.stderr, flush=True)
-            take(stream, wait=True)
+            lock_file(stream, wait=True)
         try:
             stream.truncate(0)
             stream.write(f"{socket.gethostname()}, pid {os.getpid()}\n".encode())
@@ -38,7 +40,7 @@ def one_writer(lock, wait=False):
         yield
 
 
-def take(stream, wait=False):
+def lock_file(stream: IO, wait: bool = False) -> bool:
     """Lock an open file until it is closed; False if another process holds it.
 
     With ``wait`` that process is waited for.

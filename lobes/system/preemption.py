@@ -7,6 +7,7 @@ other time it ends the process, as preparation and evaluation continue by themse
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 #: What a process that a signal has ended exits with: "try again later"
 #: (``EX_TEMPFAIL``). The same command line continues the run.
@@ -35,7 +36,7 @@ class _State:
     request = 0
 
 
-def handle_signals():
+def handle_signals() -> None:
     """End this process in good order at any of ``SIGNALS``, from now on."""
     _State.process = os.getpid()
     for number in SIGNALS:
@@ -45,7 +46,7 @@ def handle_signals():
 
 
 @contextlib.contextmanager
-def at_steps():
+def at_steps() -> Iterator[None]:
     """Within this context a signal is only noted, for ``requested`` to tell."""
     _State.training, _State.request = True, 0
     try:
@@ -54,12 +55,12 @@ def at_steps():
         _State.training = False
 
 
-def requested():
+def requested() -> int:
     """The number of the first signal since training began; 0 for none."""
     return _State.request
 
 
-def protect_worker(_):
+def protect_worker(_: int) -> None:
     """Let a loading process (``worker_init_fn``) survive signals to its whole group.
 
     It must go on reading until its trainer has finished the step, however often it is

@@ -22,7 +22,7 @@ class _Console(Console):
         raise
 
 
-def console(**settings):
+def console(**settings) -> Console:
     """A rich console that takes every text as it is.
 
     A name may hold what rich would read as markup, ``[/bold]``, or as an emoji.

@@ -181,8 +181,9 @@ def test_a_signal_stops_it_cleanly(number, jobs, tmp_path, capsys, request):
 def test_two_grids_on_one_ledger(jobs, tmp_path, capsys):
     """What the other grid is running is left to it."""
     command = (
-        "import sys; from lobes.system.locks import take; f = open(sys.argv[1], 'a');"
-        "assert take(f); print('held', flush=True); sys.stdin.read()"
+        "import sys; from lobes.system.locks import lock_file as lock;"
+        "f = open(sys.argv[1], 'a');"
+        "assert lock(f); print('held', flush=True); sys.stdin.read()"
     )
     lock = tmp_path / "1" / ".grid.lock"
     lock.parent.mkdir()

@@ -34,7 +34,7 @@ flop_counter = lazy("torch.utils.flop_counter")
 meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
 sb = lazy("speechbrain")
-sets = lazy("lobes.data.evaluation_sets")
+evaluation_sets = lazy("lobes.data.evaluation_sets")
 utterances = lazy("lobes.data.utterances")
 corpora = lazy("tools.benchmark.corpora")
 systems = lazy("tools.benchmark.systems")
@@ -367,17 +367,17 @@ def float32_products():
 def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
-    sets = [
-        (task, sets.EvaluationSet(csv, labels[task], max_batch_samples=budget))
+    sets = {
+        task: evaluation_sets.EvaluationSet(csv, labels[task], max_batch_samples=budget)
         for task, csv in lists.items()
-    ]
-    for _, one in sets:
+    }
+    for one in sets.values():
         one.open()
-    found = {}
-    for task, one in sets:
-        brain.evaluate(sets.EvaluationStream([(task, one)]), progressbar=False)
-        found[task] = dict(brain.tasks[task].collected)
-    return found
+    collected = {}
+    for pair in sets.items():
+        brain.evaluate(evaluation_sets.EvaluationStream([pair]), progressbar=False)
+        collected[pair[0]] = dict(brain.tasks[pair[0]].collected)
+    return collected
 
 
 def measure_scoring(setup, options):

@@ -125,10 +125,10 @@ def test_memory_equals_a_count_by_hand(precision, per_channel):
     outputs stay fp32 (8; an output is kept as half-precision copies for query, key,
     value and the feed-forward block, 8), the rest is half of the above, 16.
     """
-    encoder = {"--source": "null", "--precision": precision}
+    encoder = {"--encoder.source": "null", "--precision": precision}
     peaks = []
     for layers in (18, 12):  # With fewer the CNN has the peak.
-        given = {**encoder, "--encoder_config": f"{{num_hidden_layers: {layers}}}"}
+        given = {**encoder, "--encoder.config": f"{{num_hidden_layers: {layers}}}"}
         hparams = cost.load(tiny.MTL, [f"{k}={v}" for k, v in given.items()])
         peaks.append(cost.trace(hparams)[1])
     frames = 16 * 624 + 22 * 449
@@ -237,7 +237,8 @@ def test_accumulation_leaves_the_step_as_it_is():
 
 def test_the_document_s_commands_load(monkeypatch):
     monkeypatch.chdir(tiny.MTL.parents[1])
-    commands = re.findall(r"(?<![\w./])([\w.]+\.yaml)((?: --\w+=[\w./]+)+)", DOCUMENT)
+    pattern = r"(?<![\w./])([\w.]+\.yaml)((?: --[\w.]+=[\w./]+)+)"
+    commands = re.findall(pattern, DOCUMENT)
     assert len(commands) >= 6
     for name, overrides in commands:
         (path,) = ROOT.glob(f"recipes/*/*/hparams/{name}")

@@ -36,6 +36,7 @@ WRONG = [
     ["tools/convert.py", "a", "b", "--to=mp3"],
     ["tools/cost.py", str(tiny.MTL), "--lrr=1"],
     ["tools/demo_corpus.py", "a", "--smalll"],
+    ["tools/doctor.py", str(tiny.MTL), "--lrr=1"],
     ["tools/download.py", "librispeech"],
     ["tools/export_encoder.py", "absent", "out"],
     ["tools/grid.py", str(tiny.MTL), "--lrr=1"],

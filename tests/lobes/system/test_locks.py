@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lobes.errors import UserError
-from lobes.system.locks import fcntl, one_writer, take
+from lobes.system.locks import fcntl, lock_file, one_writer
 
 HOLD = """
 import sys
@@ -46,7 +46,7 @@ def test_where_there_are_no_locks_everybody_may_write(tmp_path, monkeypatch, wai
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with open(tmp_path / "lock", "a", encoding="utf-8") as stream:
         while numbers[1:]:
-            assert take(stream, wait)
+            assert lock_file(stream, wait)
             del numbers[0]
         with pytest.raises(OSError, match="no"):
-            take(stream, wait)
+            lock_file(stream, wait)
