@@ -8,7 +8,7 @@ import base64
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -35,9 +35,9 @@ from lobes.evaluation.results import (
 )
 from lobes.evaluation.summary import baseline_lines, details, meaning, span, stopped
 from lobes.system.files import write_atomically
+from lobes.system.lazy import lazy
 
-if TYPE_CHECKING:
-    import pandas
+pandas = lazy("pandas")
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,6 @@ def write_report(folder: str | Path, run: str | Path | None = None) -> Path:
     evaluated = time.localtime((folder / "results.json").stat().st_mtime)
     lists = dict.fromkeys(one.name for one in sets if "eer" in one.metrics)
     training, validation = ProgressLog(run).tables()
-    over_time = [_training_table(training), _validation_table(results, validation)]
     page = _template().render(
         name=_title(results, run),
         evaluated=time.strftime("%Y-%m-%d %H:%M", evaluated),
@@ -137,7 +136,7 @@ def write_report(folder: str | Path, run: str | Path | None = None) -> Path:
         data=_data_facts(results),
         training=_checkpoint_facts(results, validation) + _speed_facts(training),
         curves=_png(run / "curves.png"),
-        progress=[table for table in over_time if table],
+        progress=_tables_over_time(results, training, validation),
         commands=_commands(results, run),
         commit=_commit(run),
         details=[
@@ -322,7 +321,7 @@ def _data_facts(results):
 # Training ------------------------------------------------------------------------
 
 
-def _checkpoint_facts(results: Results, validation: "pandas.DataFrame"):
+def _checkpoint_facts(results, validation):
     """What was evaluated: (name, value) pairs."""
     facts = [
         ("Checkpoint", f"{Path(results['checkpoint']).name}, step {results['step']:,}")
@@ -367,53 +366,43 @@ def _speed_facts(training):
     return facts
 
 
-def _training_table(training):
-    """Losses, weights and learning rate at some steps; None without them."""
+def _tables_over_time(results, training, validation):
+    """Tables of the training and of the validations, as far as there are any."""
     losses = [column for column in training if column.endswith("_loss")]
     weights = [column for column in training if column.endswith("_weight")]
     # The weight of a single task is 1.
     weights = weights if len(weights) > 1 else []
-    columns = ["step", *losses, *weights, *({"lr"} & set(training))]
-    if len(columns) == 1:
-        return None
-    rows = _spread(training[columns].to_dict("records"), _ROWS)
-    return Table(
-        [heading(name) for name in columns],
-        [[number(name, row[name]) for name in columns] for row in rows],
-        f"Training: {len(rows)} of the {len(training):,} rows of progress.jsonl. Each "
-        "holds the means over the steps of one logging interval.",
+    what = "{} of the {:,} rows of progress.jsonl."
+    means = " Each holds the means over the steps of one logging interval."
+    yield from _table_over_time(
+        training, [*losses, *weights, "lr"], f"Training: {what}{means}"
     )
-
-
-def _validation_table(results, validation):
-    """Metrics and losses at some validations, with the best, which is marked."""
     losses = [column for column in validation if column.endswith("_loss")]
-    wanted = [*results["validation"], *RATES, "score", "blank_frames", *losses]
-    columns = [name for name in dict.fromkeys(wanted) if name in validation]
-    if not columns:
-        return None
+    columns = [*results["validation"], *RATES, "score", "blank_frames", *losses]
     best = best_step(validation)
-    rows = _spread(validation[["step", *columns]].to_dict("records"), _ROWS)
-    if best is not None and best not in [row["step"] for row in rows]:
-        kept = validation["step"] == best
-        rows += validation.loc[kept, ["step", *columns]].to_dict("records")[:1]
-        rows.sort(key=lambda row: row["step"])
-    cells = []
-    for row in rows:
-        mark = " (best)" if row["step"] == best else ""
-        step = number("step", row["step"]) + mark
-        cells.append([step, *(number(name, row[name]) for name in columns)])
-    return Table(
-        ["step", *map(heading, columns)],
-        cells,
-        f"Validation: {len(rows)} of the {len(validation):,} rows of progress.jsonl.",
-    )
+    yield from _table_over_time(validation, columns, f"Validation: {what}", best)
 
 
-def _spread(rows, count):
-    """``count`` of the rows, evenly spread, the first and the last among them."""
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return [rows[place] for place in places.round().astype(int)]
+def _table_over_time(table, columns, caption, best=None):
+    """Rows evenly spread over the steps, with the ``best``, which is marked.
+
+    No table is yielded when it has none of the columns.
+    """
+    columns = [name for name in dict.fromkeys(columns) if name in table]
+    if not columns:
+        return
+    places = np.linspace(0, len(table) - 1, min(_ROWS, len(table))).round()
+    kept = table.iloc[places.astype(int)]
+    if best is not None and best not in kept["step"].to_numpy():
+        kept = pandas.concat([kept, table[table["step"] == best][:1]]).sort_values(
+            "step"
+        )
+    rows = []
+    for row in kept.to_dict("records"):
+        step = number("step", row["step"]) + " (best)" * (row["step"] == best)
+        rows.append([step, *(number(name, row[name]) for name in columns)])
+    headings = ["step", *map(heading, columns)]
+    yield Table(headings, rows, caption.format(len(rows), len(table)))
 
 
 # Files ---------------------------------------------------------------------------
