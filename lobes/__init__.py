@@ -4,11 +4,11 @@
     system/       the machine: files, locks, signals, processes, the terminal
     settings/     every setting: kind, range and unit, and what it counts for
     data/         audio, utterance CSVs and trial lists; streams of batches from them
-    preparation/  a corpus as published becomes CSVs and trial lists
+    preparation/  a corpus as published becomes CSVs and trial lists; the demo's corpus
     evaluation/   transcripts and scores become metrics, intervals, figures, a report
     model/        the encoder, poolings, heads with their losses, weights of the losses
     training/     the Brain and its step, learning rate, stopping, checkpoints
-    runs/         a command line becomes a run; its evaluation, ledger line and grid
+    runs/         a command line becomes a run; its evaluation, ledger, grid and cost
 
 A room imports only from the rooms above it; preparation and evaluation do not know
 each other, nor do model and training. ``docs/architecture.md`` shows how they work

@@ -35,10 +35,17 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lobes.errors import ArgumentParser, UserError, enumeration, user_errors_exit
+from lobes.errors import (
+    INTERRUPTED,
+    ArgumentParser,
+    UserError,
+    enumeration,
+    user_errors_exit,
+)
 from lobes.preparation.folders import writable_folder
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
@@ -126,7 +133,7 @@ class File(NamedTuple):
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = ArgumentParser(
         description="Download, check and unpack a corpus; go on where an earlier run "
@@ -134,51 +141,27 @@ def main(argv=None):
         epilog=f"VoxCeleb: {ACCESS}.",
     )
     commands = parser.add_subparsers(dest="corpus", required=True)
+    several = {"nargs": "+", "action": "extend"}
     for corpus in ("librispeech", "voxceleb1", "voxceleb2"):
-        command = commands.add_parser(corpus)
-        command.add_argument(
-            "out", metavar="OUT", help="gets the corpus's folder, and archives/"
-        )
+        add = commands.add_parser(corpus).add_argument
+        add("out", metavar="OUT", help="gets the corpus's folder, and archives/")
         if corpus == "librispeech":
-            command.add_argument(
-                "--subsets",
-                nargs="+",
-                action="extend",
-                required=True,
-                choices=LIBRISPEECH,
-            )
-            command.add_argument(
-                "--url", help="folder on a mirror, with the archives in it"
-            )
+            add("--subsets", required=True, choices=LIBRISPEECH, **several)
+            add("--url", help="folder on a mirror, with the archives in it")
         else:
-            command.add_argument(
-                "--from",
-                dest="sources",
-                nargs="+",
-                action="extend",
-                required=True,
-                metavar="URL_OR_FILE",
-                help="archives, all parts of archives, trial lists and meta files",
-            )
-        command.add_argument(
-            "--md5",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="NAME=SUM",
-            help="checksums that are not known here, or instead of the known ones",
-        )
-        command.add_argument(
-            "--delete",
-            action="store_true",
-            help="delete downloaded archives once they are unpacked",
-        )
+            told = "archives, all parts of archives, trial lists and meta files"
+            settings = {"dest": "sources", "metavar": "URL_OR_FILE", **several}
+            add("--from", required=True, help=told, **settings)
+        told = "checksums that are not known here, or instead of the known ones"
+        add("--md5", default=[], metavar="NAME=SUM", help=told, **several)
+        told = "delete downloaded archives once they are unpacked"
+        add("--delete", action="store_true", help=told)
     options = parser.parse_args(argv)
     try:
         print(_run(options))
     except KeyboardInterrupt:
         say("stopped; the same command goes on")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _run(options):
@@ -186,21 +169,18 @@ def _run(options):
     out = Path(os.path.abspath(options.out))
     archives = out / "archives"
     if options.corpus == "librispeech":
-        sources = [
-            f"{options.url or f'{OPENSLR}/{LIBRISPEECH[s]}'}".rstrip("/")
-            + f"/{s}.tar.gz"
-            for s in dict.fromkeys(options.subsets)
-        ]
-        folder = out / "LibriSpeech"
+        sources, folder = [], out / "LibriSpeech"
+        for subset in dict.fromkeys(options.subsets):
+            home = options.url or f"{OPENSLR}/{LIBRISPEECH[subset]}"
+            sources.append(f"{home.rstrip('/')}/{subset}.tar.gz")
     else:
-        sources = options.sources
-        folder = out / f"VoxCeleb{options.corpus[-1]}"
+        sources, folder = options.sources, out / f"VoxCeleb{options.corpus[-1]}"
     files = _files(sources, archives, folder, _checksums(options.md5))
-    groups = _groups([f for f in files if not f.name.endswith(_PLAIN)])
+    plain = [file for file in files if file.name.endswith(_PLAIN)]
+    groups = _groups([file for file in files if file not in plain])
     writable_folder(out, "OUT")
     with one_writer(archives / f".{options.corpus}.lock"):
         todo = {n: g for n, g in groups.items() if not _unpacked(folder, n, g)}
-        plain = [f for f in files if f.name.endswith(_PLAIN)]
         for name in todo:
             # What a killed run left takes room.
             shutil.rmtree(_temporary(folder, name), ignore_errors=True)
@@ -372,10 +352,10 @@ def _put(file, folder):
             f"{target}: another file of that name is there, not what {file.path} "
             f"holds; rename or delete one of them"
         )
-    elif file.md5 not in (None, found := _md5(target)):
+    elif file.md5 not in (None, md5 := _md5(target)):
         raise UserError(
-            f"{target}: it is there with the md5 {found}, not {file.md5}; delete it to "
-            f"have it replaced, or if you trust it give --md5 {file.name}={found}"
+            f"{target}: it is there with the md5 {md5}, not {file.md5}; delete it to "
+            f"have it replaced, or if you trust it give --md5 {file.name}={md5}"
         )
 
 
@@ -389,11 +369,11 @@ def _check(file, path):
     if file.md5 is None:
         say(f"{file.name}: no checksum known")
         return
-    found = _md5(path)
-    if found != file.md5:
+    md5 = _md5(path)
+    if md5 != file.md5:
         raise UserError(
-            f"{path}: its md5 is {found}, not {file.md5}: it is damaged, or another "
-            f"release; get it again, or if you trust it give --md5 {file.name}={found}"
+            f"{path}: its md5 is {md5}, not {file.md5}: it is damaged, or another "
+            f"release; get it again, or if you trust it give --md5 {file.name}={md5}"
         )
     say(f"{file.name}: md5 verified")
 
@@ -493,10 +473,10 @@ def _range(response):
     """First byte that a response holds, and the size of the whole file or None."""
     if response.status != 206:
         return 0, _length(response)
-    found = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
-    if found is None:
+    sent = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
+    if sent is None:
         raise http.client.HTTPException("the server does not say what it sends")
-    return int(found[1]), int(found[2])
+    return int(sent[1]), int(sent[2])
 
 
 def _open(url, method="GET", **headers):
@@ -556,7 +536,7 @@ def _remedy(name):
 class Joined(io.RawIOBase):
     """Files read one after the other as one, as ``cat`` would join them."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: Iterable[Path]):
         super().__init__()
         self._files = [open(path, "rb", buffering=0) for path in paths]
         self._sizes = [os.fstat(file.fileno()).st_size for file in self._files]
@@ -595,7 +575,7 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def unpack(name, parts, folder):
+def unpack(name: str, parts: Sequence[File], folder: Path) -> None:
     """Unpack an archive into the corpus's folder, or leave nothing of it there.
 
     Arguments
@@ -749,21 +729,18 @@ def _destinations(folder, name, unpacked):
     corpus, subset = folder.name, name.split(".")[0]
     half = "test" if re.search("(?<![a-z])test(?![a-z])", name) else "dev"
     top = {entry.name for entry in os.scandir(unpacked) if entry.is_dir()}
-    speakers = sorted(entry for entry in top if re.fullmatch(r"id\d+", entry))
+    root, home, belongs = unpacked, folder, True
     if corpus == "LibriSpeech":
-        root, home = unpacked / corpus, folder
-        found = (root / subset).is_dir()
-    elif top & {"dev", "test"}:
-        root, home, found = unpacked, folder, True
-    elif top & {"aac", "wav"}:
+        root = unpacked / corpus
+        belongs = (root / subset).is_dir()
+    elif not top & {"dev", "test"}:
         # VoxCeleb2's test speakers must not lie where training data are looked for.
-        root, home = unpacked, folder / half if corpus == "VoxCeleb2" else folder
-        found = True
-    else:
-        kind = "aac" if corpus == "VoxCeleb2" and "wav" not in name else "wav"
-        root, found = unpacked, bool(speakers)
-        home = folder / half / kind if corpus == "VoxCeleb2" else folder / kind
-    if not found:
+        home = folder / half if corpus == "VoxCeleb2" else folder
+        if not top & {"aac", "wav"}:
+            belongs = any(re.fullmatch(r"id\d+", entry) for entry in top)
+            aac = corpus == "VoxCeleb2" and "wav" not in name
+            home /= "aac" if aac else "wav"
+    if not belongs:
         raise UserError(
             f"{name}: it holds {enumeration(sorted(top)) or 'no folder'}, nothing that "
             f"belongs to {corpus}; take the archive from the corpus's own site"

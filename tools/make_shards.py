@@ -126,7 +126,7 @@ def make_shards(
         ``flac`` decodes m4a files and stores them with 16 bits, to be read in parts.
         None stores every file as it is.
     num_workers : int
-        Processes; None for all cores.
+        Processes, by default one for each core.
 
     Raises ``UserError`` for a CSV that cannot be read, a file that is missing,
     unreadable or changes meanwhile, an ID that is no name for a member, outputs

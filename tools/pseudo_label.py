@@ -54,7 +54,7 @@ def pseudo_label(
     Arguments
     ---------
     csvs : sequence of str
-        With columns ID, wav, start, stop.
+        Prepared CSVs, with columns ID, wav, start, stop.
     model : str
         A name of the hub, or a local folder.
     output : Path
@@ -62,12 +62,13 @@ def pseudo_label(
     batch_samples : int
         Samples in a batch; Whisper makes 480,000 of every utterance.
     device : str
-        cpu, cuda, cuda:1, ...; None for cuda if there is one.
+        Such as cpu, cuda or cuda:1; by default cuda if there is one.
     dtype : str
+        Of the weights and of the computation.
     language : str
         Tells Whisper the language (en), which else is detected.
     num_workers : int
-        Reading processes; None for all cores, at most 8.
+        Reading processes, by default one for each core, and 8 at most.
 
     Returns
     -------
@@ -79,7 +80,8 @@ def pseudo_label(
             f"--batch_samples={batch_samples}: a batch holds 1 sample or more; leave "
             "it out for the default"
         )
-    workers = min(worker_count(None), 8) if num_workers is None else num_workers
+    workers = worker_count(num_workers)
+    workers = min(workers, 8) if num_workers is None else workers
     utterances = Waveforms(csvs)
     name = os.path.abspath(model) if os.path.isdir(model) else model
     # What decides the transcripts is the first line of the output.
@@ -88,13 +90,7 @@ def pseudo_label(
         if len(transcripts.done) < len(utterances):
             try:
                 recogniser = Recogniser(model, device, dtype, language)
-                _transcribe(
-                    utterances,
-                    recogniser,
-                    transcripts,
-                    batch_samples,
-                    worker_count(workers),
-                )
+                _transcribe(utterances, recogniser, transcripts, batch_samples, workers)
             except KeyboardInterrupt:
                 say(f"stopped; {transcripts.summary()}; the same command goes on")
                 sys.exit(INTERRUPTED)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
+from lobes.evaluation.metrics import RATES
 from lobes.evaluation.progress import ProgressLog
 from lobes.evaluation.significance import MEANING, compare_eer, compare_words
 from lobes.runs import cost, ledger
@@ -72,8 +73,6 @@ README_ROWS = (
 
 _METRICS = ("wer", "eer")
 
-#: Error rates in percent of a test; the CER stands where the WER does.
-_RATES = ("wer", "cer", "eer")
 _WHOLE = ("steps", "parameters")
 
 
@@ -209,7 +208,7 @@ def grid_tables(named: dict[str, list[Row]]) -> dict[str, "pandas.DataFrame"]:
             {
                 "system": name,
                 "lr": best["lr"],
-                **{f"our_{m}{s}": best[f"{m}{s}"] for m in _RATES for s in _ENDS},
+                **{f"our_{m}{s}": best[f"{m}{s}"] for m in RATES for s in _ENDS},
                 "score": valid["score"],
                 **{c: best[c] for c in ("steps", "seeds", "diverged", "parameters")},
                 "minutes": best["seconds"] / 60,
@@ -218,7 +217,7 @@ def grid_tables(named: dict[str, list[Row]]) -> dict[str, "pandas.DataFrame"]:
     tables = {"selected": _told(pandas.DataFrame(rows))}
     table = all_rates(named)
     if len(table):
-        names = {f"{m}{s}": f"our_{m}{s}" for m in _RATES for s in _ENDS}
+        names = {f"{m}{s}": f"our_{m}{s}" for m in RATES for s in _ENDS}
         tables["validation"] = _told(table.rename(columns=names))
     return tables
 
@@ -234,7 +233,7 @@ _ENDS = ("", "_std")
 
 def all_rates(named: dict[str, list[Row]]) -> "pandas.DataFrame":
     """Validation results of every learning rate of every system, as a DataFrame."""
-    kept = [f"{m}{s}" for m in _RATES for s in _ENDS]
+    kept = [f"{m}{s}" for m in RATES for s in _ENDS]
     kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
     rows = [
         {"system": name, **{c: found[c] for c in kept}}
@@ -300,7 +299,7 @@ def summary(rows: list[Row], kind: str) -> dict[str, float]:
             {
                 **{
                     m: (row if kind == "test" else row.get("validation", {})).get(m)
-                    for m in _RATES
+                    for m in RATES
                 },
                 "score": row.get("score"),
                 **{c: row.get(c) for c in ("lr", "steps", "parameters")},
@@ -308,13 +307,13 @@ def summary(rows: list[Row], kind: str) -> dict[str, float]:
             }
             for row in rows
         ],
-        columns=[*_RATES, "score", "lr", "steps", "parameters", "seconds"],
+        columns=[*RATES, "score", "lr", "steps", "parameters", "seconds"],
         dtype=float,
     )
     means, stds = frame.mean(), frame.std()
     return {
         **means.to_dict(),
-        **{f"{name}_std": stds[name] for name in (*_RATES, "score")},
+        **{f"{name}_std": stds[name] for name in (*RATES, "score")},
         "seeds": len(rows),
         "diverged": sum(row["state"] == "diverged" for row in rows),
     }
@@ -386,7 +385,7 @@ def markdown(table: "pandas.DataFrame") -> str:
 
 
 def _heading(name):
-    for metric in _RATES:
+    for metric in RATES:
         name = re.sub(rf"^difference_{metric}$", "difference", name)
         name = re.sub(rf"_{metric}$", f" {metric.upper()}", name)
     return name.replace("difference_score", "difference").replace("_", " ")
@@ -404,7 +403,7 @@ def _cell(name, row):
         metric = name.rpartition("_")[2]
         # A single-task system has no such metric: leave the cell empty.
         told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
-        absent = row.get("seeds") and metric in _RATES
+        absent = row.get("seeds") and metric in RATES
         return "-" if told and not absent and not name.startswith("paper") else ""
     if name in _WHOLE:
         return f"{value:,.0f}"
@@ -457,7 +456,7 @@ def _plot_run(path, folder):
     training, validation = ProgressLog(folder).tables()
     if not len(training):
         return
-    names = {"step", *_RATES, "score"}
+    names = {"step", *RATES, "score"}
     kept = [c for c in validation if c in names or c.endswith("_loss")]
     plots.plot_curves(path, training, validation[kept])
 
@@ -535,7 +534,7 @@ def _metrics(pair):
                     for sets in row.get("sets", {}).values()
                     for name, metrics in sets.items()
                     for metric, value in metrics.items()
-                    if metric in _RATES or metric.startswith("min_dcf")
+                    if metric in RATES or metric.startswith("min_dcf")
                 }
                 for row in rows
             ]
@@ -545,7 +544,7 @@ def _metrics(pair):
     lines = ["| set | metric | first | second | difference |", "|---|---|---|---|---|"]
     for column in frames[0].columns.intersection(frames[1].columns, sort=False):
         name, metric = column
-        digits = 2 if metric in _RATES else 3
+        digits = 2 if metric in RATES else 3
         means = [frame[column].mean() for frame in frames]
         cells = []
         for frame, mean in zip(frames, means, strict=True):

@@ -35,7 +35,7 @@ AAC_SUFFIXES = (".m4a", ".mp4", ".aac")
 # then leave numbers of this size (two gigabytes, 18 hours) in the header.
 _UNKNOWN_LENGTH = 0x7FFF0000
 
-# Such a number where the header has room for 64 bits.
+# Headers with room for 64 bits then hold at least this number.
 _UNKNOWN_LONG = 1 << 62
 
 # PyAV's names of MP4 containers, whose header tells the length, and of bare AAC (ADTS),
@@ -89,7 +89,7 @@ def read_audio(
     with _Source(path, window) as source:
         if source.is_aac():
             samples = _decode_aac(source)[start:stop]
-            # Slicing past the end is silent; a copy frees the rest of the file.
+            # A copy frees the rest of the file. Slicing past its end is silent.
             samples = samples.copy() if start or stop is not None else samples
         else:
             samples = _read_part(source, start, stop)
@@ -314,7 +314,7 @@ def _open(source):
         raise _unreadable(source, error) from error
     try:
         _check_format(source, sound.samplerate, sound.channels)
-        # libsndfile's answer for a flac that was written to a pipe.
+        # libsndfile gives such a length for a flac that was written to a pipe.
         if sound.frames >= 2**48:
             raise UserError(
                 f"{source}: its header does not state its length; {_conversion(source)}"
@@ -359,8 +359,8 @@ def _decode_aac(source):
     samples = np.concatenate(blocks)
     if samples.dtype.kind == "i":
         samples = samples / -float(np.iinfo(samples.dtype).min)
-    # Encoders disagree about whether their start-up and end padding (a few
-    # blocks of 1024 samples) counts; more than that missing is a cut file.
+    # Encoders disagree about whether their padding at start and end (a few blocks of
+    # 1024 samples) counts. Where more is missing, the file was cut.
     if len(samples) < promised - 4 * 1024:
         raise UserError(
             f"{source}: it is truncated: its header promises {promised} samples but "
@@ -403,17 +403,20 @@ def _check_is_complete(source):
         )
 
 
-def _riff_promise(stream):
-    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) start, and their bytes.
+def _iff_promise(stream):
+    """Where the samples of a wav (RIFF, RIFX, RF64, BW64) or AIFF start, their bytes.
 
-    The bytes are 0 where the header does not tell.
+    The bytes are 0 where the header does not tell. None: there are no samples.
     """
-    order = ">" if stream.read(12)[:4] == b"RIFX" else "<"
+    head = stream.read(12)
+    if head[:4] == b"FORM" and head[8:11] != b"AIF":
+        return None
+    order = ">" if head[:4] in (b"RIFX", b"FORM") else "<"
     # Beyond 4 GB an earlier chunk holds the length of the samples.
     long = None
     while len(chunk := stream.read(8)) == 8:
         name, length = struct.unpack(f"{order}4sI", chunk)
-        if name == b"data":
+        if name in (b"data", b"SSND"):
             if long is not None:
                 return stream.tell(), long
             return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
@@ -440,18 +443,6 @@ def _w64_promise(stream):
     return None
 
 
-def _aiff_promise(stream):
-    """The same of an AIFF file, whose sound chunk begins with two numbers."""
-    if stream.read(12)[8:11] != b"AIF":
-        return None
-    while len(chunk := stream.read(8)) == 8:
-        name, length = struct.unpack(">4sI", chunk)
-        if name == b"SSND":
-            return stream.tell(), length if length < _UNKNOWN_LENGTH else 0
-        stream.seek(length + length % 2, os.SEEK_CUR)
-    return None
-
-
 def _au_promise(stream):
     """The same of a Sun file, whose header has both numbers."""
     order = ">" if stream.read(4) == b".snd" else "<"
@@ -475,9 +466,8 @@ def _sphere_promise(stream):
 
 # The function that reads a file's promise, by the first bytes of the file.
 _PROMISES = {
-    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff_promise),
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM"), _iff_promise),
     b"riff": _w64_promise,
-    b"FORM": _aiff_promise,
     **dict.fromkeys((b".snd", b"dns."), _au_promise),
     b"NIST_1A": _sphere_promise,
 }
@@ -513,6 +503,6 @@ def _unreadable(source, error):
 
 def _conversion(source):
     """The remedy for a file in another format."""
-    # Of a shard, the member's name alone.
+    # The name of a shard's member stands behind the shard's.
     name = os.path.basename(str(source)).rpartition(": ")[2]
     return f"convert it with `ffmpeg -i {name} -ar 16000 -ac 1 OUT.wav`"

@@ -89,7 +89,7 @@ class EvaluationSet:
         self.utterances = Utterances(self.csv, self.labels)
         trials, named = {}, set()
         for path in self.trial_paths:
-            # Official lists repeat a few trials; they count as often as they stand.
+            # Official lists repeat a few trials; each occurrence counts.
             listed = read_trials(path, allow_repeats=True)
             listed = scorable_trials(listed, self.csv, self.utterances.table)
             trials[path.stem] = listed
@@ -156,7 +156,7 @@ def open_sets(
         try:
             one.open(rank, world_size)
         except UserError as error:
-            # A file that is wrong in two sets is told once.
+            # Two sets may name the same fault; the message says it once.
             problems[str(error)] = None
     if problems:
         raise UserError("; ".join(problems))

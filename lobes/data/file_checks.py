@@ -25,7 +25,8 @@ from lobes.data.scan_cache import ScanCache
 from lobes.data.utterance_tables import file_names, read_header, windows_of
 from lobes.errors import UserError
 from lobes.system.lazy import lazy
-from lobes.system.parallel import map_in_processes, worker_count
+from lobes.system.machine import usable_cores
+from lobes.system.parallel import map_in_chunks
 from lobes.system.terminal import progress_bar
 
 distributed = lazy("lobes.system.distributed")
@@ -33,16 +34,16 @@ pandas = lazy("pandas")
 
 logger = logging.getLogger(__name__)
 
-#: Samples that an utterance may end behind its file: what a duration rounded to two
-#: decimals is off by at most (5 ms). It is a quarter of the encoder's step of 20 ms;
-#: a cut file lacks more.
+#: Samples that an utterance may end behind its file. A duration that is rounded to two
+#: decimals is off by at most so many (5 ms). They are a quarter of the encoder's step
+#: of 20 ms; a cut file lacks more.
 ROUNDING = SAMPLE_RATE // 200
 
-#: Relative and absolute difference of a mean or standard deviation from the audio's
-#: that rounding explains.
+# Rounding explains a mean or standard deviation that differs from the audio's by so
+# much: a part of the deviation, and a number.
 _TOLERANCE = 0.05, 1e-4
 
-# Files that a process gets at once; so few need no other process.
+# A process gets so many files at once. So few files need no other process.
 _CHUNK = 256
 
 # Fewer headers than these are read again faster than they are remembered.
@@ -54,7 +55,7 @@ _SAMPLED = 16
 # Rows that a message shows.
 _SHOWN = 3
 
-# They stand for the length of a file: it is as the CSV says; it cannot be used.
+# These numbers in the place of a length say: it is as in the CSV; there is none.
 _VOUCHED, _UNUSABLE = -1, -2
 
 
@@ -68,19 +69,10 @@ def checked_stops(
     that can be written. A preparation decoded the files of the CSVs that it vouches
     for; of them only those are read that changed since.
 
-    Arguments
-    ---------
-    csv
-        Where the rows were read.
-    table
-        Rows of ``lobes.data.utterance_tables.read_table``.
-    lines
-        Their lines in the CSV ``[row]``.
-
-    Returns
-    -------
-    int64 ``[row]`` in samples. They differ from the column ``stop`` where that is up
-    to ``ROUNDING`` samples behind the end of the file; such rows are counted.
+    The rows are those of ``lobes.data.utterance_tables.read_table``; ``lines`` are
+    their lines in ``csv``. What comes back is int64 ``[row]`` in samples. It differs
+    from the column ``stop`` where that is up to ``ROUNDING`` samples behind the end of
+    the file; such rows are counted.
 
     Raises one ``UserError`` with the number of rows that cannot be used and the first
     of them: absent, unreadable or too short files, extents that are not in their
@@ -123,7 +115,7 @@ def checked_stops(
     return ends
 
 
-#: Marks rows [row] that have a problem, and says what a row's is.
+# The rows [row] with a problem are marked; the function tells a row's problem.
 _Problem = tuple[np.ndarray, Callable[[int], str]]
 
 
@@ -170,7 +162,8 @@ def _lengths(csv, table):
     Each process reads its share of the files.
     """
     rank, world_size = distributed.rank_and_world_size()
-    frames, reasons = _lengths_of_share(csv, table.iloc[rank::world_size])
+    places = table[[name for name in ("wav", "offset", "size") if name in table]]
+    frames, reasons = _lengths_of_share(csv, places.iloc[rank::world_size])
     shares = distributed.gather({rank: (frames, reasons)})
     frames, reasons = np.empty(len(table), dtype=np.int64), {}
     for other, (some, texts) in shares.items():
@@ -219,10 +212,8 @@ def _lengths_of_files(csv, paths, windows):
     aac = any(paths[i].lower().endswith(AAC_SUFFIXES) for i in places)
     if len(places) < _WORTH_REMEMBERING and not aac:
         memory = None
-    chunks = [places[s : s + _CHUNK].tolist() for s in range(0, len(places), _CHUNK)]
-    files = ([(paths[i], windows[i]) for i in chunk] for chunk in chunks)
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = min(max(1, worker_count(None) // processes_here), len(chunks))
+    files = [(paths[i], windows[i]) for i in places.tolist()]
+    workers = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     reasons = {}
     with progress_bar(
         f"{csv.name}: looking at the files",
@@ -230,18 +221,17 @@ def _lengths_of_files(csv, paths, windows):
         unit="file",
         initial=len(paths) - len(places),
         leave=False,
-        # Nothing is shown that takes no time.
+        # A bar for a moment would only flicker.
         disable=memory is None or distributed.rank_and_world_size()[0] > 0,
     ) as progress:
-        for chunk, results in zip(
-            chunks, map_in_processes(_read_headers, files, workers), strict=True
-        ):
-            for place, result in zip(chunk, results, strict=True):
+        for start, results in map_in_chunks(_read_headers, files, _CHUNK, workers):
+            chunk = places[start : start + len(results)]
+            for place, result in zip(chunk.tolist(), results, strict=True):
                 unusable = isinstance(result, str)
                 frames[place] = _UNUSABLE if unusable else result
                 if unusable and len(reasons) < _SHOWN:
                     reasons[place] = result
-            memory = _remember(memory, np.array(chunk), frames)
+            memory = _remember(memory, chunk, frames)
             progress.update(len(results))
     return frames, reasons
 

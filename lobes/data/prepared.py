@@ -10,18 +10,21 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml.comments import TaggedScalar
 
 from lobes.errors import UserError
-from lobes.system.files import write_atomically
+from lobes.system.files import read_json, write_atomically
 
 #: What the YAML calls a corpus, and its folder below ``prepared_folder``.
 CORPORA = {"librispeech": "LibriSpeech", "voxceleb": "VoxCeleb"}
 
 #: In the output folder: what was in each test set when the run was trained.
 TEST_SETS = "test_sets.json"
+
+_REMEDY = "restore it, or delete it and the test sets are not compared with the run's"
 
 # Arguments of the preparation that do not change what it writes.
 _SAME_CONTENT = {"save_folder", "journal_folder", "num_workers", "strict", "skip_prep"}
@@ -30,7 +33,7 @@ _SAME_CONTENT = {"save_folder", "journal_folder", "num_workers", "strict", "skip
 _PATHS = {"data_folder", "test_folder", "transcripts"}
 
 
-def name_csv_folders(tree):
+def name_csv_folders(tree: dict):
     """Fill in ``<corpus>_csv_folder`` where it is null.
 
     With ``skip_prep`` it becomes ``<prepared_folder>/<corpus>``, which holds the
@@ -52,7 +55,7 @@ def name_csv_folders(tree):
         tree[key] = TaggedScalar(where, style=None, tag="!ref")
 
 
-def options_digest(options):
+def options_digest(options: dict) -> str:
     """Ten hexadecimal digits of what decides the content of prepared CSVs.
 
     Arguments
@@ -69,7 +72,7 @@ def options_digest(options):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
 
-def record_test_sets(folder, test_sets):
+def record_test_sets(folder: str | Path, test_sets: Mapping):
     """Write ``test_sets.json``: what the opened test sets of a training hold.
 
     Arguments
@@ -87,11 +90,12 @@ def record_test_sets(folder, test_sets):
     write_atomically(Path(folder) / TEST_SETS, content)
 
 
-def check_test_sets(folder, test_sets, rank=0, world_size=1):
+def check_test_sets(
+    folder: str | Path, test_sets: Mapping, rank: int = 0, world_size: int = 1
+):
     """Open test sets; compare them with those that the run was trained beside.
 
-    Where the audio lies does not count. A run of before there was a record, or with
-    one that cannot be read, is not compared.
+    Where the audio lies does not count. A run without a record is not compared.
 
     Arguments
     ---------
@@ -100,14 +104,17 @@ def check_test_sets(folder, test_sets, rank=0, world_size=1):
     rank, world_size : int
         Of this process, as ``EvaluationSet.open`` takes them.
 
-    Raises ``UserError`` for a set that is absent, or with other utterances, labels or
-    trials.
+    Raises ``UserError`` for a damaged record, and for a set that is absent, or with
+    other utterances, labels or trials.
     """
-    try:
-        rows = json.loads((Path(folder) / TEST_SETS).read_text(encoding="utf-8"))
-        known = {name: (row["csv"], row["digest"]) for name, row in rows.items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    path = Path(folder) / TEST_SETS
+    if not path.exists():
         return
+    rows = read_json(path, _REMEDY)
+    try:
+        known = {name: (row["csv"], row["digest"]) for name, row in rows.items()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of test sets; {_REMEDY}") from error
     sets = [
         (name, one, *known[f"{task}/{name}"])
         for task, name, one in _each(test_sets)

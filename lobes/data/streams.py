@@ -61,7 +61,7 @@ class TaskStream:
         the longest only.
     """
 
-    #: Where a new stream stands; what a position is, is the subclass's business.
+    #: Where a new stream stands; each subclass has its own kind of position.
     first_position: object = None
 
     def __init__(
@@ -213,7 +213,7 @@ class LengthBuckets(TaskStream):
         if padded > samples:
             padding = f", with padding {padded}"
             remedy = ", lower length_grid_seconds"
-        # A whole number of the grid's steps, cut to what can be typed.
+        # A whole number of the grid's steps, rounded down to hundredths of seconds.
         fits = budget // self.grid * self.grid / SAMPLE_RATE
         raise UserError(
             f"{self.csv}: {over:,} of {len(self.utterances):,} utterances have "
@@ -221,7 +221,7 @@ class LengthBuckets(TaskStream):
             f"{self.utterances.place(longest)}, has {samples}{padding}; give "
             f"--max_batch_samples={padded * self.world_size}{remedy}, or leave "
             "out long ones with --train_streams.speech.max_utterance_seconds="
-                f"{int(fits * 100) / 100}"
+            f"{int(fits * 100) / 100}"
         )
 
     def _leave_out_long_ones(self):
@@ -255,7 +255,7 @@ class LengthBuckets(TaskStream):
         )
         order = np.argsort(lengths * jitter, kind="stable")
         batches = pack(order, self.padded, self.budget)
-        # No other batch is smaller: the budget holds so many of the longest utterance.
+        # Other batches are large enough: the budget holds so many longest utterances.
         fewest = self.parts * self.world_size
         if len(batches[-1]) < fewest:
             batches[-1] = order[-fewest:].tolist()
@@ -363,7 +363,7 @@ class TrainState(TypedDict):
     batches_per_step: int
     #: True: processes and parts divide the batch of a step.
     divided: bool
-    #: By task; what a position is, its stream decides.
+    #: By task, as each stream writes its own.
     positions: dict[str, object]
     #: By task: see ``TrainStream.corpora``.
     corpora: dict[str, object]
@@ -526,7 +526,7 @@ class TrainStream(LoopedLoader):
     def _changes(self, state):
         """What differs between the data of a checkpoint and this run's, as lines."""
         self._corpora = self.corpora()
-        # Either run may have left its validation sets unopened.
+        # One of the two runs may have opened no validation sets.
         both = state["corpora"].keys() & self._corpora.keys()
         old, new = (
             {key: value for key, value in corpora.items() if key in both}

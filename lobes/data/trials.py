@@ -243,7 +243,7 @@ def _read_list(path, allow_repeats, scored):
             continue
         repeated, mirrored = first_lines.get((left, right)), None
         first_lines.setdefault((left, right), (number, label))
-        # Scores are of trials that were accepted once, perhaps before this was asked.
+        # Scored trials were accepted once, perhaps before these checks existed.
         if not scored:
             mirrored = first_lines.get((right, left)) if left != right else None
             if left == right and label == "0":
@@ -293,8 +293,8 @@ def _refuse(path, problems, layout):
 def _lines(path, layout):
     """Lines of a text file without the empty ones at its end."""
     text = read_text(path, f"give a trial list: lines of `{layout}`")
-    # Not str.splitlines, which would also split at form feeds and the like, and so
-    # count other lines than an editor does.
+    # str.splitlines would also split at form feeds and the like; an editor counts
+    # other lines.
     text = io.StringIO(text, newline=None).read().rstrip()
     return text.split("\n") if text else []
 

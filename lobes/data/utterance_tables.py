@@ -19,8 +19,8 @@ CSVPaths = str | os.PathLike | Sequence[str | os.PathLike]
 #: Columns that hold numbers; every other column is text.
 NUMBERS = ("duration", "start", "stop", "mean", "std", "offset", "size")
 
-# Columns that count only together. A table may be joined with one that lacks them:
-# what then stands in the other's rows.
+# Columns that count only together, and their cells for the rows of a table that lacks
+# them where it is joined with one that has them.
 _TOGETHER = {("mean", "std"): np.nan, ("offset", "size"): -1}
 
 # Rows that are held as lists of cells; they take ten times the room of the table.
@@ -66,19 +66,8 @@ def read_table(
         table["ID"].duplicated(),
         lambda cell: f"{cell!r} stands twice; remove one row",
     )
-    if "start" not in table and "duration" in table:
-        table["start"] = 0.0
-        table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
-    if "start" in table:
-        wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
-        if wrong.any():
-            raise UserError(
-                f"{path}, line {_first_line(wrong)}: the utterance has no samples "
-                "(columns duration, start, stop); correct or remove the row"
-            )
-        for column in ("start", "stop"):
-            remedy = "samples from 0; correct it or prepare the corpus again"
-            _make_whole(path, table, column, 0, remedy)
+    if "start" in table or "duration" in table:
+        _set_extent(path, table)
     if "offset" in table:
         for column, least in (("offset", 0), ("size", 1)):
             remedy = f"bytes from {least}; make the shards again"
@@ -300,6 +289,22 @@ def _check_columns(path, header, columns, extent):
             f"{path}, line 1: there is no column {', '.join(missing)} (there are "
             f"{', '.join(header)}); add it or prepare the corpus again"
         )
+
+
+def _set_extent(path, table):
+    """Give a table ``start`` and ``stop`` as int64; raise where nothing is between."""
+    if "start" not in table:
+        table["start"] = 0.0
+        table["stop"] = np.round(table["duration"] * SAMPLE_RATE)
+    wrong = (table["start"] < 0) | (table["stop"] <= table["start"])
+    if wrong.any():
+        raise UserError(
+            f"{path}, line {_first_line(wrong)}: the utterance has no samples "
+            "(columns duration, start, stop); correct or remove the row"
+        )
+    for column in ("start", "stop"):
+        remedy = "samples from 0; correct it or prepare the corpus again"
+        _make_whole(path, table, column, 0, remedy)
 
 
 def _make_whole(path, table, column, least, remedy):

@@ -36,7 +36,7 @@ VARIANCE_FLOOR = 1e-7
 #: A row, and the first and last sample (exclusive) from the utterance's start.
 Request = tuple[int, int, int]
 
-# Every loading process that was started and not yet seen to end.
+# The loading processes of all loaders that are open.
 _loading_processes = set()
 
 
@@ -229,8 +229,8 @@ class Utterances(torch.utils.data.Dataset):
             pin_memory=pin_memory,
             timeout=timeout if num_workers else 0,
             worker_init_fn=protect_worker,
-            # A generator of its own: the default one would draw from the global
-            # random state, which a resumed run must find untouched.
+            # The default generator would draw from the global random state, which a
+            # resumed run must find untouched.
             generator=torch.Generator(),
         )
         others = set(multiprocessing.active_children())
@@ -244,8 +244,8 @@ class Utterances(torch.utils.data.Dataset):
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    # torch names a signal, or its own time limit. A process that
-                    # hangs would be waited for below.
+                    # torch names the signal or the time limit. Without this the end
+                    # below would wait for a process that hangs.
                     _kill(processes)
                     raise UserError(
                         f"{' and '.join(map(str, self.csvs))}: loading failed "
@@ -258,8 +258,8 @@ class Utterances(torch.utils.data.Dataset):
                     raise batch
                 yield batch
         finally:
-            # torch ends the processes with this object. It cannot end one that hangs,
-            # nor any while a traceback keeps the object.
+            # This object ends its processes, but none that hangs, and none while a
+            # traceback keeps the object.
             del batches
             _kill(processes)
 
@@ -356,7 +356,7 @@ def _kill(processes):
 
 @atexit.register
 def _kill_those_left():
-    # The interpreter's own end would wait for ever for what ignores its signal.
+    # The interpreter would wait for ever for processes that ignore its signal.
     _kill(set(_loading_processes))
 
 

@@ -190,10 +190,10 @@ def _mfccs(assessment, folder, evaluation_set, hparams, progress):
 
 def _piece(utterances, row):
     """Where the audio of an utterance lies."""
-    window = utterances.window(row)
     start = int(utterances.starts[row])
     stop = start + int(utterances.lengths[row])
-    return Piece(utterances.ids[row], utterances.paths[row], start, stop, window)
+    name, path = utterances.ids[row], utterances.paths[row]
+    return Piece(name, path, start, stop, utterances.window(row))
 
 
 def _assess_trials(assessment, folder, name, metrics, table, vectors):

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-#: How a training can end.
+#: The kinds of an ending.
 COMPLETE, PATIENCE, DIVERGED = "complete", "patience", "diverged"
-
-
 STEP_LIMIT, DEBUG = "step limit", "debug"
 
 

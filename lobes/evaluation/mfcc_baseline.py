@@ -1,4 +1,4 @@
-"""What verification costs without any model: the mean MFCC of an utterance."""
+"""The baseline of verification: what mean MFCCs reach, without any model."""
 
 import concurrent.futures
 import hashlib
@@ -6,18 +6,21 @@ import io
 import logging
 import os
 import zipfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from lobes.data.audio import SAMPLE_RATE, read_audio
-from lobes.data.trials import check_trials, read_trials
+from lobes.data.trials import Trials, check_trials, read_trials
 from lobes.data.utterance_tables import read_header, read_table, windows_of
 from lobes.errors import UserError
 from lobes.evaluation.verification import cosine_scores, equal_error_rate
 from lobes.system.files import write_atomically
 from lobes.system.lazy import lazy
+from lobes.system.terminal import progress_bar
 
 torch = lazy("torch")
 torchaudio = lazy("torchaudio")
@@ -27,11 +30,11 @@ logger = logging.getLogger(__name__)
 #: Coefficients per frame, the first of which follows the energy.
 COEFFICIENTS = 20
 
-# 25 ms windows every 10 ms, as is usual for speech; in samples.
+# Windows of 25 ms every 10 ms, as is usual for speech; in samples.
 _WINDOW = SAMPLE_RATE * 25 // 1000
 _HOP = SAMPLE_RATE * 10 // 1000
 
-# Counts up when the vectors of the same audio change.
+# It counts up when the vectors of the same audio change.
 _VERSION = 1
 
 
@@ -42,15 +45,17 @@ class Piece(NamedTuple):
     path: str
     start: int = 0
     stop: int | None = None
-    window: tuple | None = None
+    window: tuple[int, int] | None = None
 
 
-def mfcc_baseline(csv_path, trials_path, progress=False):
+def mfcc_baseline(
+    csv_path: str | Path, trials_path: str | Path, progress: bool = False
+) -> dict[str, float]:
     """Equal error rates of cosine scoring on mean MFCC vectors.
 
-    A trained system has to be clearly better than ``eer_znorm``. That number
-    is a lenient one for the baseline: the means and deviations are those of the
-    evaluated utterances themselves, which a real system could not know.
+    A trained system has to be clearly better than ``eer_znorm``. That number flatters
+    the baseline: its means and deviations are those of the evaluated utterances
+    themselves, which a real system could not know.
 
     Arguments
     ---------
@@ -76,7 +81,7 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     table = read_table(csv_path, extent=False)
     trials = check_trials(trials, table["ID"], csv_path, table["wav"])
     rows = table.set_index("ID").loc[trials.utterances()]
-    # The whole file where there is but a duration, which may be rounded.
+    # A duration may be rounded: without start and stop the whole file counts.
     extents = [(0, None)] * len(rows)
     if "start" in read_header(csv_path):
         extents = zip(rows["start"].tolist(), rows["stop"].tolist(), strict=True)
@@ -92,7 +97,9 @@ def mfcc_baseline(csv_path, trials_path, progress=False):
     }
 
 
-def baseline_scores(trials, vectors):
+def baseline_scores(
+    trials: Trials, vectors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Scores ``[trials]`` of the mean vectors as they are, ``raw``, and ``znorm``.
 
     Arguments
@@ -113,7 +120,12 @@ def baseline_scores(trials, vectors):
     }
 
 
-def mean_mfccs(pieces, cache=None, threads=1, progress=False):
+def mean_mfccs(
+    pieces: Sequence[Piece],
+    cache: str | Path | None = None,
+    threads: int = 1,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
     """Mean MFCC vector of every utterance.
 
     Arguments
@@ -121,10 +133,9 @@ def mean_mfccs(pieces, cache=None, threads=1, progress=False):
     pieces : sequence of Piece
     cache : str or Path
         A file that keeps the vectors by place and change time of the audio, so that
-        they are computed once; None for none. Where it cannot be written, that is
-        logged.
+        they are computed once. The log tells where it cannot be written.
     threads : int
-        That read and compute at a time.
+        Threads that read and compute.
     progress : bool
         Show a progress bar on standard error.
 
@@ -150,27 +161,25 @@ def mean_mfccs(pieces, cache=None, threads=1, progress=False):
             },
         )
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-            found = tqdm(
-                pool.map(lambda piece: _mean_mfcc(transform, piece), wanted),
-                desc="MFCC baseline",
-                total=len(wanted),
-                unit="utterance",
+            vectors = progress_bar(
+                "MFCC baseline",
+                len(wanted),
+                iterable=pool.map(partial(_mean_mfcc, transform), wanted),
                 leave=False,
-                dynamic_ncols=True,
                 disable=not progress,
             )
-            known.update(zip(map(_key, wanted), found, strict=True))
+            known.update(zip(map(_key, wanted), vectors, strict=True))
         _write_cache(cache, known)
     return {p.name: known[key] for p, key in zip(pieces, keys, strict=True)}
 
 
 def _key(piece):
-    """16 bytes that change with the place, the size and the change time of audio."""
+    """16 bytes that change with the place, the size or the change time of audio."""
     try:
-        found = os.stat(piece.path)
-        state = found.st_size, found.st_mtime_ns
+        status = os.stat(piece.path)
+        state = status.st_size, status.st_mtime_ns
     except OSError:
-        # Reading it gives the reason.
+        # Reading the file gives the reason.
         state = None
     text = repr((_VERSION, *piece[1:], state))
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()

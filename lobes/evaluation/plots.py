@@ -1,16 +1,19 @@
 """Figures of a run: training curves, DET curves, score distributions.
 
 Every ``*_figure`` function returns a ``matplotlib.figure.Figure`` and every
-``plot_*`` function writes one as PNG. Figures are made without pyplot, so a
+``plot_*`` function writes some as PNG. Figures are made without pyplot, so a
 training process keeps its back end, style and open figures.
 """
 
 import io
 import math
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     EngFormatter,
@@ -23,9 +26,9 @@ from scipy.special import ndtri
 
 from lobes.data.trials import read_scores
 from lobes.errors import UserError
-from lobes.evaluation.metrics import CHANCE
+from lobes.evaluation.metrics import CHANCE, LOWER_IS_BETTER, heading
 from lobes.evaluation.progress import best_step
-from lobes.evaluation.verification import detection_errors, equal_error_rate
+from lobes.evaluation.verification import DetectionErrors, detection_errors
 from lobes.system.files import write_atomically
 
 #: Okabe and Ito's palette (2008): distinct with every common colour blindness.
@@ -38,12 +41,12 @@ _DPI = 120
 # The same task has the same colour in every figure.
 _TASK_COLOURS = {"speech": COLOURS[0], "speaker": COLOURS[1]}
 
-# Axis names of known metrics; of all of these, lower is better.
-_METRIC_NAMES = {
-    "wer": "WER (%)",
-    "cer": "CER (%)",
-    "eer": "EER (%)",
-    "score": "selection score",
+# The markers of validations.
+_MARKS = {
+    "marker": "o",
+    "markersize": 4.5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
 }
 
 # Error rates in percent that may be labelled on a DET axis.
@@ -59,43 +62,64 @@ _STEP_TICKS = {"nbins": 9, "steps": [1, 2, 5, 10], "integer": True, "min_n_ticks
 _POINTS = 1000
 
 
-def plot_det(path, curves):
-    """Write ``det_figure(curves)`` as PNG to ``path``."""
-    save(det_figure(curves), path)
-
-
-def plot_score_histogram(path, scores, labels, threshold, title):
-    """Write ``score_histogram_figure(...)`` as PNG to ``path``."""
-    save(score_histogram_figure(scores, labels, threshold, title), path)
-
-
-def plot_trials(folder, names):
+def plot_trials(folder: str | Path, names: Iterable[str]) -> None:
     """Draw the scores in a folder: ``histogram_<list>.png``, and ``det.png`` of all.
 
     ``names`` are those of the trial lists, with a ``scores_<list>.txt`` each.
     """
-    curves = {}
+    folder, curves = Path(folder), {}
     for name in names:
-        trials, scores = read_scores(Path(folder) / f"scores_{name}.txt")
-        curves[name] = scores, trials.labels
-        threshold = equal_error_rate(*curves[name])[1]
-        path = Path(folder) / f"histogram_{name}.png"
-        plot_score_histogram(path, *curves[name], threshold, name)
+        trials, scores = read_scores(folder / f"scores_{name}.txt")
+        curves[name] = detection_errors(scores, trials.labels)
+        figure = score_histogram_figure(scores, trials.labels, curves[name], name)
+        save(figure, folder / f"histogram_{name}.png")
     if curves:
-        plot_det(Path(folder) / "det.png", curves)
+        save(det_figure(curves), folder / "det.png")
 
 
-def plot_curves(path, training, validation):
+def plot_curves(
+    path: str | Path, training: pandas.DataFrame, validation: pandas.DataFrame
+) -> None:
     """Write ``curves_figure(training, validation)`` as PNG to ``path``."""
     save(curves_figure(training, validation), path)
 
 
-def plot_learning_rates(path, table, clip=None):
+def plot_learning_rates(
+    path: str | Path, table: pandas.DataFrame, clip: Mapping[str, float] | None = None
+) -> None:
     """Write ``learning_rates_figure(table, clip)`` as PNG to ``path``."""
     save(learning_rates_figure(table, clip), path)
 
 
-def learning_rates_figure(table, clip=None):
+def dress(axes: Axes, grid: str = "both") -> None:
+    """Give a panel what all share: a pale grid and no box."""
+    axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9.5, color=_GREY)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the figure as PNG, complete or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_DPI)
+    write_atomically(path, picture.getvalue())
+
+
+def _system_style(index):
+    """Colour and line of the system or list number ``index``."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
+    }
+
+
+# Learning rates ------------------------------------------------------------------
+
+
+def learning_rates_figure(
+    table: pandas.DataFrame, clip: Mapping[str, float] | None = None
+) -> Figure:
     """Learning rate against validation WER and EER (paper, Figures 3 and 4).
 
     One panel for each metric that has values; diverged runs are drawn as triangles at
@@ -107,12 +131,8 @@ def learning_rates_figure(table, clip=None):
         Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN where
         absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
     clip : dict
-        Metric to the percentage above which values are clipped. By default those are
-        that are not better than chance, when there are others.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+        Metric to the percentage above which values are clipped. By default those that
+        are not better than chance are clipped, when there are others.
 
     Raises ``UserError`` when there are no values.
     """
@@ -133,20 +153,20 @@ def learning_rates_figure(table, clip=None):
         limit = (clip or {}).get(metric) or _clip(values, CHANCE[metric])
         for index, system in enumerate(systems):
             rows = table[table["system"] == system].sort_values("lr")
-            style = {
-                "color": COLOURS[index % len(COLOURS)],
-                "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
-            }
             for column in columns:
-                paper = column != metric
-                _draw_rates(axes, rows, column, limit, style, paper, system)
+                look = {"linewidth": 1.8, "markersize": 5.5, "label": system}
+                look |= _system_style(index)
+                if column != metric:
+                    look.update(linewidth=1.1, linestyle="--", alpha=0.5, markersize=4)
+                    look["label"] = f"{system}, paper"
+                _draw_rates(axes, rows[rows[column].notna()], column, limit, look)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
-        axes.set_ylabel(f"validation {_METRIC_NAMES[metric]}")
+        axes.set_ylabel(f"validation {heading(metric)}")
         if limit is not None:
             axes.set_ylim(top=limit * 1.03)
         dress(axes)
-    # Of each system one line, whatever panels it is in.
+    # The legend has one line for each system, whatever panels it is in.
     handles = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -171,59 +191,47 @@ def _clip(values, chance):
     return 1.15 * learnt.max()
 
 
-def _draw_rates(axes, rows, column, limit, style, paper, system):
+def _draw_rates(axes, rows, column, limit, look):
     """One system's metric over the learning rate, clipped at ``limit``."""
-    rows = rows[rows[column].notna()]
     if not len(rows):
         return
     rates = rows["lr"].to_numpy(np.float64)
     values = rows[column].to_numpy(np.float64)
     drawn = values if limit is None else np.minimum(values, limit)
-    spread = rows.get(f"{column}_std")
-    look = {"linewidth": 1.8, "markersize": 5.5, "label": system, **style}
-    if paper:
-        look.update(linewidth=1.1, linestyle="--", alpha=0.5, markersize=4)
-        look["label"] = f"{system}, paper"
     line = axes.plot(rates, drawn, marker="o", **look)[0]
-    clipped = values > drawn
+    colour, clipped = line.get_color(), values > drawn
+    spread = rows.get(f"{column}_std")
     if spread is not None and spread.notna().any():
         axes.errorbar(
             rates[~clipped],
             drawn[~clipped],
             yerr=spread.fillna(0.0)[~clipped],
             fmt="none",
-            ecolor=line.get_color(),
+            ecolor=colour,
             capsize=3,
             linewidth=1,
         )
+    triangles = {"linestyle": "none", "marker": "^", "markersize": 9}
     axes.plot(
         rates[clipped],
         drawn[clipped],
-        linestyle="none",
-        marker="^",
-        markersize=9,
-        color=line.get_color(),
+        color=colour,
         alpha=line.get_alpha(),
+        **triangles,
     )
 
 
-def det_figure(curves):
-    """Detection error trade-off of one or more systems or trial lists.
+# Verification --------------------------------------------------------------------
+
+
+def det_figure(curves: Mapping[str, DetectionErrors]) -> Figure:
+    """Detection error trade-off of one or more systems or trial lists, by name.
 
     Both axes are normal deviates (Martin et al., Eurospeech 1997) labelled in
     percent: normally distributed scores give straight lines. Rates of 0 or 1
-    lie at infinity and are drawn as half an error.
+    lie at infinity and are drawn as half an error. A dot marks each EER.
 
-    Arguments
-    ---------
-    curves : dict
-        ``{name: (scores, labels)}``, both ``[trials]``. A dot marks each EER.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises ``UserError`` as ``scoring.detection_errors`` does, and without curves.
+    Raises ``UserError`` without curves.
     """
     if not curves:
         raise UserError("there are no scores to plot a DET curve of; evaluate first")
@@ -231,46 +239,14 @@ def det_figure(curves):
     figure = Figure(figsize=(6.4, 6.4 + 0.25 * len(curves)), layout="constrained")
     axes = figure.add_subplot()
     lowest, highest = 0.4, 0.5
-    for index, (name, (scores, labels)) in enumerate(curves.items()):
-        labels = np.asarray(labels).astype(bool)
-        false_acceptance, false_rejection = _drawable_rates(scores, labels)
-        eer = equal_error_rate(scores, labels)[0]
-        dot = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 1.2}
-        style = {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": _LINE_STYLES[index // len(COLOURS) % len(_LINE_STYLES)],
-        }
-        axes.plot(
-            *_thinned(ndtri(false_acceptance), ndtri(false_rejection)),
-            label=f"{name}: EER {eer:.2f} %",
-            linewidth=1.8,
-            # On the curve the dot is drawn apart; this one is for the legend.
-            marker="o",
-            markevery=[],
-            **dot,
-            **style,
-        )
-        # An EER of 0 or 100 % is off the axes; the curve's end stands for it.
-        rate = np.clip(
-            eer / 100,
-            max(false_acceptance.min(), false_rejection.min()),
-            min(false_acceptance.max(), false_rejection.max()),
-        )
-        axes.plot(
-            *[[ndtri(rate)]] * 2,
-            marker="o",
-            color=style["color"],
-            zorder=3,
-            **dot,
-        )
-        highest = max(highest, rate)
-        # Of a curve only what lies on the axes counts: far along one axis the other
+    for index, (name, errors) in enumerate(curves.items()):
+        rates = _drawable_rates(errors)
+        eer = _draw_det(axes, name, errors, rates, _system_style(index))
+        highest = max(highest, eer)
+        # Only the part of a curve on the axes counts: far along one axis the other
         # rate is near to 1.
-        for rates, others in (
-            (false_acceptance, false_rejection),
-            (false_rejection, false_acceptance),
-        ):
-            lowest = min(lowest, rates[others <= highest].min(initial=lowest))
+        for one, other in (rates, rates[::-1]):
+            lowest = min(lowest, one[other <= highest].min(initial=lowest))
     ticks = _DET_TICKS / 100
     # Both axes end just beyond a labelled rate on either side of the curves.
     low = ndtri(ticks[ticks <= max(lowest, ticks[0])].max() * 0.8)
@@ -290,35 +266,68 @@ def det_figure(curves):
     return figure
 
 
-def score_histogram_figure(scores, labels, threshold, title):
+def _draw_det(axes, name, errors, rates, style):
+    """One curve with the dot of its EER; returns where the dot is, as a fraction."""
+    eer = errors.equal_error_rate()[0]
+    dot = {
+        "marker": "o",
+        "markersize": 8,
+        "markeredgecolor": "white",
+        "markeredgewidth": 1.2,
+    }
+    axes.plot(
+        *_thinned(*map(ndtri, rates)),
+        label=f"{name}: EER {eer:.2f} %",
+        linewidth=1.8,
+        # The legend shows the dot; on the curve it is drawn below.
+        markevery=[],
+        **dot,
+        **style,
+    )
+    # An EER of 0 or 100 % is off the axes; the curve's end stands for it.
+    lowest, highest = max(r.min() for r in rates), min(r.max() for r in rates)
+    place = np.clip(eer / 100, lowest, highest)
+    axes.plot(*[[ndtri(place)]] * 2, color=style["color"], zorder=3, **dot)
+    return place
+
+
+def _drawable_rates(errors):
+    """False acceptances and rejections, moved half an error off 0 and 1."""
+    return [
+        np.clip(rate, 0.5 / count, 1 - 0.5 / count)
+        for rate, count in (
+            (errors.false_acceptance, errors.negatives),
+            (errors.false_rejection, errors.positives),
+        )
+    ]
+
+
+def _thinned(x, y):
+    """The points of a DET curve without those that fall on the same spot."""
+    # Finer than a pixel: the axes are about 600 pixels for 5 normal deviates.
+    spots = np.round(np.stack([x, y]) * 500)
+    kept = np.r_[True, (np.diff(spots, axis=1) != 0).any(axis=0)]
+    return x[kept], y[kept]
+
+
+def score_histogram_figure(
+    scores: np.ndarray, labels: np.ndarray, errors: DetectionErrors, title: str
+) -> Figure:
     """Score distributions of same- and different-speaker trials.
 
-    Arguments
-    ---------
-    scores, labels : array_like
-        ``[trials]``; True or 1 for the same speaker.
-    threshold : float
-        Score at the EER, marked by a line.
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises ``UserError`` as ``scoring.detection_errors`` does.
+    ``scores`` and ``labels`` are ``[trials]``, with True for the same speaker. A line
+    marks the threshold of their EER, which comes from their ``errors``.
     """
-    eer = equal_error_rate(scores, labels)[0]
-    scores = np.asarray(scores, dtype=np.float64)
-    labels = np.asarray(labels).astype(bool)
+    eer, threshold = errors.equal_error_rate()
     figure = Figure(figsize=(8.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     count = int(np.clip(math.sqrt(len(scores)), 10, 100))
     bins = np.histogram_bin_edges(scores, bins=count)
-    for name, chosen, colour, hatch in (
+    for name, kind, colour, hatch in (
         ("different speakers", ~labels, COLOURS[1], None),
         ("same speaker", labels, COLOURS[0], "////"),
     ):
-        density, _ = np.histogram(scores[chosen], bins=bins, density=True)
+        density, _ = np.histogram(scores[kind], bins=bins, density=True)
         axes.stairs(
             density,
             bins,
@@ -328,20 +337,10 @@ def score_histogram_figure(scores, labels, threshold, title):
             linewidth=0,
             hatch=hatch,
         )
-        axes.stairs(
-            density,
-            bins,
-            color=colour,
-            linewidth=1.6,
-            label=f"{name} ({int(chosen.sum()):,} trials)",
-        )
-    axes.axvline(
-        threshold,
-        color="black",
-        linestyle="--",
-        linewidth=1.4,
-        label=f"threshold {threshold:.3f} at EER {eer:.2f} %",
-    )
+        label = f"{name} ({int(kind.sum()):,} trials)"
+        axes.stairs(density, bins, color=colour, linewidth=1.6, label=label)
+    label = f"threshold {threshold:.3f} at EER {eer:.2f} %"
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1.4, label=label)
     axes.set_title(title, fontsize=12)
     axes.set_xlabel("score (cosine similarity)")
     axes.set_ylabel("density (per unit of score)")
@@ -352,7 +351,10 @@ def score_histogram_figure(scores, labels, threshold, title):
     return figure
 
 
-def curves_figure(training, validation):
+# Training ------------------------------------------------------------------------
+
+
+def curves_figure(training: pandas.DataFrame, validation: pandas.DataFrame) -> Figure:
     """Losses, task weights, learning rate and validation metrics over a run.
 
     One panel each above a common axis of optimizer steps; panels without
@@ -369,36 +371,14 @@ def curves_figure(training, validation):
         Column ``step``, any ``<task>_loss``, and metrics (``wer`` and ``eer``
         in percent, ``score``, others), one panel each.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
-
     Raises ``UserError`` when neither table holds a number.
     """
     training, validation = _numbers(training), _numbers(validation)
-    tasks = _tasks(training, validation)
-    metrics = [
-        column
-        for column in validation
-        if column != "step" and not column.endswith("_loss")
-    ]
-    panels = []
-    if tasks:
-        panels.append(lambda axes: _draw_losses(axes, training, validation, tasks))
-    weighted = [task for task in tasks if f"{task}_weight" in training]
-    if len(weighted) > 1:
-        panels.append(lambda axes: _draw_weights(axes, training, weighted))
-    if "lr" in training:
-        panels.append(lambda axes: _draw_learning_rate(axes, training))
-    for index, metric in enumerate(metrics):
-        panels.append(
-            lambda axes, metric=metric, index=index: _draw_metric(
-                axes, validation, metric, COLOURS[(index + 2) % len(COLOURS)]
-            )
-        )
+    panels = _panels(training, validation)
     if not panels:
         raise UserError("there are no values to plot yet; train some steps first")
-    heights = [2.2 if index == 0 and tasks else 1.3 for index in range(len(panels))]
+    # Losses get more room.
+    heights = [2.2 if draw.func is _draw_losses else 1.3 for draw in panels]
     figure = Figure(figsize=(9, 1.35 * sum(heights) + 0.8), layout="constrained")
     all_axes = figure.subplots(
         len(panels), sharex=True, squeeze=False, height_ratios=heights
@@ -436,17 +416,60 @@ def curves_figure(training, validation):
     return figure
 
 
+def _numbers(table):
+    """The table with numeric columns only, sorted by step, no empty columns."""
+    if not len(table):
+        return pandas.DataFrame({"step": []})
+    if "step" not in table:
+        raise UserError("the table to plot has no column `step`; add it")
+    table = table.apply(pandas.to_numeric, errors="coerce")
+    table = table.replace([np.inf, -np.inf], np.nan).dropna(subset="step")
+    table = table.dropna(axis="columns", how="all")
+    return table.sort_values("step", kind="stable", ignore_index=True)
+
+
+def _panels(training, validation):
+    """What draws each panel, from top to bottom."""
+    losses = [c for c in (*training, *validation) if c.endswith("_loss")]
+    tasks = list(dict.fromkeys(c.removesuffix("_loss") for c in losses))
+    colours = _task_colours(tasks)
+    panels = []
+    if tasks:
+        panels.append(
+            partial(
+                _draw_losses, training=training, validation=validation, tasks=colours
+            )
+        )
+    weighted = {t: c for t, c in colours.items() if f"{t}_weight" in training}
+    if len(weighted) > 1:
+        panels.append(partial(_draw_weights, training=training, tasks=weighted))
+    if "lr" in training:
+        panels.append(partial(_draw_learning_rate, training=training))
+    metrics = [c for c in validation if c != "step" and c not in losses]
+    for index, metric in enumerate(metrics):
+        colour = COLOURS[(index + 2) % len(COLOURS)]
+        values = validation[["step", metric]].dropna()
+        panels.append(
+            partial(_draw_metric, values=values, metric=metric, colour=colour)
+        )
+    return panels
+
+
+def _task_colours(tasks):
+    """Each task's own colour; unknown tasks get the next that are free."""
+    others = [name for name in tasks if name not in _TASK_COLOURS]
+    free = {name: COLOURS[(2 + i) % len(COLOURS)] for i, name in enumerate(others)}
+    return {name: {**_TASK_COLOURS, **free}[name] for name in tasks}
+
+
 def _draw_losses(axes, training, validation, tasks):
     """Training losses as lines, validation losses as dotted markers."""
     drawn = []
-    for task in tasks:
+    for task, colour in tasks.items():
         column = f"{task}_loss"
-        colour = _task_colour(task, tasks)
         if column in training:
             values = training[["step", column]].dropna()
-            _draw_line(
-                axes, values["step"], values[column], colour, f"{task}, training"
-            )
+            _draw_noisy(axes, values, column, colour, f"{task}, training")
             drawn.append(values[column])
         if column in validation:
             values = validation[["step", column]].dropna()
@@ -454,14 +477,11 @@ def _draw_losses(axes, training, validation, tasks):
                 values["step"],
                 values[column],
                 linestyle=":",
-                marker="o",
-                markersize=4.5,
                 linewidth=1.3,
                 color=colour,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
                 label=f"{task}, validation",
                 zorder=3,
+                **_MARKS,
             )
             drawn.append(values[column])
     _scale(axes, pandas.concat(drawn))
@@ -470,10 +490,9 @@ def _draw_losses(axes, training, validation, tasks):
 
 def _draw_weights(axes, training, tasks):
     """Weight of each task's loss in the sum."""
-    for task in tasks:
+    for task, colour in tasks.items():
         values = training[["step", f"{task}_weight"]].dropna()
-        colour = _task_colour(task, tasks)
-        _draw_line(axes, values["step"], values[f"{task}_weight"], colour, task)
+        _draw_noisy(axes, values, f"{task}_weight", colour, task)
     if training[[f"{task}_weight" for task in tasks]].min().min() >= 0:
         axes.set_ylim(bottom=0)
     axes.set_ylabel("task weight")
@@ -488,23 +507,13 @@ def _draw_learning_rate(axes, training):
     formatter = ScalarFormatter(useMathText=True)
     formatter.set_powerlimits((-2, 3))
     axes.yaxis.set_major_formatter(formatter)
-    axes.set_ylabel("learning rate")
+    axes.set_ylabel(heading("lr"))
 
 
-def _draw_metric(axes, validation, metric, colour):
+def _draw_metric(axes, values, metric, colour):
     """One validation metric; its lowest value is named where lower is better."""
-    values = validation[["step", metric]].dropna()
-    axes.plot(
-        values["step"],
-        values[metric],
-        color=colour,
-        marker="o",
-        markersize=4.5,
-        linewidth=1.6,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-    )
-    if metric in _METRIC_NAMES:
+    axes.plot(values["step"], values[metric], color=colour, linewidth=1.6, **_MARKS)
+    if metric in LOWER_IS_BETTER:
         lowest = values.loc[values[metric].idxmin()]
         axes.plot(
             lowest["step"],
@@ -518,47 +527,29 @@ def _draw_metric(axes, validation, metric, colour):
             label=f"lowest: {lowest[metric]:.2f}\nat step {lowest['step']:,.0f}",
         )
     _scale(axes, values[metric])
-    if metric in _METRIC_NAMES and axes.get_yscale() == "linear":
+    if metric in LOWER_IS_BETTER and axes.get_yscale() == "linear":
         # Half a percent point must not fill the panel.
         lowest, highest = values[metric].min(), values[metric].max()
         axes.set_ylim(min(0.0, lowest), max(1.12 * highest, 1.0))
-    axes.set_ylabel(_METRIC_NAMES.get(metric, metric.replace("_", " ")))
+    axes.set_ylabel(heading(metric))
 
 
-def _draw_line(axes, steps, values, colour, label):
+def _draw_noisy(axes, table, column, colour, label):
     """A noisy training value: pale as it is, with its running mean on top."""
-    steps, values = steps.to_numpy(), values.to_numpy()
+    steps, values = table["step"].to_numpy(), table[column].to_numpy()
     if len(values) < 100:
         marker = "o" if len(values) == 1 else None
-        axes.plot(
-            steps, values, color=colour, linewidth=1.6, marker=marker, label=label
+        style = {"linewidth": 1.6, "marker": marker}
+    else:
+        axes.plot(*_extremes(steps, values), color=colour, alpha=0.25, linewidth=0.8)
+        smooth = pandas.Series(values).rolling(
+            len(values) // 50, center=True, min_periods=1
         )
-        return
-    axes.plot(*_extremes(steps, values), color=colour, alpha=0.25, linewidth=0.8)
-    mean = (
-        pandas.Series(values)
-        .rolling(len(values) // 50, center=True, min_periods=1)
-        .mean()
-    )
-    kept = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
-    axes.plot(
-        steps[kept], mean.to_numpy()[kept], color=colour, linewidth=1.8, label=label
-    )
-
-
-def _scale(axes, values):
-    """Logarithmic axis for positive values that span more than a factor of five."""
-    if not len(values) or values.min() <= 0 or values.max() <= 5 * values.min():
-        return
-    axes.set_yscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
-    # Over a few decades 2 and 5 are named too; over many they would collide.
-    wide = values.max() > 1e3 * values.min()
-    # Within one and a half there are enough names to see that steps are unequal.
-    narrow = values.max() < 30 * values.min()
-    axes.yaxis.get_minor_locator().set_params(subs=(2, 3, 5, 7) if narrow else (2, 5))
-    axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain)
+        last = len(values) - 1
+        kept = np.unique(np.linspace(0, last, _POINTS).round().astype(int))
+        steps, values = steps[kept], smooth.mean().to_numpy()[kept]
+        style = {"linewidth": 1.8}
+    axes.plot(steps, values, color=colour, label=label, **style)
 
 
 def _extremes(steps, values):
@@ -572,67 +563,16 @@ def _extremes(steps, values):
     return steps[kept], values[kept]
 
 
-def _drawable_rates(scores, labels):
-    """False acceptances and rejections, moved half an error off 0 and 1."""
-    errors = detection_errors(scores, labels)
-    positives = int(labels.sum())
-    rates = []
-    for rate, count in (
-        (errors.false_acceptance, len(labels) - positives),
-        (errors.false_rejection, positives),
-    ):
-        rates.append(np.clip(rate, 0.5 / count, 1 - 0.5 / count))
-    return rates
-
-
-def _thinned(x, y):
-    """The points of a DET curve without those that fall on the same spot."""
-    # Finer than a pixel: the axes are about 600 pixels for 5 normal deviates.
-    spots = np.round(np.stack([x, y]) * 500)
-    moved = (np.diff(spots, axis=1) != 0).any(axis=0)
-    kept = np.r_[True, moved]
-    return x[kept], y[kept]
-
-
-def _numbers(table):
-    """The table with numeric columns only, sorted by step, no empty columns."""
-    if not len(table):
-        return pandas.DataFrame({"step": []})
-    if "step" not in table:
-        raise UserError("the table to plot has no column `step`; add it")
-    table = table.apply(pandas.to_numeric, errors="coerce")
-    table = table.replace([np.inf, -np.inf], np.nan).dropna(subset="step")
-    table = table.dropna(axis="columns", how="all")
-    return table.sort_values("step", kind="stable", ignore_index=True)
-
-
-def _tasks(*tables):
-    """Names of the tasks that have a loss, in order of appearance."""
-    columns = [column for table in tables for column in table]
-    suffix = "_loss"
-    return list(
-        dict.fromkeys(c.removesuffix(suffix) for c in columns if c.endswith(suffix))
-    )
-
-
-def _task_colour(task, tasks):
-    """The task's own colour, or for unknown ones the next that is free."""
-    if task in _TASK_COLOURS:
-        return _TASK_COLOURS[task]
-    others = [name for name in tasks if name not in _TASK_COLOURS]
-    return COLOURS[(2 + others.index(task)) % len(COLOURS)]
-
-
-def dress(axes, grid="both"):
-    """What all panels share: a pale grid and no box."""
-    axes.grid(True, axis=grid, color="#E3E3E3", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9.5, color=_GREY)
-
-
-def save(figure, path):
-    """Write the figure as PNG, complete or not at all."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI)
-    write_atomically(path, picture.getvalue())
+def _scale(axes, values):
+    """Logarithmic axis for positive values that span more than a factor of five."""
+    if not len(values) or values.min() <= 0 or values.max() <= 5 * values.min():
+        return
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    # Over a few decades 2 and 5 have names, too; over many these would collide.
+    wide = values.max() > 1e3 * values.min()
+    # Within one and a half decades more names show that the steps are unequal.
+    narrow = values.max() < 30 * values.min()
+    axes.yaxis.get_minor_locator().set_params(subs=(2, 3, 5, 7) if narrow else (2, 5))
+    axes.yaxis.set_minor_formatter(NullFormatter() if wide else plain)

@@ -152,17 +152,7 @@ class Wav2Vec2Encoder(nn.Module):
             "mask_time_prob": 0.05,
             "attn_implementation": "sdpa",
         }
-        if source is None:
-            _check_config(config or {}, "encoder_config", self.config_class)
-            config = self.config_class(**{**(config or {}), **settings})
-            self.model = self.model_class(config)
-        elif config:
-            raise UserError(
-                "encoder_config describes a model with random weights, source one "
-                f"with trained weights ({source}); give one of them, the other empty"
-            )
-        else:
-            self.model = _load_pretrained(self.model_class, source, settings)
+        self.model = self._build(source, config or {}, settings)
         if input_dropout is not None:
             self.model.encoder.dropout.p = input_dropout
         width = self.model.config.hidden_size
@@ -191,6 +181,19 @@ class Wav2Vec2Encoder(nn.Module):
                 f"both tasks need some: give 1 to {width - 1}, or null for no split"
             )
         self.speaker_dims = speaker_dims
+
+    def _build(self, source, config, settings):
+        """The model with the weights of ``source``, or with random ones."""
+        if source is None:
+            _check_config(config, "encoder.config", self.config_class)
+            return self.model_class(self.config_class(**{**config, **settings}))
+        if config:
+            raise UserError(
+                "encoder.config describes a model with random weights, encoder.source "
+                f"one with trained weights ({source}); give one of them, the other "
+                "empty"
+            )
+        return _load_pretrained(self.model_class, source, settings)
 
     def _add_branch(self, shared_layers):
         """Copy the layers that the speaker task has for itself."""
@@ -235,8 +238,8 @@ class Wav2Vec2Encoder(nn.Module):
         """Channels of ``Frames.speaker``, and of ``Frames.cls``."""
         return self.speaker_dims or self.model.config.hidden_size
 
-    def frame_lengths(self, samples):
-        """Number of frames from a number of samples (int, or tensor of int).
+    def frame_lengths(self, samples: int | torch.Tensor) -> int | torch.Tensor:
+        """Number of frames that a number of samples gives.
 
         wav2vec2's convolutions take no padding: 16,000 samples give 49 frames.
         """

@@ -104,7 +104,7 @@ def convert(
     to : str
         ``wav`` or ``flac``; files that have this format are left as they are.
     num_workers : int
-        Processes; None for all cores.
+        Processes, by default one for each core.
     delete : bool
         Delete each original once its output is on the disk, was read back and has
         the original's samples.

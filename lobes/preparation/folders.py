@@ -172,26 +172,14 @@ def existing_folder(folder: str | Path, argument: str) -> Path:
     return path
 
 
-def outside(
-    folder: str | Path, sources: Iterable[Path], argument: str = "save_folder"
-) -> None:
-    """Raise ``UserError`` if ``folder`` is or lies in one of ``sources``, a corpus's.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where something is to be written.
-    sources : list of Path
-        Folders in which audio is looked for.
-    argument : str
-        What the user calls ``folder``.
-    """
-    path = Path(os.path.realpath(folder))
-    for source in sources:
+def outside(save_folder: str | Path, corpus: Iterable[Path]) -> None:
+    """Raise ``UserError`` if a folder to write to lies in one with a corpus's audio."""
+    path = Path(os.path.realpath(save_folder))
+    for source in corpus:
         if path.is_relative_to(os.path.realpath(source)):
             raise UserError(
-                f"{argument}: {folder} lies in the corpus ({source}), where nothing is "
-                f"to be written; choose a folder outside of it"
+                f"save_folder: {save_folder} lies in the corpus ({source}), where "
+                f"nothing is to be written; choose a folder outside of it"
             )
 
 

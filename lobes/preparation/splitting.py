@@ -58,8 +58,8 @@ def check_budget(skip_budget: int) -> None:
 
 
 def hold_out(
-    recording: np.ndarray,
     speakers: Sequence[str],
+    recordings: Sequence,
     fraction: float,
     per_speaker: int,
     random: np.random.RandomState,
@@ -69,10 +69,8 @@ def hold_out(
 
     Arguments
     ---------
-    recording : numpy.ndarray
-        Index of each utterance's recording, int64 ``[utterance]``.
-    speakers : sequence of str
-        Speaker of each recording.
+    speakers, recordings : sequence
+        Of each utterance: keys that can be sorted.
     fraction : float
         Of the utterances; the last recording may exceed it.
     per_speaker : int
@@ -85,49 +83,31 @@ def hold_out(
     Returns
     -------
     numpy.ndarray
-        bool ``[recording]``, true where one is held out.
+        bool ``[utterance]``, true where one is held out.
     """
+    keys, recording = ranks(recordings)
+    speaker_of = dict(zip(recordings, speakers, strict=True))
+    owner = [speaker_of[key] for key in keys]
     sizes = np.bincount(recording)
-    staying = Counter(speakers)
-    taken = Counter()
-    held_out = np.zeros(len(sizes), dtype=bool)
-    wanted = fraction * len(recording)
+    staying, taken = Counter(owner), Counter()
+    held_out = np.zeros(len(keys), dtype=bool)
     total = 0
-    order = random.permutation(len(sizes)).tolist()
+    order = random.permutation(len(keys)).tolist()
     if together:
         first = {}
         for rank, index in enumerate(order):
-            first.setdefault(speakers[index], rank)
-        order.sort(key=lambda index: first[speakers[index]])
+            first.setdefault(owner[index], rank)
+        order.sort(key=lambda index: first[owner[index]])
     for index in order:
-        if total >= wanted:
+        if total >= fraction * len(recording):
             break
-        speaker = speakers[index]
+        speaker = owner[index]
         if taken[speaker] < per_speaker and staying[speaker] > 1:
             taken[speaker] += 1
             staying[speaker] -= 1
             held_out[index] = True
             total += int(sizes[index])
-    return held_out
-
-
-def held_out_rows(
-    speakers: Sequence[str],
-    recordings: Sequence,
-    fraction: float,
-    per_speaker: int,
-    random: np.random.RandomState,
-    together: bool = False,
-) -> np.ndarray:
-    """Which utterances ``hold_out`` chooses, bool ``[utterance]``.
-
-    The first two are columns ``[utterance]``, of any keys that can be sorted.
-    """
-    keys, recording = ranks(recordings)
-    speaker_of = dict(zip(recordings, speakers, strict=True))
-    speakers = [speaker_of[key] for key in keys]
-    chosen = hold_out(recording, speakers, fraction, per_speaker, random, together)
-    return chosen[recording]
+    return held_out[recording]
 
 
 def report_few_held_out(

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml
@@ -72,7 +73,11 @@ class ExperimentOptions(RunOptions):
     origin: dict = dataclasses.field(default_factory=dict)
 
 
-def parse_arguments(argv=None, changes=None, corpora=None):
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+    changes: Mapping | None = None,
+    corpora: Collection[str] | None = None,
+) -> tuple[dict, ExperimentOptions, str]:
     """Load a recipe's YAML with the command line's overrides.
 
     ``train.py hparams/x.yaml [--run_option ...] [--key=value ...]``. The file may
@@ -151,7 +156,9 @@ def parse_arguments(argv=None, changes=None, corpora=None):
     return _load(path, settings), run_opts, settings
 
 
-def resolve(argv, changes=None, load=None):
+def resolve(
+    argv: Sequence[str], changes: Mapping | None = None, load: Callable | None = None
+) -> tuple[str, Path, CommentedMap, dict, list[str]]:
     """The settings that a command line asks for; nothing is instantiated.
 
     Arguments
@@ -228,7 +235,7 @@ def resolve(argv, changes=None, load=None):
     return path, base, tree, origin, run_arguments
 
 
-def shell_command(script, arguments):
+def shell_command(script: str | Path, arguments: Iterable) -> str:
     """A line for a shell that runs a Python script again, in the same folder.
 
     With several processes they are started by torchrun on one machine.
@@ -241,7 +248,7 @@ def shell_command(script, arguments):
     return f"cd {shlex.quote(os.getcwd())} && {command}"
 
 
-def code_folders(path):
+def code_folders(path: str | Path) -> tuple[str, str]:
     """Where a class named in the YAML may lie: beside the YAML, or train.py."""
     return str(Path(path).resolve().parent), os.getcwd()
 

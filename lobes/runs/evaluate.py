@@ -110,8 +110,9 @@ def evaluate(
         if own:
             results["own"] = own
         if _is_first():
-            lists = {n: m for named in sets.values() for n, m in named.items()}
-            plots.plot_trials(folder, [n for n, m in lists.items() if "eer" in m])
+            measured = [pair for named in sets.values() for pair in named.items()]
+            lists = dict.fromkeys(n for n, metrics in measured if "eer" in metrics)
+            plots.plot_trials(folder, lists)
             results.update(_assessed(brain, hparams, folder, sets, test_sets))
             results["assessment_seconds"] = round(time.perf_counter() - tested, 1)
             text = json.dumps(results, indent=2) + "\n"

@@ -9,10 +9,16 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from lobes.errors import UserError
-from lobes.runs.command_line import ALLOW_CHANGES, RESTORE, code_folders
+from lobes.runs.command_line import (
+    ALLOW_CHANGES,
+    RESTORE,
+    ExperimentOptions,
+    code_folders,
+)
 from lobes.settings import yamls
 from lobes.settings.changes import changed_settings, differences, record_changes
 from lobes.system.checkout import commit
@@ -40,7 +46,7 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 _held = {}
 
 
-def start_experiment(hparams, run_opts, settings):
+def start_experiment(hparams: Mapping, run_opts: ExperimentOptions, settings: str):
     """Join the process group, make the output folder, and log into it.
 
     The folder gets ``hyperparams.yaml`` (the merged settings), ``command.txt`` (the

@@ -122,6 +122,11 @@ def place_of(tree: CommentedMap, key: str, where: str, file) -> tuple:
                 f"{where}: {name} is only a reference to {inner.value} in {file}; "
                 "change that node instead"
             )
+        if isinstance(inner, TaggedScalar) and tag_of(inner).startswith("!new:"):
+            # An object without arguments gets room for one.
+            place[name] = CommentedMap()
+            place[name].yaml_set_ctag(inner.tag)
+            inner = place[name]
         if not isinstance(inner, CommentedMap):
             raise UserError(
                 f"{where}: {name} is no mapping in {file}{similar(name, place)}"

@@ -10,7 +10,7 @@ from ruamel.yaml.comments import TaggedScalar
 from lobes.settings import table as settings
 
 
-def differences(old, new):
+def differences(old, new) -> list[str]:
     """One line, ``key: old -> new``, for every leaf in which two trees differ.
 
     The trees are mappings and sequences of plain values, or of a YAML file's nodes.
@@ -24,7 +24,7 @@ def differences(old, new):
     ]
 
 
-def changed_settings(old, new):
+def changed_settings(old: dict, new: dict) -> list[str]:
     """``differences`` of two merged YAML trees, in the settings that count.
 
     Those that do not (``lobes.settings.table``) say where things lie, what they are run
@@ -54,7 +54,7 @@ def _counting(node, path=()):
     return node
 
 
-def record_changes(folder, changes):
+def record_changes(folder: str | Path, changes: list[str]):
     """Append to ``changes.jsonl`` what a run goes on with all the same."""
     row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changes": changes}
     with open(Path(folder) / "changes.jsonl", "a", encoding="utf-8") as stream:

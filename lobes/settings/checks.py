@@ -36,7 +36,7 @@ _TAGS = re.compile(
 _OURS = re.compile(r"!(new|apply|name):(lobes|speechbrain|torch\.optim)\.|!include:")
 
 
-def check_file(tree, file, top=()):
+def check_file(tree: dict, file: str | Path, top: tuple[str, ...] = ()):
     """Check, and bring into their kind, the values of one YAML file's tree.
 
     Arguments
@@ -62,7 +62,7 @@ def check_file(tree, file, top=()):
             node[key] = checked(row, node[key], f"{where}: ", path)
 
 
-def check_references(tree, file):
+def check_references(tree: dict, file: str | Path):
     """Check values that are references to a user's own keys, once all is merged.
 
     Raises ``UserError`` as ``check_file`` does.
@@ -103,7 +103,7 @@ def _entries(node, file, path, ours=True, top=True, seen=None):
             yield from _entries(child, file, names, below, False, seen)
 
 
-def checked(row, value, where, path):
+def checked(row: Setting, value, where: str, path: tuple):
     """A YAML's value as it is to be used; ``where`` begins the message.
 
     Raises ``UserError`` when the row does not allow it.
@@ -131,7 +131,7 @@ def _target(node):
     return None
 
 
-def check_together(tree, file):
+def check_together(tree: dict, file: str | Path):
     """Check what settings must be to each other, once all is merged.
 
     Raises ``UserError``.
@@ -181,7 +181,7 @@ def _model_width(tree):
     return width if isinstance(width, int) else None
 
 
-def parse(key, text, row=None):
+def parse(key: str, text: str, row: Setting | None = None):
     """The value of ``--key=text``; raises ``UserError`` when it is none."""
     row = row or find(key)
     if text == "":
@@ -222,7 +222,7 @@ def kind_like(old) -> Setting | None:
     return None
 
 
-def check_like(old, value, where, key, place):
+def check_like(old, value, where: str, key: str, place: dict):
     """Check the value of a key without a row by the one that it replaces.
 
     An argument of one of our objects must be of the same kind. A user's own key may

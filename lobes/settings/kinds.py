@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Iterable
 
 from ruamel.yaml.comments import TaggedScalar
 
@@ -309,13 +310,13 @@ class Object(Kind):
         raise Wrong("replace it in a variant file (base: ...)")
 
 
-def similar(key, candidates):
+def similar(key, candidates: Iterable) -> str:
     """A hint at the nearest names, for the end of a message."""
     close = difflib.get_close_matches(str(key), [str(c) for c in candidates], n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def shown(value):
+def shown(value) -> str:
     """A value in a message: its text in one line, not too long."""
     if isinstance(value, TaggedScalar):
         value = value.value
@@ -327,7 +328,7 @@ def shown(value):
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} letters)"
 
 
-def tag_of(node):
+def tag_of(node) -> str:
     """A node's tag as text, or an empty one."""
     return getattr(getattr(node, "tag", None), "value", None) or ""
 

@@ -32,7 +32,8 @@ class Command:
         stands for it.
     names : mapping
         What the command line calls an argument, where that differs. A switch whose
-        default is True is called by what switches it off.
+        default is True is called by what switches it off; its documentation begins with
+        a verb, before which the help puts "Do not".
     hidden : sequence of str
         The arguments that only Python code can give.
     section : str
@@ -75,8 +76,12 @@ class Command:
                 needed = argument.default is argument.empty
                 settings["required"] = needed and name not in optional
                 settings["help"] = _help(helps.get(name, ""), argument.default)
-                flag = f"--{self.names.get(name, name)}"
-                parser.add_argument(flag, dest=name, default=SUPPRESS, **settings)
+                shown = self.names.get(name, name)
+                if "action" not in settings or "nargs" in settings:
+                    settings.setdefault("metavar", shown.upper())
+                parser.add_argument(
+                    f"--{shown}", dest=name, default=SUPPRESS, **settings
+                )
         given = vars(parser.parse_args(argv))
         given |= {n: None for n in optional if given.get(n) == "-"}
         for name, argument in arguments.items():
@@ -91,7 +96,7 @@ class Command:
         if bool in hints:
             return {"action": "store_false" if argument.default else "store_true"}
         if Literal in origins:
-            return {"choices": typing.get_args(origins[Literal])}
+            return {"choices": typing.get_args(origins[Literal]), "metavar": None}
         if {list, Sequence} & origins.keys():
             action = "store" if name in self.positional else "extend"
             return {"action": action, "nargs": "+"}
@@ -123,7 +128,9 @@ def _first_sentences(text):
 
 def _help(sentence, default):
     """The help of an option, with its default where that says something."""
-    if default in (inspect.Parameter.empty, None, ()) or isinstance(default, bool):
+    if default is True:
+        return f"Do not {sentence[:1].lower()}{sentence[1:]}"
+    if default in (inspect.Parameter.empty, None, ()) or default is False:
         return sentence
     shown = " ".join(default) if isinstance(default, tuple) else default
     return f"{sentence} (default: {shown})"

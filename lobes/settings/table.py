@@ -1,9 +1,9 @@
 """The one table of settings: kind, range and unit of every key, and what it counts for.
 
 ``SETTINGS`` has a row for each key of the project's YAMLs, and for SpeechBrain's run
-options that take a value. ``check_file`` looks at the values of one file, ``parse`` at
-one of the command line; both raise ``UserError`` before anything is built. A key that
-is in no row is a user's own: it may hold anything.
+options that take a value; ``lobes.settings.checks`` compares values with them. An
+argument of one of our objects that has no row must be of the kind of the value in the
+base. A user's own key may hold anything.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from lobes.settings.kinds import (
 MOST_WORKERS = 256
 
 
-def most_threads():
+def most_threads() -> int:
     """CPU threads that this machine may be asked for: far more end torch."""
     return max(64, 4 * (os.cpu_count() or 1))
 
@@ -265,7 +265,7 @@ SETTINGS = {
 _PLACES = re.compile(r"(.*_)?(folder|csv|workers|trial_lists|test_splits)")
 
 
-def find(path):
+def find(path: str | tuple) -> Setting | None:
     """The row of a key, or None.
 
     Arguments
@@ -297,7 +297,7 @@ def _dotted():
 _DOTTED = _dotted()
 
 
-def option(*path):
+def option(*path: str) -> Kind:
     """The kind of a setting, as a ``type`` for a tool's option.
 
     An argument of one object alone is found by its last name, too.
@@ -306,7 +306,7 @@ def option(*path):
     return (row or _DOTTED[path[-1]][0][-1]).kind
 
 
-def counts(path, column):
+def counts(path: str | tuple, column: str) -> bool:
     """Whether a key counts in a column: ``named``, ``resumed`` or ``compared``."""
     row = find(path)
     if row is not None:

@@ -140,7 +140,7 @@ class SpeechSpeakerBrain(sb.Brain):
 
         Opens the training streams and lets the tasks prepare for them, loads the
         weights that ``init_from`` names, and registers the stream with the
-        checkpointer. Raises ``UserError`` when the data fit no task.
+        checkpointer. Raises ``UserError`` when the data do not fit a task.
         """
         hparams, parts = self.hparams, self.grad_accumulation_factor
         # Joint training puts one stream under several tasks.
@@ -164,7 +164,7 @@ class SpeechSpeakerBrain(sb.Brain):
             batches_per_step=parts,
             valid_sets=hparams.valid_sets,
             allow_changes=self.allow_changes,
-            output_folder=self.hparams.output_folder,
+            output_folder=hparams.output_folder,
         )
         if self.optimizer_step_limit is not None:
             self._train_stream.limit = self.optimizer_step_limit * parts

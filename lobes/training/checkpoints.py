@@ -51,8 +51,8 @@ class Checkpointer(stock.Checkpointer):
     checkpoints but none is whole, and when one is of another model.
     """
 
-    def __init__(self, checkpoints_dir, recoverables=None, **hooks):
-        # SpeechBrain's makes its folder at once.
+    def __init__(self, checkpoints_dir: str | Path, recoverables=None, **hooks):
+        # SpeechBrain's Checkpointer makes its folder at once.
         with tempfile.TemporaryDirectory() as folder:
             super().__init__(folder, recoverables, **hooks)
         self.checkpoints_dir = Path(checkpoints_dir)
@@ -104,13 +104,13 @@ class Checkpointer(stock.Checkpointer):
         orders += [{"max_key": key} for key in max_keys or ()]
         # SpeechBrain's callers append the same key to one list with every call.
         orders += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
-        ours, kept = set(), set()
+        ranked, kept = set(), set()
         for order in orders:
-            ranked = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)
-            paths = [checkpoint.path for checkpoint in ranked]
-            ours.update(paths)
+            best = self.find_checkpoints(ckpt_predicate=ckpt_predicate, **order)
+            paths = [checkpoint.path for checkpoint in best]
+            ranked.update(paths)
             kept.update(paths[:num_to_keep])
-        for path in ours - kept:
+        for path in ranked - kept:
             hidden = path.with_name(f".deleted-{path.name}")
             path.rename(hidden)
             shutil.rmtree(hidden)

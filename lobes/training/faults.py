@@ -1,6 +1,7 @@
 """Errors of the machine during a training, each turned into one line for the user."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,7 @@ from lobes.system.preemption import LOADER_DIED
 
 
 @contextlib.contextmanager
-def continuable(folder):
+def continuable(folder: str | Path):
     """Raise ``UserError`` for a dead loading process or a file that cannot be written.
 
     The run in ``folder`` continues from its last checkpoint.
@@ -30,7 +31,7 @@ def continuable(folder):
 
 
 @contextlib.contextmanager
-def enough_memory(step: int, batches: dict, folder):
+def enough_memory(step: int, batches: dict, folder: str | Path):
     """Turn an out-of-memory error at a ``step`` into one with the batches' shapes."""
     try:
         yield

@@ -40,41 +40,41 @@ def load_initial_weights(folder: str | Path, modules: torch.nn.ModuleDict) -> No
         )
     fresh = []
     for name, module in modules.items():
-        if name == "weighting":
-            continue
         path = best.path / f"{name}.ckpt"
         if name == "encoder" and not path.is_file():
             raise UserError(
                 f"init_from: {best.path} holds no weights of an encoder "
                 f"({path.name}); name the results folder of a whole training"
             )
-        if not path.is_file():
-            fresh.append(name)
+        if name == "weighting":
             continue
-        stored = _tensors(path)
-        if name == "encoder":
-            stored = _with_branch(stored, module)
-        state = module.state_dict()
-        fits = {
-            key: tensor
-            for key, tensor in stored.items()
-            if key in state and state[key].shape == tensor.shape
-        }
-        missing = sorted(set(state) - set(fits))
-        odd = sorted({*missing, *(set(stored) - set(state))})
-        if odd and name == "encoder":
-            # A tensor that is left over belongs to another branch's layers.
-            raise UserError(
-                f"init_from: {path} does not fit the encoder ({odd[0]} and "
-                f"{len(odd) - 1} more); give the same shared_layers and class_token"
-            )
-        fresh += [f"{name}.{key}" for key in missing]
-        module.load_state_dict(fits, strict=False)
+        if path.is_file():
+            fresh += [f"{name}.{key}" for key in _load(path, name, module)]
+        else:
+            fresh.append(name)
     logger.info(
         "Starting from the weights of %s; random at the start: %s",
         best.path,
         ", ".join(fresh) or "nothing",
     )
+
+
+def _load(path, name, module):
+    """Load the tensors that fit a module; returns the names of the others."""
+    stored, state = _tensors(path), module.state_dict()
+    if name == "encoder":
+        stored = _with_branch(stored, module)
+    fits = {n: t for n, t in stored.items() if n in state and state[n].shape == t.shape}
+    missing = sorted(state.keys() - fits.keys())
+    odd = sorted({*missing, *(stored.keys() - state.keys())})
+    if odd and name == "encoder":
+        # A tensor that is left over belongs to another branch's layers.
+        raise UserError(
+            f"init_from: {path} does not fit the encoder ({odd[0]} and "
+            f"{len(odd) - 1} more); give the same shared_layers and class_token"
+        )
+    module.load_state_dict(fits, strict=False)
+    return missing
 
 
 def _tensors(path):

@@ -1,6 +1,7 @@
 """The guard that keeps gradients which are not finite out of the weights."""
 
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class NonFiniteGuard:
         The buffers that a forward pass may change.
     """
 
-    def __init__(self, patience: int, folder):
+    def __init__(self, patience: int, folder: str | Path):
         self.patience = patience
         self.folder = folder
         self.skipped_steps = 0

@@ -21,34 +21,9 @@ import numpy as np
 from lobes.data.audio import encoder_frames
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import UserError, enumeration, user_errors_exit
-from lobes.preparation.folders import (
-    Inputs,
-    LeftOut,
-    best_audio,
-    existing_folder,
-    files_in,
-    folders_in,
-    listing,
-    name_problem,
-    outside,
-)
-from lobes.preparation.outputs import (
-    CsvCounts,
-    TrialCounts,
-    csv_text,
-    read_prepared,
-    rows_csv,
-    trial_text,
-)
+from lobes.preparation import folders, outputs, splitting
 from lobes.preparation.parts import Problem
 from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
-from lobes.preparation.splitting import (
-    check_split_settings,
-    draw_trials,
-    held_out_rows,
-    report_few_held_out,
-    report_shortage,
-)
 from lobes.settings.signatures import Command
 from lobes.system.files import read_text
 from lobes.system.terminal import say
@@ -96,7 +71,7 @@ def prepare_librispeech(
     header_only: bool = False,
     num_workers: int | None = None,
     skip_prep: bool = False,
-) -> dict[str, CsvCounts | TrialCounts]:
+) -> dict[str, outputs.CsvCounts | outputs.TrialCounts]:
     """Write ``<save_folder>/<split>.csv`` for every split, rows sorted by ID.
 
     Every audio file is decoded once, also when the preparation is killed and started
@@ -108,13 +83,17 @@ def prepare_librispeech(
     Arguments
     ---------
     data_folder : str or Path
-        Holds the split folders, or a folder ``LibriSpeech`` that does.
+        The corpus: it holds the split folders, or a folder ``LibriSpeech`` that does.
     save_folder : str or Path
-        Not in a split's folder.
-    tr_splits, dev_splits, te_splits : list of str
-        Names (no paths) of split folders; a training split may not be in the others.
+        For the CSVs; it does not lie in a split's folder.
+    tr_splits : list of str
+        Splits for training, by the names of their folders.
+    dev_splits : list of str
+        Splits for validation, not one for training.
+    te_splits : list of str
+        Splits for evaluation, not one for training.
     merge_name : str
-        CSV with all training splits together; None to leave it out.
+        CSV with all training splits together. None: there is none.
     journal_folder : str or Path
         Where what decoding found out (``*.scan``) is kept, for preparations with
         other options, too. None: ``save_folder``.
@@ -135,7 +114,7 @@ def prepare_librispeech(
         Take positive trials from two chapters only (within one, room and
         microphone are the same).
     seed : int
-        Of the validation split and of all trials.
+        Seed of the validation split and of all trials.
     skip_budget : int
         How many bad utterances of a split may be left out, listed in
         ``<split>.skipped.csv``. Bad are: audio that ``lobes.data.audio`` refuses,
@@ -150,7 +129,7 @@ def prepare_librispeech(
         up in training only, and without ``mean`` and ``std`` every utterance is then
         read whole to be normalised.
     num_workers : int
-        Decoding processes; None for all cores.
+        Decoding processes, by default one for each core.
     skip_prep : bool
         Do nothing: the CSVs are the user's own.
 
@@ -179,30 +158,34 @@ def prepare_librispeech(
     run = Preparation(
         CORPUS, save_folder, journal_folder, budget, header_only, num_workers
     )
-    data_folder = existing_folder(data_folder, "data_folder (librispeech_folder)")
+    data_folder = folders.existing_folder(
+        data_folder, "data_folder (librispeech_folder)"
+    )
     splits = list(dict.fromkeys(tr_splits + other_splits))
     # All folders first: a misspelt test set must not show up hours later.
-    folders = {split: _find_split(data_folder, split) for split in splits}
-    outside(save_folder, folders.values())
+    split_folders = {split: _find_split(data_folder, split) for split in splits}
+    folders.outside(save_folder, split_folders.values())
     if os.path.realpath(save_folder) in map(os.path.realpath, _homes(data_folder)):
-        outside(save_folder, [data_folder])
-    _check_leak(folders, tr_splits, other_splits)
+        folders.outside(save_folder, [data_folder])
+    _check_leak(split_folders, tr_splits, other_splits)
     run.make_folders()
-    outputs = {split: [f"{split}.csv"] for split in splits}
+    files = {split: [f"{split}.csv"] for split in splits}
     if tr_splits and merge_name:
-        outputs[Path(merge_name).stem] = [merge_name]
+        files[Path(merge_name).stem] = [merge_name]
     if speaker_valid_fraction is not None:
-        outputs[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
-    outputs |= {f"{split}_trials": [f"{split}_trials.txt"] for split in trial_splits}
+        files[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
+    files |= {f"{split}_trials": [f"{split}_trials.txt"] for split in trial_splits}
     speakers_file = None
     if trial_splits or speaker_valid_fraction is not None:
         speakers_file = _find_speakers_file(data_folder)
-    left_out = {split: LeftOut(folder) for split, folder in folders.items()}
+    left_out = {
+        split: folders.LeftOut(folder) for split, folder in split_folders.items()
+    }
     official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
     if tr_splits and merge_name:
         official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
-    with run.writing(outputs):
-        for split, folder in folders.items():
+    with run.writing(files):
+        for split, folder in split_folders.items():
             _prepare_split(run, split, folder, left_out[split])
         if merge_name and merge_name not in run.counts and tr_splits:
             _merge(run, merge_name, tr_splits)
@@ -216,11 +199,11 @@ def prepare_librispeech(
         return run.report(csvs, official, left_out)
 
 
-def _check_leak(folders, tr_splits, other_splits):
+def _check_leak(split_folders, tr_splits, other_splits):
     """Refuse a reader who is in training and in dev or test data."""
     readers = {
-        split: {entry.name for entry in listing(folder)[0]}
-        for split, folder in folders.items()
+        split: {entry.name for entry in folders.listing(folder)[0]}
+        for split, folder in split_folders.items()
     }
     for split in tr_splits:
         for other in other_splits:
@@ -272,16 +255,16 @@ def _list_split(folder, left_out):
     All that is neither goes to ``left_out``.
     """
     chapters = []
-    inputs = Inputs()
+    inputs = folders.Inputs()
     prefix = os.path.join(folder, "")
     stray = "file(s) that lie in no <speaker>/<chapter>"
-    for speaker in folders_in(folder, left_out, stray):
-        for chapter in folders_in(speaker.path, left_out, stray):
+    for speaker in folders.folders_in(folder, left_out, stray):
+        for chapter in folders.folders_in(speaker.path, left_out, stray):
             deeper = "folder(s) below <speaker>/<chapter>"
-            entries = files_in(chapter.path, left_out, deeper)
+            entries = folders.files_in(chapter.path, left_out, deeper)
             transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
-            audio = best_audio(others, _SUFFIXES, left_out)
+            audio = folders.best_audio(others, _SUFFIXES, left_out)
             if not transcripts and not audio:
                 left_out.add("chapter(s) without an utterance", chapter.path)
             for entry in (*transcripts, *audio.values()):
@@ -324,7 +307,7 @@ def _read_chapters(chapters):
                     f"{seen[utterance]}; remove one of the two"
                 )
             seen[utterance] = path
-            if reason := name_problem(utterance, path):
+            if reason := folders.name_problem(utterance, path):
                 problems.append(Problem(utterance, path, reason))
             elif text is None:
                 reason = "no .trans.txt beside the file has a transcript for it"
@@ -362,14 +345,14 @@ def _merge(run, merge_name, tr_splits):
 
     def build(_):
         header, rows = _merged_rows(sources)
-        merged = CsvCounts(
+        merged = outputs.CsvCounts(
             speakers=len({row["spk_id"] for row in rows}),
             utterances=len(rows),
             hours=sum(part["hours"] for part in parts),
             skipped=sum(part["skipped"] for part in parts),
         )
         columns = [[row[column] for row in rows] for column in header]
-        return {merge_name: (csv_text(header, columns), merged)}, 0
+        return {merge_name: (outputs.csv_text(header, columns), merged)}, 0
 
     run.part(Path(merge_name).stem, {"splits": tr_splits}, sources, build)
 
@@ -379,7 +362,7 @@ def _merged_rows(sources):
     merged = {}
     for path in sources:
         # With mean and std in all of them, or in none.
-        header, rows = read_prepared(path)
+        header, rows = outputs.read_prepared(path)
         for row in rows:
             other = merged.setdefault(row["ID"], row)
             if other is not row:
@@ -405,7 +388,7 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing):
         valid = [row for row in rows if row["ID"] in held_out]
         skipped = sum(run.counts[path.name]["skipped"] for path in sources)
         texts = {
-            csv: rows_csv(csv, header, chosen, left_out)
+            csv: outputs.rows_csv(csv, header, chosen, left_out)
             for csv, chosen, left_out in (
                 (f"{_SPEAKER_PARTS[0]}.csv", train, skipped),
                 (f"{_SPEAKER_PARTS[1]}.csv", valid, 0),
@@ -426,8 +409,8 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing):
 
 def _held_out_ids(path, fraction, seed):
     """IDs of the utterances held out of one split."""
-    _, rows = read_prepared(path)
-    held_out = held_out_rows(
+    _, rows = outputs.read_prepared(path)
+    held_out = splitting.hold_out(
         [row["spk_id"] for row in rows],
         _chapters(rows),
         fraction,
@@ -435,7 +418,7 @@ def _held_out_ids(path, fraction, seed):
         np.random.RandomState(seed),
         together=True,
     )
-    report_few_held_out(
+    splitting.report_few_held_out(
         path.name, held_out, fraction, _CHAPTERS_PER_SPEAKER, "chapters"
     )
     return {row["ID"] for row, held in zip(rows, held_out, strict=True) if held}
@@ -447,7 +430,7 @@ def _prepare_trials(run, split, speakers_file, drawing):
     name = f"{split}_trials.txt"
 
     def build(_):
-        _, rows = read_prepared(source)
+        _, rows = outputs.read_prepared(source)
         remedy = f"take {split} out of trial_splits"
         return {name: _draw(name, rows, speakers_file, remedy, drawing)}, 0
 
@@ -469,7 +452,7 @@ def _draw(name, rows, speakers_file, remedy, drawing):
         )
     positives, negatives, across_chapters, seed = drawing
     random = np.random.RandomState(seed)
-    trials = draw_trials(
+    trials = splitting.draw_trials(
         speakers, chapters, positives, negatives, across_chapters, random, sexes
     )
     if across_chapters:
@@ -494,8 +477,8 @@ def _draw(name, rows, speakers_file, remedy, drawing):
             f"{name}: the {len(rows)} utterances have no two speakers of one sex, so "
             f"they give no negative trial; use more speakers"
         )
-    report_shortage(name, trials, positives, negatives)
-    return trial_text(name, [row["ID"] for row in rows], trials)
+    splitting.report_shortage(name, trials, positives, negatives)
+    return outputs.trial_text(name, [row["ID"] for row in rows], trials)
 
 
 def _chapters(rows):
@@ -595,7 +578,7 @@ def _check_splits(tr_splits, other_splits, merge_name):
 
 def _check_drawing(drawing, trial_splits, other_splits):
     """Refuse what can give no trial list."""
-    check_split_settings(
+    splitting.check_split_settings(
         {},
         {"positive_trials": drawing.positives, "negative_trials": drawing.negatives},
         drawing.seed,
@@ -610,7 +593,7 @@ def _check_drawing(drawing, trial_splits, other_splits):
 
 def _check_fraction(fraction, tr_splits, other_splits, merge_name):
     """Refuse what can give no validation split of speakers."""
-    check_split_settings({"speaker_valid_fraction": fraction}, {}, 0)
+    splitting.check_split_settings({"speaker_valid_fraction": fraction}, {}, 0)
     if not tr_splits:
         raise UserError(
             f"speaker_valid_fraction={fraction} holds out training data, but "

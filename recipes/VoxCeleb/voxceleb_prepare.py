@@ -22,38 +22,9 @@ import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES
 from lobes.errors import UserError, enumeration, user_errors_exit
-from lobes.preparation import conversion
-from lobes.preparation.folders import (
-    Inputs,
-    LeftOut,
-    best_audio,
-    existing_folder,
-    files_in,
-    folders_in,
-    listing,
-    name_problem,
-    outside,
-    writable_folder,
-)
-from lobes.preparation.outputs import (
-    CsvCounts,
-    TrialCounts,
-    csv_text,
-    read_prepared,
-    rows_csv,
-    trial_text,
-)
+from lobes.preparation import conversion, folders, outputs, splitting
 from lobes.preparation.parts import Problem
 from lobes.preparation.pipeline import Preparation, Utterances, utterances_csv
-from lobes.preparation.splitting import (
-    TrialRows,
-    check_split_settings,
-    draw_trials,
-    held_out_rows,
-    ranks,
-    report_few_held_out,
-    report_shortage,
-)
 from lobes.preparation.transcripts import (
     choose,
     read_transcripts,
@@ -126,7 +97,7 @@ def prepare_voxceleb(
     header_only: bool = False,
     num_workers: int | None = None,
     skip_prep: bool = False,
-) -> dict[str, CsvCounts | TrialCounts]:
+) -> dict[str, outputs.CsvCounts | outputs.TrialCounts]:
     """Write the CSVs and trial lists of VoxCeleb, rows sorted by ID.
 
     Training data become ``train.csv``, ``valid.csv`` and ``valid_trials.txt``;
@@ -142,19 +113,19 @@ def prepare_voxceleb(
     Arguments
     ---------
     data_folder : str or Path
-        VoxCeleb2: ``id*/<video>/<utterance>`` in any of ``dev/wav``,
-        ``dev/aac``, ``wav``, ``aac`` or the folder itself, as .wav, .flac or
-        .m4a (taken in this order where one utterance has several). A name with
-        blanks, or a path that is not UTF-8, makes it a bad file. None: no training
-        data.
+        VoxCeleb2 for training and validation; None (``-``) for no training data. Its
+        utterances are ``id*/<video>/<utterance>`` in any of ``dev/wav``, ``dev/aac``,
+        ``wav``, ``aac`` or the folder itself, as .wav, .flac or .m4a (taken in this
+        order where one utterance has several). A name with blanks, or a path that is
+        not UTF-8, makes it a bad file.
     test_folder : str or Path
-        VoxCeleb1: the same in ``wav``, ``dev/wav`` and ``test/wav``, or the
-        folder itself. None: no test data.
+        VoxCeleb1, by default no test data. It has the same in ``wav``, ``dev/wav`` and
+        ``test/wav``, or in the folder itself.
     save_folder : str or Path
-        Not a folder of audio.
+        For the CSVs; it is no folder of audio.
     trial_lists : list of str
-        Files with lines ``label speaker/video/file speaker/video/file``,
-        absolute or relative to ``test_folder``. Their order and duplicates are
+        Files with lines ``label speaker/video/file speaker/video/file``, whose paths
+        are absolute or relative to ``test_folder``. Their order and duplicates are
         kept: published error rates count them.
     journal_folder : str or Path
         Where what decoding found out (``*.scan``) is kept, for preparations with
@@ -163,15 +134,16 @@ def prepare_voxceleb(
         Take the speakers of the trial lists out of the training data: for all of
         VoxCeleb1 in one folder, as ``data_folder`` and ``test_folder``.
     transcripts : str or list of str
-        Files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
+        Automatic transcripts, as ``tools/pseudo_label.py`` writes them, or in other
+        files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
         and ``valid.csv`` with a usable transcript then also stand, with it in a column
         ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all others,
         with the reason, in ``transcripts.skipped.csv``.
     valid_fraction : float
         Whole recordings (videos), shuffled by ``seed``, are held out until they
-        have this fraction of the utterances ...
+        have this fraction of the utterances.
     valid_recordings_per_speaker : int
-        ... at most so many of one speaker, of whom at least one stays.
+        At most so many recordings of a speaker are held out; at least one stays.
     valid_positive_trials, valid_negative_trials : int
         Pairs drawn from the held-out utterances, none twice in either order;
         all pairs where there are fewer.
@@ -187,6 +159,7 @@ def prepare_voxceleb(
         originals stay, and those that cannot be converted are bad files. None: they are
         decoded whole for every crop.
     seed : int
+        Seed of the validation split.
     skip_budget : int
         How many files that ``lobes.data.audio`` refuses may be left out, of the
         training and of the test data; listed in ``train.skipped.csv`` and
@@ -198,7 +171,7 @@ def prepare_voxceleb(
         far faster, but damaged audio shows up in training only, and without ``mean``
         and ``std`` every utterance is then read whole to be normalised.
     num_workers : int
-        Decoding processes; None for all cores.
+        Decoding processes, by default one for each core.
     skip_prep : bool
         Do nothing: the files are the user's own.
 
@@ -217,7 +190,7 @@ def prepare_voxceleb(
     if skip_prep:
         return {}
     data_folder, test_folder = check_voxceleb(data_folder, test_folder, transcripts)
-    splitting = Splitting(
+    rules = Splitting(
         valid_fraction,
         valid_recordings_per_speaker,
         valid_positive_trials,
@@ -229,34 +202,34 @@ def prepare_voxceleb(
     run = Preparation(
         CORPUS, save_folder, journal_folder, budget, header_only, num_workers
     )
-    _check_options(splitting, convert, data_folder, test_folder, without_test_speakers)
+    _check_options(rules, convert, data_folder, test_folder, without_test_speakers)
     for folder, roots in ((data_folder, _TRAIN_ROOTS), (test_folder, _TEST_ROOTS)):
         if folder is not None:
             _check_outside(save_folder, folder, roots)
     run.make_folders()
     # Both listings come first: a leak must not show up after hours of decoding.
-    outputs, without, train, test, sexes = {}, set(), None, None, None
+    files, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
         test = Trialled(test_folder, trial_lists, run.save_folder)
-        outputs["test"] = ["test.csv", *test.trials]
+        files["test"] = ["test.csv", *test.trials]
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
         train = Training(data_folder, without)
-        outputs["train"] = _TRAIN_FILES
+        files["train"] = _TRAIN_FILES
         train.left_out.say("train")
         if valid_same_sex:
             sexes = _read_sexes(data_folder / META, train.utterances.speakers)
         if transcripts is not None:
-            outputs["transcripts"] = _PARTS["transcripts"]
+            files["transcripts"] = _PARTS["transcripts"]
     if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
     half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
     official = {("train.csv", "valid.csv"): [half]} if train else {}
-    with run.writing(outputs):
+    with run.writing(files):
         if train:
             if _converted(train.utterances.paths, data_folder, convert, num_workers):
                 train = Training(data_folder, without)
-            _prepare_train(run, train, splitting, sexes)
+            _prepare_train(run, train, rules, sexes)
         if transcripts is not None:
             _prepare_transcribed(run, transcript_files(transcripts))
         if test:
@@ -280,9 +253,13 @@ def check_voxceleb(
     if skip_prep:
         return None, None
     if data_folder is not None:
-        data_folder = existing_folder(data_folder, "data_folder (voxceleb2_folder)")
+        data_folder = folders.existing_folder(
+            data_folder, "data_folder (voxceleb2_folder)"
+        )
     if test_folder is not None:
-        test_folder = existing_folder(test_folder, "test_folder (voxceleb1_folder)")
+        test_folder = folders.existing_folder(
+            test_folder, "test_folder (voxceleb1_folder)"
+        )
     if transcripts is not None:
         transcript_files(transcripts)
         if data_folder is None:
@@ -293,16 +270,16 @@ def check_voxceleb(
     return data_folder, test_folder
 
 
-def _check_options(splitting, convert, data_folder, test_folder, without_test_speakers):
+def _check_options(rules, convert, data_folder, test_folder, without_test_speakers):
     """Refuse options that do not make a preparation."""
-    check_split_settings(
-        {"valid_fraction": splitting.fraction},
+    splitting.check_split_settings(
+        {"valid_fraction": rules.fraction},
         {
-            "valid_recordings_per_speaker": splitting.per_speaker,
-            "valid_positive_trials": splitting.positives,
-            "valid_negative_trials": splitting.negatives,
+            "valid_recordings_per_speaker": rules.per_speaker,
+            "valid_positive_trials": rules.positives,
+            "valid_negative_trials": rules.negatives,
         },
-        splitting.seed,
+        rules.seed,
     )
     if convert not in (None, "flac", "wav"):
         raise UserError(f"convert={convert}: only flac, wav or nothing can be given")
@@ -324,7 +301,7 @@ def _check_outside(save_folder, folder, roots):
     if path.is_relative_to(home):
         first = (*path.relative_to(home).parts, ".")[0]
         if first.startswith("id") or first in {root.split("/")[0] for root in roots}:
-            outside(save_folder, [folder])
+            folders.outside(save_folder, [folder])
 
 
 def _converted(paths, data_folder, to, num_workers):
@@ -339,7 +316,9 @@ def _converted(paths, data_folder, to, num_workers):
             f"--voxceleb_convert=flac) converts them once"
         )
         return False
-    writable_folder(data_folder, f"convert={to}: data_folder (voxceleb2_folder)")
+    folders.writable_folder(
+        data_folder, f"convert={to}: data_folder (voxceleb2_folder)"
+    )
     counts = conversion.convert(data_folder, data_folder, to, num_workers, only=sources)
     say(f"train: {conversion.summary(counts, data_folder)}")
     return True
@@ -385,24 +364,26 @@ def _read_sexes(path, speakers):
     return sexes
 
 
-def _prepare_train(run, train, splitting, sexes):
+def _prepare_train(run, train, rules, sexes):
     """Write train.csv, valid.csv and valid_trials.txt, or keep them."""
 
     def build(part):
         # Before decoding to fail early, and again if files had to be left out.
-        valid, trials = _split(train.utterances, sexes, splitting)
+        valid, trials = _split(train.utterances, sexes, rules)
         usable, skipped = run.decode(
             part, train.folder, train.utterances, train.problems
         )
         if len(usable.ids) < len(train.utterances.ids):
-            valid, trials = _split(usable, sexes, splitting)
+            valid, trials = _split(usable, sexes, rules)
         csvs = {
             "train.csv": (usable.rows(np.flatnonzero(~valid)), skipped),
             "valid.csv": (usable.rows(np.flatnonzero(valid)), 0),
         }
-        fraction, per_speaker, *wanted = splitting[:4]
-        report_few_held_out("valid.csv", valid, fraction, per_speaker, "recordings")
-        report_shortage("valid_trials.txt", trials, *wanted)
+        fraction, per_speaker, *wanted = rules[:4]
+        splitting.report_few_held_out(
+            "valid.csv", valid, fraction, per_speaker, "recordings"
+        )
+        splitting.report_shortage("valid_trials.txt", trials, *wanted)
         texts = {name: utterances_csv(name, HEADER, *csv) for name, csv in csvs.items()}
         single = list(Counter(csvs["train.csv"][0].speakers).values()).count(1)
         if single:
@@ -410,7 +391,7 @@ def _prepare_train(run, train, splitting, sexes):
         else:
             say("train.csv: every speaker has at least two utterances")
         name = "valid_trials.txt"
-        texts[name] = trial_text(name, usable.ids, trials)
+        texts[name] = outputs.trial_text(name, usable.ids, trials)
         return texts, skipped
 
     options = {
@@ -419,7 +400,7 @@ def _prepare_train(run, train, splitting, sexes):
         "sexes": sexes and file_hash(train.folder / META),
         # Absent otherwise: what was prepared before stays as it is.
         **({"without": sorted(train.without)} if train.without else {}),
-        **splitting._asdict(),
+        **rules._asdict(),
     }
     run.part("train", options, train.inputs, build, run.skip_budget)
 
@@ -432,7 +413,7 @@ def _prepare_transcribed(run, transcripts):
         spoken = read_transcripts(transcripts)
         texts, skipped, known = {}, [], set()
         for name, path in sources.items():
-            header, rows = read_prepared(path)
+            header, rows = outputs.read_prepared(path)
             samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
             words, left_out = choose(spoken, samples)
             rows = [
@@ -445,7 +426,7 @@ def _prepare_transcribed(run, transcripts):
                     "docs/transcripts.md says what is usable"
                 )
             csv = f"{name}_transcribed.csv"
-            texts[csv] = rows_csv(csv, [*header, "wrd"], rows, len(left_out))
+            texts[csv] = outputs.rows_csv(csv, [*header, "wrd"], rows, len(left_out))
             say(f"{csv}: left out: {reason_counts(left_out)}")
             skipped += left_out
             known |= samples.keys()
@@ -454,7 +435,7 @@ def _prepare_transcribed(run, transcripts):
             say(f"transcripts: left out: {reason_counts(strangers)}")
         columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
         header = ("ID", "reason", "detail")
-        texts["transcripts.skipped.csv"] = csv_text(header, columns), None
+        texts["transcripts.skipped.csv"] = outputs.csv_text(header, columns), None
         return texts, 0
 
     run.part("transcripts", {}, [*transcripts, *sources.values()], build)
@@ -476,9 +457,9 @@ def _prepare_test(run, test):
                     f"out with the bad utterances; error rates are not comparable to "
                     f"published ones"
                 )
-                listed = TrialRows(*(column[scorable] for column in listed))
+                listed = splitting.TrialRows(*(column[scorable] for column in listed))
             _check_both_labels(name, listed)
-            texts[name] = trial_text(name, ids, listed)
+            texts[name] = outputs.trial_text(name, ids, listed)
         return texts, skipped
 
     options = {
@@ -506,16 +487,16 @@ class Training:
 
     def __init__(self, folder, without=()):
         self.folder, self.without = folder, without
-        self.left_out = LeftOut(folder)
+        self.left_out = folders.LeftOut(folder)
         self.problems = []
-        rows, inputs, prefix = [], Inputs(), os.path.join(folder, "")
+        rows, inputs, prefix = [], folders.Inputs(), os.path.join(folder, "")
         speakers = _list_speakers(folder, self.left_out)
         for speaker in sorted(speakers):
             for video, audio in self._videos(speaker, speakers[speaker]):
                 for stem, entry in audio.items():
                     inputs.add(entry.path.removeprefix(prefix), entry.path)
                     utterance = f"{speaker}--{video}--{stem}"
-                    if reason := name_problem(utterance, entry.path):
+                    if reason := folders.name_problem(utterance, entry.path):
                         self.problems.append(Problem(utterance, entry.path, reason))
                     else:
                         rows.append((utterance, entry.path, speaker, (speaker, video)))
@@ -525,18 +506,20 @@ class Training:
         self.inputs = inputs.digest()
         self._check_ids()
 
-    def _videos(self, speaker, folders):
+    def _videos(self, speaker, places):
         """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
         videos = {}
-        for path in folders:
-            stray = "file(s) that lie in no id*/<video>"
-            for entry in folders_in(path, self.left_out, stray):
+        for path in places:
+            kind = "file(s) that lie in no id*/<video>"
+            for entry in folders.folders_in(path, self.left_out, kind):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
             entries = []
             for path in videos[video]:
-                entries += files_in(path, self.left_out, "folder(s) below id*/<video>")
-            audio = best_audio(entries, _SUFFIXES, self.left_out)
+                entries += folders.files_in(
+                    path, self.left_out, "folder(s) below id*/<video>"
+                )
+            audio = folders.best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
                 self.left_out.add("video(s) without an utterance", videos[video][0])
             elif speaker in self.without:
@@ -579,8 +562,8 @@ def _list_speakers(data_folder, left_out):
     for folder in sorted(path for path in above if path.is_relative_to(data_folder)):
         if not folder.is_dir():
             continue
-        folders, files = listing(folder)
-        for entry in folders:
+        below, files = folders.listing(folder)
+        for entry in below:
             if entry.name.startswith("id") and folder in roots:
                 speakers.setdefault(entry.name, []).append(entry.path)
             elif Path(entry.path) not in above:
@@ -656,7 +639,7 @@ def _read_lists(lists):
     for path, rows in listed.items():
         table = [(label, rank[enrol], rank[test]) for label, enrol, test in rows]
         table = np.array(table, dtype=np.int64).reshape(-1, 3)
-        trials[path] = TrialRows(*table.T)
+        trials[path] = splitting.TrialRows(*table.T)
         _check_both_labels(path, trials[path])
         _check_trials(path, trials[path], names)
     return {name: first[name] for name in names}, trials
@@ -704,7 +687,7 @@ def _check_trials(name, trials, names):
         say(f"{name}: {repeated} trial(s) repeat a pair; kept as published")
     if alone.any():
         say(f"{name}: warning: {alone.sum()} trial(s) compare an utterance with itself")
-    speaker = ranks([n.split("/")[0] for n in names])[1]
+    speaker = splitting.ranks([n.split("/")[0] for n in names])[1]
     odd = (speaker[trials.enrol] == speaker[trials.test]) != (trials.label == 1)
     if odd.any():
         say(
@@ -733,7 +716,7 @@ class Trialled:
         names, self.trials = _read_lists(self.lists)
         roots = [folder / root for root in _TEST_ROOTS]
         roots = [root for root in roots if root.is_dir()]
-        rows, missing, inputs = [], [], Inputs()
+        rows, missing, inputs = [], [], folders.Inputs()
         for path in self.lists:
             inputs.add(path.name, path)
         for name, (file, path, number) in names.items():
@@ -778,24 +761,25 @@ def _check_leak(train_speakers, test_speakers):
         )
 
 
-def _split(utterances, sexes, splitting):
+def _split(utterances, sexes, rules):
     """Hold out recordings and draw trials; column ``[utterance]`` and ``TrialRows``.
 
     The rule is told in ``prepare_voxceleb``.
     """
-    fraction, per_speaker, *drawing, seed = splitting
+    fraction, per_speaker, *drawing, seed = rules
     distinct = set(utterances.speakers)
     if len(distinct) < 2:
         # Telling speakers apart takes two of them.
         held = f"only 1 speaker ({distinct.pop()})" if distinct else "no speaker"
         raise UserError(f"data_folder: {held} was found; training needs at least two")
     random = np.random.RandomState(seed)
-    valid = held_out_rows(
-        utterances.speakers, utterances.recordings, fraction, per_speaker, random
-    )
+    columns = utterances.speakers, utterances.recordings
+    valid = splitting.hold_out(*columns, fraction, per_speaker, random)
     rows = np.flatnonzero(valid)
     held_out = utterances.rows(rows)
-    drawn = draw_trials(held_out.speakers, held_out.recordings, *drawing, random, sexes)
+    drawn = splitting.draw_trials(
+        held_out.speakers, held_out.recordings, *drawing, random, sexes
+    )
     if len(set(drawn.label.tolist())) != 2:
         kind = "positive" if not drawn.label.any() else "negative"
         raise UserError(
@@ -804,7 +788,7 @@ def _split(utterances, sexes, splitting):
             f"valid_fraction, or use more speakers with two or more videos"
             f"{'' if sexes is None else ', or set valid_same_sex=False'}"
         )
-    return valid, TrialRows(drawn.label, rows[drawn.enrol], rows[drawn.test])
+    return valid, splitting.TrialRows(drawn.label, rows[drawn.enrol], rows[drawn.test])
 
 
 def _lines(path):

@@ -111,8 +111,8 @@ def test_the_pooling_s_numbers_and_its_mask(user):
     pooling = runpy.run_path(str(path))["SoftMaxPooling"]()
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
     mask = torch.tensor([[True, True, False]])
-    found = pooling(Frames(hidden, hidden, torch.tensor([2]), mask))
-    assert torch.allclose(found, torch.tensor([[3.126928]]))
+    embedding = pooling(Frames(hidden, hidden, torch.tensor([2]), mask))
+    assert torch.allclose(embedding, torch.tensor([[3.126928]]))
 
 
 def test_a_run_of_a_user_s_class_is_evaluated_from_its_results_folder(
@@ -135,8 +135,8 @@ def test_a_fixed_weighting(user, tiny_corpus, tmp_path):
     train(tiny_corpus, tmp_path / "run", user("ramp"), steps=4, freeze_steps=4)
     text = (tmp_path / "run" / "progress.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
-    found = [row["speaker_weight"] for row in rows if "speaker_weight" in row]
-    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    weights = [row["speaker_weight"] for row in rows if "speaker_weight" in row]
+    assert weights == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
 def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
@@ -153,9 +153,9 @@ def test_a_learnt_weighting(user, tiny_corpus, tmp_path):
     assert not any(brain.modules.weighting.log_variances.values())
     brain.prepare_training()
     brain.on_fit_start()
-    found = brain.modules.weighting.state_dict()
+    recovered = brain.modules.weighting.state_dict()
     assert brain.optimizer_step == 6
-    assert all(torch.equal(found[name], saved[name]) for name in saved)
+    assert all(torch.equal(recovered[name], saved[name]) for name in saved)
     rows = (output / "progress.jsonl").read_text().splitlines()
     weights = [json.loads(row).get("speech_weight") for row in rows]
     assert len({weight for weight in weights if weight}) == 6
@@ -188,8 +188,8 @@ LEARN = {"steps": 150, "valid_interval": 150, "freeze_steps": 0, "lr": 3e-3}
 
 
 def check_gender(results, output):
-    found = results["sets"]["gender"]["voxceleb1"]["gender_accuracy"]
-    assert 60 < found <= 100, "two fifths of the utterances are m"
+    accuracy = results["sets"]["gender"]["voxceleb1"]["gender_accuracy"]
+    assert 60 < accuracy <= 100, "two fifths of the utterances are m"
     assert {"wer", "eer"} <= set(results)
     rows = [json.loads(r) for r in (output / "progress.jsonl").read_text().splitlines()]
     training = [row for row in rows if "gender_loss" in row]

@@ -157,11 +157,11 @@ CASES = {
 def lines():
     """``{(case, what is injected): line}`` of the page."""
     text = (ROOT / "docs" / "preparation.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| (F\d\d) \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (F\d\d) \| (.+?) \| (.+) \|$", text, re.MULTILINE)
     return {
         # Two backticks and spaces around a line that has backticks itself.
         (case, what): line[3:-3] if line.startswith("`` ") else line.strip("`")
-        for case, what, line in found
+        for case, what, line in rows
     }
 
 

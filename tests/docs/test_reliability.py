@@ -49,9 +49,9 @@ def test_the_table_survives_its_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{faults.BEGIN}{faults.END}after\n")
     row = ("F02", "a | b", "fine", "tests/test_x.py::test_y")
-    found = {row: ["passed", "failed"], ("F01", *row[1:]): ["passed"]}
+    results = {row: ["passed", "failed"], ("F01", *row[1:]): ["passed"]}
     for _ in range(2):
-        page.write_text(faults._with_table(page.read_text(), found))
+        page.write_text(faults._with_table(page.read_text(), results))
         first, second = faults.read_table(page)
         assert first == ("F01", "a \\| b", *row[2:], "passed")
         assert second[0] == "F02" and second[4] == "failed (2 variants)"

@@ -22,9 +22,21 @@ def read_floors(page: str) -> list[list[str]]:
     return [line.split("  ")[0].split(", ") for line in picture.splitlines()]
 
 
-def imports(source: str):
-    """``(line, module)`` of every import in a file's text, late and lazy ones too."""
-    for node in ast.walk(ast.parse(source)):
+def imports(source: str, for_hints: bool = True):
+    """``(line, module)`` of every import in a file's text, late and lazy ones too.
+
+    ``for_hints`` counts those below ``if TYPE_CHECKING``.
+    """
+    tree = ast.parse(source)
+    hints = [
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    ]
+    for node in ast.walk(tree):
+        if node in hints and not for_hints:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -50,10 +62,15 @@ def room_of(module: str) -> str | None:
     return first if first in ("recipes", "tools", "tests") else None
 
 
-def faults(root: Path, floors: list[list[str]]) -> list[str]:
-    """A line for each import that does not lead to a floor below, or stays at home.
+def tool_of(module: str) -> str:
+    """Where a module of ``tools`` lies, without ``.py``."""
+    return "/".join(module.split(".")[:2])
 
-    A tool and a recipe are rooms of their own: none imports its neighbour.
+
+def faults(root: Path, floors: list[list[str]]) -> list[str]:
+    """A line for each import that neither stays in its room nor leads to one below.
+
+    No command of ``tools`` imports another one; a folder there may serve several.
     """
     height = {room: -n for n, rooms in enumerate(floors) for room in rooms}
     found = []
@@ -66,7 +83,7 @@ def faults(root: Path, floors: list[list[str]]) -> list[str]:
             if room is None:
                 continue
             if room == home:
-                allowed = home != "tools"
+                allowed = home != "tools" or (root / tool_of(module)).is_dir()
             else:
                 # The tests, for instance, are on no floor at all.
                 allowed = height.get(room, 1) < height.get(home, 0)
@@ -76,7 +93,10 @@ def faults(root: Path, floors: list[list[str]]) -> list[str]:
 
 
 def circle(root: Path) -> list[str]:
-    """The modules of a circle of imports within ``lobes``, or an empty list."""
+    """The modules of a circle of imports within ``lobes``, or an empty list.
+
+    Hints may go round: nothing is imported for them.
+    """
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts): path
         for path in root.glob("lobes/**/*.py")
@@ -86,7 +106,7 @@ def circle(root: Path) -> list[str]:
         name: {
             # A module, or something in a module.
             module if module in modules else module.rpartition(".")[0]
-            for _, module in imports(path.read_text(encoding="utf-8"))
+            for _, module in imports(path.read_text(encoding="utf-8"), False)
         }
         & modules.keys()
         for name, path in modules.items()

@@ -88,7 +88,7 @@ WRONG = {
         ["--encoder.source=no/such-model", "--encoder.config={}"],
         "source: no/such-model is not in the local cache, and the hub cannot be",
     ),
-    "both models": (["--encoder.source=x"], "encoder_config"),
+    "both models": (["--encoder.source=x"], "encoder.config"),
     "no csv": (["--librispeech_csv_folder=/nowhere"], "/nowhere/test-other.csv"),
     "speakers": (["--speaker.n_speakers=6"], "--speaker.n_speakers=5"),
 }

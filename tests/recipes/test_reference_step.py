@@ -446,7 +446,7 @@ def kind(tree):
             for n, node in zip(("blank", "reference"), objects, strict=True)
             if isinstance(node, dict)
         ),
-        *(tree[knob] is None for knob in knobs),
+        *(tree["encoder"][knob] is None for knob in knobs),
     )
 
 

@@ -188,13 +188,16 @@ def test_an_absent_test_set_names_the_run_s_own(trained):
         check_test_sets(trained / "run", opened(trained / "corpus", "absent"))
 
 
-@pytest.mark.parametrize("content", [None, "", "5", "[]", '{"speech/test-other": 5}'])
-def test_a_run_without_a_record_is_not_compared(trained, content):
-    record = trained / "run" / TEST_SETS
-    record.unlink()
-    if content is not None:
-        record.write_text(content)
+def test_a_run_without_a_record_is_not_compared(trained):
+    (trained / "run" / TEST_SETS).unlink()
     check_test_sets(trained / "run", opened(trained / "corpus"))
+
+
+@pytest.mark.parametrize("content", ["", "5", "[]", '{"speech/test-other": 5}'])
+def test_a_damaged_record_is_told(trained, content):
+    (trained / "run" / TEST_SETS).write_text(content)
+    with pytest.raises(UserError, match="test_sets.json.*delete it and the test sets"):
+        check_test_sets(trained / "run", opened(trained / "corpus"))
 
 
 def test_a_training_leaves_the_record(tiny_corpus, tmp_path):

@@ -25,10 +25,10 @@ def write(tmp_path):
     return write
 
 
-def problem(path, columns=()):
+def problem(path, columns=(), extent=True):
     """The message of the ``UserError``; one line that names the file."""
     with pytest.raises(UserError) as caught:
-        read_table(path, columns)
+        read_table(path, columns, extent)
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -180,6 +180,21 @@ def test_numbers_that_are_none(write, column, cell):
     ]
     message = problem(write(*lines))
     assert f"line 4, column {column}" in message and repr(cell) in message
+
+
+def test_start_and_stop_count_samples(write):
+    """Seconds would be taken for samples, and cut to whole ones."""
+    assert problem(write("ID,wav,start,stop", "a,x,0,16000", "b,x,0.5,1.5")).endswith(
+        "line 3, column start: 0.5 is not a whole number of samples from 0; correct "
+        "it or prepare the corpus again"
+    )
+
+
+def test_an_extent_may_be_optional(write):
+    table = read_table(write("ID,wav", "a,x"), extent=False)
+    assert list(table.columns) == ["ID", "wav"]
+    assert read_table(write(HEADER, *ROWS), extent=False)["stop"].iloc[0] == 24000
+    assert "no column stop" in problem(write("ID,wav,start", "a,x,0"), extent=False)
 
 
 @pytest.mark.parametrize("extent", ["5,5", "5,4", "-1,9"])

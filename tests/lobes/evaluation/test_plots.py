@@ -8,6 +8,7 @@ import pandas
 import pytest
 from scipy.special import ndtr
 
+from lobes.data.trials import Trials, write_scores
 from lobes.errors import UserError
 from lobes.evaluation.plots import (
     COLOURS,
@@ -15,11 +16,11 @@ from lobes.evaluation.plots import (
     det_figure,
     learning_rates_figure,
     plot_curves,
-    plot_det,
-    plot_score_histogram,
+    plot_trials,
+    save,
     score_histogram_figure,
 )
-from lobes.evaluation.verification import equal_error_rate
+from lobes.evaluation.verification import detection_errors, equal_error_rate
 
 
 def trials(count, shift=0.4, seed=0):
@@ -27,6 +28,11 @@ def trials(count, shift=0.4, seed=0):
     generator = np.random.default_rng(seed)
     labels = generator.random(count) < 0.5
     return generator.normal(0.1, 0.15, count) + shift * labels, labels
+
+
+def errors(*arguments):
+    """The error rates of such a system."""
+    return detection_errors(*trials(*arguments))
 
 
 def run(steps, tasks=("speech", "speaker"), every=10):
@@ -70,23 +76,25 @@ def assert_picture(path):
 
 def test_every_figure_is_written(tmp_path):
     scores, labels = trials(500)
-    plot_det(tmp_path / "new" / "det.png", {"demo": (scores, labels)})
-    plot_score_histogram(tmp_path / "scores.png", scores, labels, 0.3, "demo")
+    names, others = ([f"{side}{i}" for i in range(500)] for side in "uv")
+    write_scores(tmp_path / "scores_demo.txt", Trials(labels, names, others), scores)
+    plot_trials(tmp_path, ["demo"])
+    save(det_figure({"demo": errors(500)}), tmp_path / "new" / "det.png")
     plot_curves(tmp_path / "curves.png", *run(200))
-    for name in ("new/det.png", "scores.png", "curves.png"):
+    for name in ("new/det.png", "det.png", "histogram_demo.png", "curves.png"):
         assert_picture(tmp_path / name)
 
 
 def test_the_process_keeps_its_matplotlib_settings(tmp_path):
     before = dict(matplotlib.rcParams)
-    plot_det(tmp_path / "det.png", {"demo": trials(50)})
+    save(det_figure({"demo": errors(50)}), tmp_path / "det.png")
     plot_curves(tmp_path / "curves.png", *run(20))
     assert dict(matplotlib.rcParams) == before
 
 
 def test_det_marks_each_eer_and_names_it():
     systems = {"weak": trials(3000, 0.2), "strong": trials(3000, 0.5)}
-    figure = det_figure(systems)
+    figure = det_figure({n: detection_errors(*pair) for n, pair in systems.items()})
     (axes,) = figure.axes
     for index, (name, pair) in enumerate(systems.items()):
         eer = equal_error_rate(*pair)[0]
@@ -106,7 +114,7 @@ def test_det_marks_each_eer_and_names_it():
 
 def test_det_points_are_the_error_rates():
     scores, labels = trials(300)
-    (axes,) = det_figure({"demo": (scores, labels)}).axes
+    (axes,) = det_figure({"demo": detection_errors(scores, labels)}).axes
     curve = line(axes, "demo")
     drawn = set(zip(curve.get_xdata(), curve.get_ydata(), strict=True))
     assert len(drawn) > 50
@@ -121,7 +129,7 @@ def test_det_points_are_the_error_rates():
 
 def test_det_of_many_trials_is_thinned_without_being_moved():
     scores, labels = trials(300_000)
-    (axes,) = det_figure({"many": (scores, labels)}).axes
+    (axes,) = det_figure({"many": detection_errors(scores, labels)}).axes
     x, y = line(axes, "many").get_data()
     assert 500 < len(x) < 20_000
     # Same-speaker scores are shifted by 0.4 at a deviation of 0.15.
@@ -132,13 +140,15 @@ def test_det_of_many_trials_is_thinned_without_being_moved():
 @pytest.mark.parametrize("direction", [1.0, -1.0, 0.0])
 def test_det_of_perfect_inverse_and_constant_scores(direction, tmp_path):
     labels = np.arange(40) % 2 == 0
-    plot_det(tmp_path / "det.png", {"extreme": (direction * labels, labels)})
+    extreme = detection_errors(direction * labels, labels)
+    save(det_figure({"extreme": extreme}), tmp_path / "det.png")
     assert_picture(tmp_path / "det.png")
 
 
 def test_histograms_are_densities_of_their_class():
     scores, labels = trials(2000)
-    figure = score_histogram_figure(scores, labels, 0.321, "VoxCeleb1-O")
+    found = detection_errors(scores, labels)
+    figure = score_histogram_figure(scores, labels, found, "VoxCeleb1-O")
     (axes,) = figure.axes
     assert axes.get_title() == "VoxCeleb1-O"
     outlines = {p.get_label(): p.get_data() for p in axes.patches if not p.get_fill()}
@@ -148,17 +158,20 @@ def test_histograms_are_densities_of_their_class():
         assert np.sum(values * np.diff(edges)) == pytest.approx(1)
         centre = np.sum(values * np.diff(edges) * (edges[1:] + edges[:-1]) / 2)
         assert centre == pytest.approx(scores[chosen].mean(), abs=0.02)
-    threshold = line(axes, "threshold 0.321")
-    assert list(threshold.get_xdata()) == [0.321, 0.321]
+    eer, score = equal_error_rate(scores, labels)
+    threshold = line(axes, f"threshold {score:.3f} at EER {eer:.2f} %")
+    assert list(threshold.get_xdata()) == [score, score]
 
 
-def test_figures_of_scores_refuse_what_has_no_error_rate():
+def test_figures_of_scores_refuse_what_has_no_error_rate(tmp_path):
     with pytest.raises(UserError, match="scores are NaN"):
-        det_figure({"demo": ([0.1, np.nan], [0, 1])})
-    with pytest.raises(UserError, match="there are 2 and 0"):
-        score_histogram_figure([0.1, 0.2], [1, 1], 0.1, "demo")
+        detection_errors([0.1, np.nan], [0, 1])
+    (tmp_path / "scores_demo.txt").write_text("1 a b 0.1\n1 a c 0.2\n")
+    with pytest.raises(UserError, match="all 2 trials are same-speaker"):
+        plot_trials(tmp_path, ["demo"])
     with pytest.raises(UserError, match="no scores"):
         det_figure({})
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_curves_of_two_tasks():
@@ -359,7 +372,8 @@ def test_half_a_percent_point_does_not_fill_a_panel():
 def test_det_axes_end_where_the_curves_do():
     random = np.random.default_rng(0)
     labels = np.arange(4000) % 2 == 0
-    figure = det_figure({"a": (2.45 * labels + random.normal(size=4000), labels)})
+    scores = 2.45 * labels + random.normal(size=4000)
+    figure = det_figure({"a": detection_errors(scores, labels)})
     low, high = figure.axes[0].get_xlim()
     (curve, *_) = figure.axes[0].get_lines()
     drawn = np.stack(curve.get_data())

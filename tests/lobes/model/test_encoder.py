@@ -399,7 +399,7 @@ def test_a_stored_configuration_with_other_parts_is_refused(make, keys, tmp_path
     key = next(iter(keys))
     with pytest.raises(UserError, match=f"sets {key}, which is not supported"):
         Wav2Vec2Encoder(source=tmp_path)
-    with pytest.raises(UserError, match=f"encoder_config: .* sets {key}"):
+    with pytest.raises(UserError, match=f"encoder.config: .* sets {key}"):
         Wav2Vec2Encoder(config={**ENCODER, **keys})
 
 
@@ -487,7 +487,7 @@ def test_missing_weights_are_refused(make, tmp_path):
 def test_errors_name_the_source_and_the_remedy(make, tmp_path):
     with pytest.raises(UserError, match=r"folder .*save_pretrained"):
         Wav2Vec2Encoder(source=str(tmp_path))
-    with pytest.raises(UserError, match="encoder_config"):
+    with pytest.raises(UserError, match="encoder.config"):
         Wav2Vec2Encoder(source=str(tmp_path), config=ENCODER)
     with pytest.raises(UserError, match="too short for one frame"):
         make()(torch.zeros(1, 399), torch.tensor([399]))

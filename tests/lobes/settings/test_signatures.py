@@ -34,6 +34,8 @@ def work(
     size : int
         Bytes of a file, 100 % of
         them.
+    across : bool
+        Go across.
     """
 
 
@@ -105,5 +107,8 @@ def test_the_help_has_first_sentences_and_defaults(capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "Do some work. positional" in told
     assert "OUT From and to SOURCE From and to options" in told
-    assert "Bytes of a file, 100 % of them --part" in told
+    assert "--size SIZE Bytes of a file, 100 % of them --part PART [PART ...]" in told
+    assert (
+        "--to {flac,wav} --valid" in told and "--within Do not go across --st" in told
+    )
     assert "(default: a b)" in told and "(default: 0.02)" in told

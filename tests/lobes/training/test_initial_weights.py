@@ -222,7 +222,8 @@ def test_the_tasks_that_both_have(make, old, tiny_corpus, tmp_path):
     """From both tasks to one, as fine-tuning on one corpus does."""
     weights = old()
     asr = tiny.arguments(tiny_corpus, tmp_path / "new", tiny.ASR, steps=3)
-    asr = [word for word in asr if not word.startswith(("--source", "--encoder_c"))]
+    given = ("--encoder.source=", "--encoder.config=")
+    asr = [word for word in asr if not word.startswith(given)]
     argv = [*asr, f"--init_from={tmp_path / 'old'}", "--device=cpu"]
     hparams, run_opts, _ = parse_arguments(argv)
     system = SpeechSpeakerBrain(hparams, run_opts, hparams["checkpointer"])
@@ -242,9 +243,9 @@ def test_the_new_run_is_built_from_the_old_one_s_configuration(make, old, tmp_pa
     old(norm={"hidden_size": 24, "num_attention_heads": 3})
     system = make("new", start="old")
     assert system.modules.encoder.model.config.hidden_size == 24
-    stored = load_variant(tmp_path / "new" / "hyperparams.yaml")[0]
-    assert stored["source"] is None and stored["encoder_config"]["hidden_size"] == 24
-    assert load_variant(tiny.MTL)[0]["source"] is not None
+    stored = load_variant(tmp_path / "new" / "hyperparams.yaml")[0]["encoder"]
+    assert stored["source"] is None and stored["config"]["hidden_size"] == 24
+    assert load_variant(tiny.MTL)[0]["encoder"]["source"] is not None
 
 
 def test_a_folder_that_is_no_run(make, tmp_path):
