@@ -67,11 +67,12 @@ def _parser():
         epilog="Needs `pip install -e .[demo]`.",
     )
     flag = {"action": "store_true"}
+    per_core = "processes at a time (default: one per usable core)"
     for name, settings, text in (
         ("out", {}, "folder to make; a complete one is left alone"),
         ("--seed", {"type": option("seed"), "default": SEED}, f"default {SEED}"),
         ("--pretraining", flag, "sentences that no corpus without this option has"),
-        ("--jobs", {"type": COUNT}, "processes at a time (default: one per core)"),
+        ("--jobs", {"type": COUNT}, per_core),
         ("--small", flag, "a tiny corpus for tests, in seconds"),
     ):
         parser.add_argument(name, **settings, help=text)
