@@ -151,7 +151,7 @@ def _afresh(output):
 
 
 def _holds_something(folder):
-    """Whether there is a folder that is not empty, or a file."""
+    """Whether a file is there, or a folder that is not empty."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 

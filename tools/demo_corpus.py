@@ -15,39 +15,45 @@ from lobes.preparation.demo_corpus import make_demo_corpus
 from lobes.preparation.demo_plan import SEED, SMALL, Sizes
 from lobes.settings.table import COUNT, option
 
+#: What a size counts.
+_COUNTED = {
+    2: ("SPEAKERS", "UTTERANCES"),
+    3: ("SPEAKERS", "VIDEOS", "UTTERANCES"),
+}
+
+_HELP = {
+    "train": "LibriSpeech train-clean-100, utterances per speaker",
+    "dev": "LibriSpeech dev-other",
+    "test": "LibriSpeech test-other",
+    "vox2": "VoxCeleb2 dev, utterances per video",
+    "vox1": "VoxCeleb1",
+    "trials": "length of each VoxCeleb1 trial list",
+}
+
 
 @user_errors_exit
 def main(arguments=None):
     """Run the command with ``arguments`` (default: the process's own)."""
-    options = _parser().parse_args(arguments)
-    base = SMALL if options.small else Sizes()
+    options = vars(_parser().parse_args(arguments))
+    out, small = options["out"], options.pop("small")
+    given = {name: options.pop(name) for name in _HELP}
     given = {
-        field.name: getattr(options, field.name)
-        for field in dataclasses.fields(Sizes)
-        if getattr(options, field.name) is not None
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
     }
-    sizes = dataclasses.replace(
-        base, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    )
-    marker = make_demo_corpus(
-        options.out,
-        options.seed,
-        options.jobs,
-        sizes,
-        progress=True,
-        pretraining=options.pretraining,
-    )
-    rows = {**marker["sets"], "total": marker}
+    sizes = dataclasses.replace(SMALL if small else Sizes(), **given)
+    marker = make_demo_corpus(**options, sizes=sizes, progress=True)
     print(f"{'':<30}{'speakers':>9}{'utterances':>12}{'hours':>8}")
-    for name, row in rows.items():
+    for name, row in {**marker["sets"], "total": marker}.items():
         print(
             f"{name:<30}{row['speakers']:>9}{row['utterances']:>12}{row['hours']:>8.2f}"
         )
     size = marker["audio_bytes"] / 1e6
     if marker["made"]:
-        print(f"{options.out}: made in {marker['seconds']} s, {size:.0f} MB")
+        print(f"{out}: made in {marker['seconds']} s, {size:.0f} MB")
     else:
-        print(f"{options.out}: complete already, {size:.0f} MB; nothing to do")
+        print(f"{out}: complete already, {size:.0f} MB; nothing to do")
 
 
 def _parser():
@@ -60,42 +66,27 @@ def _parser():
         ),
         epilog="Needs `pip install -e .[demo]`.",
     )
-    parser.add_argument("out", help="folder to make; a complete one is left alone")
-    parser.add_argument(
-        "--seed", type=option("seed"), default=SEED, help=f"default {SEED}"
-    )
-    parser.add_argument(
-        "--pretraining",
-        action="store_true",
-        help="sentences that no corpus without this option has",
-    )
-    parser.add_argument(
-        "--jobs", type=COUNT, help="processes at a time (default: one per usable core)"
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="a tiny corpus for tests, in seconds"
-    )
-    two, three = ("SPEAKERS", "UTTERANCES"), ("SPEAKERS", "VIDEOS", "UTTERANCES")
-    for name, metavar, what in (
-        ("train", two, "LibriSpeech train-clean-100, utterances per speaker"),
-        ("dev", two, "LibriSpeech dev-other"),
-        ("test", two, "LibriSpeech test-other"),
-        ("vox2", three, "VoxCeleb2 dev, utterances per video"),
-        ("vox1", three, "VoxCeleb1"),
+    flag = {"action": "store_true"}
+    per_core = "processes at a time (default: one per usable core)"
+    for name, settings, text in (
+        ("out", {}, "folder to make; a complete one is left alone"),
+        ("--seed", {"type": option("seed"), "default": SEED}, f"default {SEED}"),
+        ("--pretraining", flag, "sentences that no corpus without this option has"),
+        ("--jobs", {"type": COUNT}, per_core),
+        ("--small", flag, "a tiny corpus for tests, in seconds"),
     ):
-        default = " ".join(map(str, getattr(Sizes(), name)))
+        parser.add_argument(name, **settings, help=text)
+    for field in dataclasses.fields(Sizes):
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        counted = _COUNTED.get(len(values))
+        default = " ".join(map(str, values))
         parser.add_argument(
-            f"--{name}",
+            f"--{field.name}",
             type=COUNT,
-            nargs=len(metavar),
-            metavar=metavar,
-            help=f"{what} (default {default})",
+            nargs=counted and len(counted),
+            metavar=counted,
+            help=f"{_HELP[field.name]} (default {default})",
         )
-    parser.add_argument(
-        "--trials",
-        type=COUNT,
-        help=f"length of each VoxCeleb1 trial list (default {Sizes().trials})",
-    )
     return parser
 
 

@@ -15,6 +15,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
@@ -32,6 +33,11 @@ from lobes.system.lazy import lazy
 nn = lazy("torch.nn")
 pandas = lazy("pandas")
 plots = lazy("lobes.evaluation.plots")
+
+Row = ledger.Row
+
+#: The training that counts of every run, by ``ledger.key``.
+Runs = dict[str, Row]
 
 PAPER = ROOT / "docs" / "paper"
 
@@ -119,7 +125,7 @@ def main(argv=None):
 # Tables -----------------------------------------------------------------------
 
 
-def paper(runs, overrides, output):
+def paper(runs: Runs, overrides: Sequence[str], output: Path) -> list[str]:
     """Write the paper's tables and figures; returns the tables as Markdown."""
     texts = []
     for name, title in TITLES.items():
@@ -135,7 +141,9 @@ def paper(runs, overrides, output):
     return texts
 
 
-def paper_table(name, runs, overrides=()):
+def paper_table(
+    name: str, runs: Runs, overrides: Sequence[str] = ()
+) -> "pandas.DataFrame":
     """One of the paper's tables with ours beside it, as a DataFrame."""
     given = pandas.read_csv(PAPER / f"{name}.csv", dtype=str, keep_default_na=False)
     rows = []
@@ -173,7 +181,7 @@ def paper_table(name, runs, overrides=()):
     return pandas.DataFrame(rows)
 
 
-def grid(runs, found, output):
+def grid(runs: Runs, found: Grid, output: Path) -> list[str]:
     """Write a grid's tables, figure and curves; returns the tables as Markdown."""
     named = systems(runs, found)
     texts = []
@@ -190,7 +198,7 @@ def grid(runs, found, output):
     return texts
 
 
-def grid_tables(named):
+def grid_tables(named: dict[str, list[Row]]) -> dict[str, "pandas.DataFrame"]:
     """``selected`` systems with their test results, and ``validation`` of all rates."""
     rows = []
     for name, found in named.items():
@@ -215,7 +223,7 @@ def grid_tables(named):
 
 
 def _told(table):
-    """The table without the CER where no run has one, as those of long ago."""
+    """The table, without the CER where no run has one (as in old ledgers)."""
     names = [f"our_cer{end}" for end in _ENDS]
     return table.drop(columns=names) if table[names[0]].isna().all() else table
 
@@ -223,7 +231,7 @@ def _told(table):
 _ENDS = ("", "_std")
 
 
-def all_rates(named):
+def all_rates(named: dict[str, list[Row]]) -> "pandas.DataFrame":
     """Validation results of every learning rate of every system, as a DataFrame."""
     kept = [f"{m}{s}" for m in RATES for s in _ENDS]
     kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
@@ -235,7 +243,7 @@ def all_rates(named):
     return pandas.DataFrame(rows, columns=["system", *kept])
 
 
-def systems(runs, found):
+def systems(runs: Runs, found: Grid) -> dict[str, list[Row]]:
     """``{name: runs}`` of a grid; a system is a run with all values but the rate.
 
     Every seed in the ledger counts, whatever the grid's are, and so does every way to
@@ -259,7 +267,7 @@ def systems(runs, found):
     return named
 
 
-def by_rate(rows):
+def by_rate(rows: list[Row]) -> dict[str, list[Row]]:
     """``{learning rate: runs}``, the lowest rate first."""
     groups = {}
     for row in sorted(rows, key=lambda row: row["lr"]):
@@ -267,7 +275,7 @@ def by_rate(rows):
     return groups
 
 
-def selected(rows):
+def selected(rows: list[Row]) -> list[Row] | None:
     """The runs, one for each seed, of the rate with the best mean validation score.
 
     A diverged run's score is infinite, whatever an earlier checkpoint of it had; where
@@ -284,7 +292,7 @@ def selected(rows):
     return min(by_rate(rows).values(), key=rank, default=None)
 
 
-def summary(rows, kind):
+def summary(rows: list[Row], kind: str) -> dict[str, float]:
     """Means and standard deviations over runs, ``test`` or ``valid`` results."""
     frame = pandas.DataFrame(
         [
@@ -341,7 +349,7 @@ def _kept(changes):
 
 
 @functools.cache
-def parameters(recipe, variant, words=()):
+def parameters(recipe: str, variant: str, words: tuple[str, ...] = ()) -> int:
     """Parameters of a variant's model, counted on torch's meta device."""
     yaml = ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml"
     hparams = cost.load(yaml, words)
@@ -366,7 +374,7 @@ def _number(text):
 # Markdown ---------------------------------------------------------------------
 
 
-def markdown(table):
+def markdown(table: "pandas.DataFrame") -> str:
     """A table of this module as Markdown."""
     hidden = {c for c in table if c.endswith("_std") or c == "diverged"}
     shown = [column for column in table if column not in hidden]
@@ -393,7 +401,7 @@ def _cell(name, row):
         return f"{value}{note}" if value else "-"
     if pandas.isna(value):
         metric = name.rpartition("_")[2]
-        # What a system of one task cannot have is not missing.
+        # A single-task system has no such metric: leave the cell empty.
         told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
         absent = row.get("seeds") and metric in RATES
         return "-" if told and not absent and not name.startswith("paper") else ""
@@ -434,7 +442,7 @@ def _plot(path, table, clip=None):
     if not table[list(_METRICS)].notna().any(axis=None):
         print(f"{path.name} is not drawn: the ledger has none of its runs")
         return
-    # Whatever its last or its best validation was, what has diverged is at the edge.
+    # A diverged run is drawn at the edge, whatever its validations were.
     lost = table["diverged"] == table["seeds"]
     worst = {
         metric: table[metric].mask(lost & table[metric].notna(), ledger.WORST[metric])
@@ -456,7 +464,7 @@ def _plot_run(path, folder):
 # Two runs ---------------------------------------------------------------------
 
 
-def compare(runs, first, second):
+def compare(runs: Runs, first: str, second: str) -> str:
     """Differences of two runs in settings and metrics, as Markdown.
 
     A name may fit several seeds: their means are compared, and those of the same seed
@@ -584,7 +592,7 @@ def _significance(pair):
 # Documents --------------------------------------------------------------------
 
 
-def readme(check=False):
+def readme(check: bool = False) -> int:
     """Write the tables within the documents; with ``check`` only name the stale ones.
 
     Returns the exit status: 1 when ``check`` finds a stale one.
@@ -597,7 +605,7 @@ def readme(check=False):
     return int(check and bool(stale))
 
 
-def documents():
+def documents() -> dict[Path, str]:
     """``{path: text}`` of the documents with today's tables."""
     runs = latest(PUBLISHED)
     texts = {ROOT / "README.md": {"results": _readme_table(runs)}}
@@ -668,7 +676,7 @@ def _ours(runs, recipe, variant, steps=100_000):
 
 
 @functools.cache
-def paper_results():
+def paper_results() -> dict[tuple[str, str, int], dict[str, float]]:
     """``{(recipe, variant, steps): {"wer": percent, "eer": percent}}`` of its tests."""
     found = {}
     for name in TEST_TABLES:

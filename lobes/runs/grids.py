@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lobes.errors import UserError
@@ -47,9 +48,9 @@ _RANGE = re.compile(r"(log|lin|int):([^:]+):([^:]+)")
 class Grid:
     """Runs by name, each the words after ``train.py``; values by setting; options."""
 
-    runs: dict
-    axes: dict
-    options: list
+    runs: dict[str, list[str]]
+    axes: dict[str, list[str]]
+    options: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Member:
     """
 
     run: str
-    values: dict
+    values: dict[str, str]
     script: str
-    arguments: tuple
+    arguments: tuple[str, ...]
     recipe: str
     variant: str
     changes: dict
@@ -74,23 +75,27 @@ class Member:
     output_folder: str
 
     @property
-    def key(self):
+    def key(self) -> str:
         """What tells it from others in a ledger."""
         return ledger.key(vars(self))
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The run's name and the values of its axes."""
         return ", ".join([self.run, *(f"{k}={v}" for k, v in self.values.items())])
 
-    def command(self, ledger_path):
+    def command(self, ledger_path: str | Path) -> list[str]:
         """The command line, as a list of words."""
         own = [f"--ledger={Path(ledger_path).resolve()}", "--noprogressbar"]
         given = [word for word in self.arguments if word not in own]
         return [sys.executable, self.script, *given, *own]
 
 
-def read_grid(paths, overrides=(), only=None):
+def read_grid(
+    paths: Iterable[str],
+    overrides: Iterable[str] = (),
+    only: Sequence[str] | None = None,
+) -> Grid:
     """The grid that some files and a command line name.
 
     Arguments
@@ -156,23 +161,23 @@ def read_grid(paths, overrides=(), only=None):
     return Grid(runs, axes, options)
 
 
-def members(grid, draws=None, draw_seed=0, fill=False, many=False):
+def members(
+    grid: Grid,
+    draws: int | None = None,
+    draw_seed: int = 0,
+    fill: bool = False,
+    many: bool = False,
+) -> list[Member]:
     """All trainings of a grid, checked as far as that goes without corpora.
 
     Arguments
     ---------
-    grid : Grid
-    draws : int or None
+    draws :
         So many random values of the axes (each seed has the same), not all.
-    draw_seed : int
-    fill : bool
+    fill :
         Take what is still to be given, such as folders, as given.
-    many : bool
+    many :
         Whether there may be more than ``MANY``.
-
-    Returns
-    -------
-    list of Member
 
     Raises ``UserError`` for an unknown setting or a wrong value, and for two members
     that are the same training or would write to the same folder.
@@ -208,7 +213,7 @@ def members(grid, draws=None, draw_seed=0, fill=False, many=False):
 
 
 def _member(run, values, words, load, fill):
-    """One training; what its command line asks for is resolved."""
+    """One training, its command line resolved."""
     path, *overrides = words
     bases = [w.partition("=")[2] for w in overrides if _name(w) == "base"]
     base = bases[-1] if bases else None
@@ -362,7 +367,7 @@ def _mapping(path, name, node):
 
 
 def _add(runs, path, name, words):
-    """Another run, whose name must be new."""
+    """Add a run; its name must be new."""
     if name in runs:
         raise UserError(f"{path}: the run {name!r} stands twice; give it another name")
     runs[str(name)] = words
@@ -400,11 +405,11 @@ class Job:
         self.process = self.lock = None
 
     @property
-    def log(self):
+    def log(self) -> Path:
         """What the training prints."""
         return Path(self.member.output_folder) / "grid.txt"
 
-    def start(self):
+    def start(self) -> bool:
         """Begin or continue it; False when another grid is running it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.log.parent / ".grid.lock", "a", encoding="utf-8")
@@ -427,19 +432,19 @@ class Job:
             if self.process is None:
                 self.lock.close()
 
-    def ended(self):
-        """Whether it has, without waiting."""
+    def ended(self) -> bool:
+        """Whether it has ended; does not wait."""
         if self.process.poll() is None:
             return False
         self.lock.close()
         return True
 
-    def stop(self, kill=False):
+    def stop(self, kill: bool = False) -> None:
         """Ask it to save its state and to end."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
-    def result(self):
+    def result(self) -> tuple[str, ledger.Row | None]:
         """``(state, text)`` of a process that has ended."""
         code = self.process.returncode
         row = latest(self.ledger_path, report=False).get(self.member.key)
@@ -480,12 +485,12 @@ class Job:
         return submitit.helpers.DelayedSubmission(again)
 
 
-def latest(ledger_path, report=True):
+def latest(ledger_path: str | Path, report: bool = True) -> dict[str, ledger.Row]:
     """The training that counts of every run in a ledger, by ``ledger.key``."""
     return ledger.trainings(ledger.read(ledger_path, report))
 
 
-def same_but(row, ignored):
+def same_but(row: ledger.Row, ignored: Collection[str]) -> str:
     """Recipe, variant and changes as text, without the changes of some settings."""
     kept = {k: v for k, v in row["changes"].items() if k not in ignored}
     return ledger.key({**row, "changes": kept, "seed": None})

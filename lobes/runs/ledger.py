@@ -15,7 +15,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
@@ -37,6 +39,9 @@ distributed = lazy("lobes.system.distributed")
 evaluation_sets = lazy("lobes.data.evaluation_sets")
 torch = lazy("torch")
 
+if TYPE_CHECKING:
+    from lobes.runs.command_line import ExperimentOptions
+
 logger = logging.getLogger(__name__)
 
 DEFAULT = ROOT / "results" / "ledger.jsonl"
@@ -51,10 +56,50 @@ UNFINISHED = "unfinished"
 #: What a diverged run has reached where no validation tells, in percent.
 WORST = {"wer": 100.0, "eer": 50.0}
 
-#: Keeps in a run's folder what its training was, for the evaluations to come.
+#: The file in a run's folder that tells evaluations which training it was.
 IDENTITY = "run.json"
 
 _NEEDED = {"kind", "state", "recipe", "variant", "changes", "seed"}
+
+
+class Row(TypedDict, total=False):
+    """A line of the ledger; lines of long ago lack some of this."""
+
+    time: str
+    kind: str  # "training" or "evaluation"
+    seconds: float
+    state: str  # one of STATES
+    reason: str | None
+    steps: int | None
+    #: What tells a run from others.
+    recipe: str | None
+    variant: str | None
+    changes: dict
+    seed: int
+    #: What it has reached, in percent; ``sets`` are {task: {set: metrics}}.
+    validation: dict[str, float]
+    score: float | None
+    wer: float
+    cer: float
+    eer: float
+    sets: dict[str, dict[str, dict[str, float]]]
+    checkpoint: str
+    checkpoint_step: int
+    parameters: int
+    #: With what it was computed.
+    lr: float
+    settings: str
+    output_folder: str
+    data: dict[str, str]
+    device: str
+    processes: int
+    threads: int
+    memory: dict[str, int]
+    commit: str | None
+    versions: dict[str, str]
+    #: Of all lines of a run, only in what ``trainings`` returns.
+    total_seconds: float
+
 
 # What a field must hold where it is there; whole numbers are floats, too.
 _HOLDS = {
@@ -68,7 +113,9 @@ _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
 
 @contextlib.contextmanager
-def entry(hparams, run_opts=None):
+def entry(
+    hparams: dict, run_opts: "ExperimentOptions | None" = None
+) -> Iterator[dict]:
     """Note what happens within this context in the ledger, however it ends.
 
     Arguments
@@ -92,7 +139,7 @@ def entry(hparams, run_opts=None):
     if noted:
         _check(path)
     if noted and not run_opts:
-        # A damaged file must not show after the tests.
+        # Read it now: a fault in it must not show after the tests.
         _identity(Path(hparams["output_folder"]))
     if noted and run_opts:
         identity = {**run_opts.origin, "seed": hparams["seed"]}
@@ -120,16 +167,15 @@ def entry(hparams, run_opts=None):
                 logger.exception("%s: the run could not be noted", path)
 
 
-def ending(hparams):
+def ending(hparams: dict) -> Ending:
     """How far a training has come, as its folder tells.
 
-    It is a ``lobes.evaluation.ending.Ending``.
-
     Its steps are those of ``progress.jsonl`` or of the newest checkpoint, which a
-    signal may have saved before a row was written.
+    signal may have saved before a row was written. The rule that stops a training
+    judges the validations of ``progress.jsonl`` again: no file tells its last verdict.
     """
     rows = ProgressLog(hparams["output_folder"]).rows()
-    # The evaluation has put the stopping back to where the best checkpoint was made.
+    # The loaded rule knows the validations up to the best checkpoint only.
     rule = hparams["stopping"].anew()
     for row in rows:
         if row["stage"] == "valid":
@@ -143,13 +189,13 @@ def ending(hparams):
     return Ending(kind, steps, planned, rule.reason)
 
 
-def path_of(hparams):
+def path_of(hparams: dict) -> Path:
     """Where the ledger of a run is."""
-    # A run's folder of before there was a ledger has no such key.
+    # Runs from before there was a ledger have no such key.
     return Path((hparams["ledger"] if "ledger" in hparams else None) or DEFAULT)
 
 
-def append(path, row):
+def append(path: str | Path, row: Row) -> None:
     """Add one line; any number of processes may do so at once.
 
     A line that a killed process left unfinished is ended first, so that it spoils no
@@ -167,8 +213,8 @@ def append(path, row):
         os.fsync(stream.fileno())
 
 
-def read(path=DEFAULT, report=True):
-    """The lines of a ledger as dicts, in order; an absent ledger has none.
+def read(path: str | Path = DEFAULT, report: bool = True) -> list[Row]:
+    """The lines of a ledger, in order; an absent ledger has none.
 
     Lines that are damaged are skipped; they are named in the log and counted, unless
     ``report`` is False because they were before.
@@ -205,14 +251,14 @@ def _values(node):
     return node.values() if isinstance(node, dict) else [node]
 
 
-def key(row):
+def key(row: Row) -> str:
     """What tells a run from others: recipe, variant, changes and seed, as text."""
     changes = json.loads(json.dumps(row["changes"], default=str))
     parts = [row["recipe"], row["variant"], changes, row["seed"]]
     return json.dumps(parts, sort_keys=True)
 
 
-def trainings(rows):
+def trainings(rows: Iterable[Row]) -> dict[str, Row]:
     """The training that counts, by ``key``, of every run: the last that is done.
 
     Of a run that is not done it is the last line; ``total_seconds`` adds up all of a
@@ -229,21 +275,17 @@ def trainings(rows):
     return {k: {**row, "total_seconds": seconds[k]} for k, row in runs.items()}
 
 
-def settings_hash(tree):
+def settings_hash(tree: CommentedMap) -> str:
     """12 hexadecimal digits that change with what a merged YAML computes.
 
     Places, seed and how it is run (``lobes.settings.table``) do not count.
-
-    Arguments
-    ---------
-    tree : ruamel.yaml.comments.CommentedMap
     """
     kept = {k: plain(v) for k, v in tree.items() if counts(k, "compared")}
     text = json.dumps(kept, sort_keys=True, default=str).replace(str(ROOT), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def plain(node):
+def plain(node: Any) -> Any:
     """A YAML node as plain values, with its tag where it has one."""
     if isinstance(node, CommentedMap | dict):
         value = {str(k): plain(v) for k, v in node.items()}
@@ -269,7 +311,7 @@ def _check(path):
 
 
 def _outcome(hparams, results, error, training):
-    """How it ended and what was reached."""
+    """How the run ended, and what it reached."""
     rows = ProgressLog(hparams["output_folder"]).rows()
     end = ending(hparams)
     if "training" in results:
@@ -283,7 +325,7 @@ def _outcome(hparams, results, error, training):
     outcome = {"state": state, "reason": reason, "steps": steps}
     validation = results.get("validation")
     if state == "diverged" and not results:
-        # It is a row of the tables all the same.
+        # The tables have a row for a diverged run, too.
         validation = _last_validation(hparams, rows)
     if validation is not None:
         weights = hparams["selection"]
@@ -330,7 +372,7 @@ def _ended(end, rows):
     if end.kind == DIVERGED:
         return "diverged", end.reason
     if end.kind not in (COMPLETE, PATIENCE):
-        # A limit of the command line is no verdict on the run.
+        # The command line's limit is no verdict on the run.
         return "pre-empted", str(end)
     last = [row for row in rows if row["stage"] == "valid"][-1:]
     known = {n: v for row in last for n, v in row.items() if n in CHANCE}
@@ -374,12 +416,12 @@ def _identity(folder):
     """What the training of a run's folder was."""
     if (folder / IDENTITY).exists():
         return read_json(folder / IDENTITY, "restore it, or move it away")
-    # Of a run of before there was a ledger its folder's name tells most.
+    # A run from before there was a ledger is known by its folder's name.
     names = folder.resolve().parts[-2:]
     return {"recipe": None, "variant": "/".join(names), "changes": {}}
 
 
-def data_hashes(hparams):
+def data_hashes(hparams: dict) -> dict[str, str]:
     """``{set: "<count>:<12 digits>"}`` of every split and trial list that is there.
 
     Of a split the utterances' names count, not where they lie or their order; of a
