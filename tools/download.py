@@ -578,14 +578,11 @@ class Joined(io.RawIOBase):
 def unpack(name: str, parts: Sequence[File], folder: Path) -> None:
     """Unpack an archive into the corpus's folder, or leave nothing of it there.
 
-    Arguments
-    ---------
-    name : str
-        Of the archive, without ``_partaa``.
-    parts : list of File
-        In order; one for a whole archive. A zip, or a tar that may be compressed.
-    folder : Path
-        Of the corpus: ``LibriSpeech``, ``VoxCeleb1``, ``VoxCeleb2``.
+    Arguments:
+        name: Of the archive, without ``_partaa``.
+        parts: In order; one for a whole archive. A zip, or a tar that may be
+            compressed.
+        folder: Of the corpus: ``LibriSpeech``, ``VoxCeleb1``, ``VoxCeleb2``.
 
     Everything goes to a temporary folder first. Nothing that is there with other
     content is overwritten: documents beside the subsets, which each archive brings

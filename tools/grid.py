@@ -153,15 +153,11 @@ def run(jobs, at_a_time):
 def submit(jobs, parameters, at_a_time, cluster="slurm"):
     """Hand the jobs to a cluster as one array; returns the exit status.
 
-    Arguments
-    ---------
-    jobs : list of lobes.runs.grids.Job
-    parameters : dict
-        Of submitit's executor.
-    at_a_time : int
-        Jobs of the array that may run at once.
-    cluster : str
-        ``slurm``; ``local`` and ``debug`` are submitit's stand-ins.
+    Arguments:
+        jobs (list of lobes.runs.grids.Job)
+        parameters (dict): Of submitit's executor.
+        at_a_time (int): Jobs of the array that may run at once.
+        cluster (str): ``slurm``; ``local`` and ``debug`` are submitit's stand-ins.
     """
     try:
         import submitit

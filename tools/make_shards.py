@@ -113,20 +113,14 @@ def make_shards(
 ) -> Sharding:
     """Put the utterances of prepared CSVs into shards, or go on with that.
 
-    Arguments
-    ---------
-    csvs : sequence of str
-        Prepared CSVs, of different names.
-    out : str or Path
-        Folder for the shards, and for the CSVs that refer to them.
-    shard_size : int
-        Bytes of audio files that a shard holds at most; a larger file has one for
-        itself.
-    to : str
-        ``flac`` decodes m4a files and stores them with 16 bits, to be read in parts.
-        None stores every file as it is.
-    num_workers : int
-        Processes, by default one for each core.
+    Arguments:
+        csvs: Prepared CSVs, of different names.
+        out: Folder for the shards, and for the CSVs that refer to them.
+        shard_size: Bytes of audio files that a shard holds at most; a larger file has
+            one for itself.
+        to: ``flac`` decodes m4a files and stores them with 16 bits, to be read in
+            parts. None stores every file as it is.
+        num_workers: Processes, by default one for each core.
 
     Raises ``UserError`` for a CSV that cannot be read, a file that is missing,
     unreadable or changes meanwhile, an ID that is no name for a member, outputs

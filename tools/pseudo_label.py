@@ -51,28 +51,17 @@ def pseudo_label(
 ) -> str:
     """Transcribe the utterances of CSVs with a HuggingFace speech recogniser.
 
-    Arguments
-    ---------
-    csvs : sequence of str
-        Prepared CSVs, with columns ID, wav, start, stop.
-    model : str
-        A name of the hub, or a local folder.
-    output : Path
-        File of JSON lines; what is missing is appended.
-    batch_samples : int
-        Samples in a batch; Whisper makes 480,000 of every utterance.
-    device : str
-        Such as cpu, cuda or cuda:1; by default cuda if there is one.
-    dtype : str
-        Of the weights and of the computation.
-    language : str
-        Tells Whisper the language (en), which else is detected.
-    num_workers : int
-        Reading processes, by default one for each core, and 8 at most.
+    Arguments:
+        csvs: Prepared CSVs, with columns ID, wav, start, stop.
+        model: A name of the hub, or a local folder.
+        output: File of JSON lines; what is missing is appended.
+        batch_samples: Samples in a batch; Whisper makes 480,000 of every utterance.
+        device: Such as cpu, cuda or cuda:1; by default cuda if there is one.
+        dtype: Of the weights and of the computation.
+        language: Tells Whisper the language (en), which else is detected.
+        num_workers: Reading processes, by default one for each core, and 8 at most.
 
-    Returns
-    -------
-    str
+    Returns:
         What was done.
     """
     if batch_samples < 1:
@@ -241,13 +230,10 @@ class Recogniser:
 class Output:
     """The file of transcripts, opened for the lines that are missing.
 
-    Arguments
-    ---------
-    path : str
-    heading : dict
-        First line of the file; another one is refused.
-    utterances : Waveforms
-        Whose IDs alone may stand in the file.
+    Arguments:
+        path
+        heading: First line of the file; another one is refused.
+        utterances: Whose IDs alone may stand in the file.
     """
 
     def __init__(self, path: str | Path, heading: dict, utterances: Waveforms):

@@ -62,20 +62,15 @@ def read_audio(
 ) -> np.ndarray:
     """Samples ``start`` to ``stop`` (exclusive) of one 16 kHz mono file.
 
-    Arguments
-    ---------
-    path
-        A .wav or .flac file, of which only the asked part is read, or an .m4a
-        file, which is decoded whole and sliced.
-    start, stop
-        In samples; ``stop=None`` reads to the end.
-    window
-        Offset and size in bytes of the audio file inside of ``path``, whose name
-        then says nothing about its format.
+    Arguments:
+        path: A .wav or .flac file, of which only the asked part is read, or an .m4a
+            file, which is decoded whole and sliced.
+        start, stop: In samples; ``stop=None`` reads to the end.
+        window: Offset and size in bytes of the audio file inside of ``path``, whose
+            name then says nothing about its format.
 
-    Returns
-    -------
-    float32 ``[time]``, integer formats scaled to [-1, 1).
+    Returns:
+        float32 ``[time]``, integer formats scaled to [-1, 1).
 
     Raises ``UserError`` for a file that is missing or unreadable, has another
     rate or several channels, is shorter than ``stop`` or than its own header

@@ -26,26 +26,19 @@ if TYPE_CHECKING:
 class EvaluationSet:
     """Every utterance of a CSV once, whole or its first seconds.
 
-    Arguments
-    ---------
-    csv
-        The CSV, read by ``open``.
-    labels
-        Labels by name; none for speakers that were never trained on.
-    trial_lists
-        Trial lists as preparation was given them. It wrote each under its own name
-        beside the CSV, and there they are read.
-    trial_paths
-        Further lists, read from where they are; their IDs are the CSV's. With any
-        list, only utterances named in one are read.
-    crop_seconds
-        Take the first seconds of each utterance only (the paper's validation of
-        the speaker task); None takes it whole.
-    max_batch_samples
-        Budget of a batch, padding counted; None takes one utterance at a time.
-        The encoder gives the same frames either way (``lobes.model.encoder``).
-    num_workers, timeout
-        See ``lobes.data.streams.TaskStream``.
+    Arguments:
+        csv: The CSV, read by ``open``.
+        labels: Labels by name; none for speakers that were never trained on.
+        trial_lists: Trial lists as preparation was given them. It wrote each under its
+            own name beside the CSV, and there they are read.
+        trial_paths: Further lists, read from where they are; their IDs are the CSV's.
+            With any list, only utterances named in one are read.
+        crop_seconds: Take the first seconds of each utterance only (the paper's
+            validation of the speaker task); None takes it whole.
+        max_batch_samples: Budget of a batch, padding counted; None takes one utterance
+            at a time. The encoder gives the same frames either way
+            (``lobes.model.encoder``).
+        num_workers, timeout: See ``lobes.data.streams.TaskStream``.
 
     Raises ``UserError`` for two trial lists of one name.
     """
@@ -165,14 +158,10 @@ def open_sets(
 class EvaluationStream(LoopedLoader):
     """The batches of several evaluation sets as ``{task: Batch}``, one after another.
 
-    Arguments
-    ---------
-    sets
-        Task names and opened sets.
-    pin_memory
-        Whether batches are copied to page-locked memory.
-    title
-        What a progress bar calls it; None shows none.
+    Arguments:
+        sets: Task names and opened sets.
+        pin_memory: Whether batches are copied to page-locked memory.
+        title: What a progress bar calls it; None shows none.
     """
 
     def __init__(

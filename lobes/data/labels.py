@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 class Label:
     """What a stream or evaluation set asks of a label; ``encode`` must be written.
 
-    Attributes
-    ----------
-    column
-        The CSV's column that the label is made of.
+    Attributes:
+        column: The CSV's column that the label is made of.
     """
 
     column: str
@@ -35,13 +33,10 @@ class Label:
     def check(self, path: str | PathLike, table: "pandas.DataFrame") -> None:
         """Raise ``UserError`` for a row of a CSV that cannot be encoded.
 
-        Arguments
-        ---------
-        path
-            Where the table was read, for messages.
-        table
-            As ``lobes.data.utterance_tables.read_table`` gives it: the index is the
-            line in the CSV.
+        Arguments:
+            path: Where the table was read, for messages.
+            table: As ``lobes.data.utterance_tables.read_table`` gives it: the index is
+                the line in the CSV.
         """
 
     def digest(self) -> str | None:
@@ -60,12 +55,9 @@ class Label:
 class Letters(Label):
     """Transcripts as symbol indices for CTC.
 
-    Arguments
-    ---------
-    column
-        CSV column with the transcript.
-    vocabulary
-        The symbols; by default the paper's 32.
+    Arguments:
+        column: CSV column with the transcript.
+        vocabulary: The symbols; by default the paper's 32.
     """
 
     def __init__(self, column: str = "wrd", vocabulary: Vocabulary | None = None):
@@ -110,14 +102,11 @@ class Letters(Label):
 class Categories(Label):
     """The values of a column as class indices, in sorted order.
 
-    Arguments
-    ---------
-    csv
-        The training CSV whose values are the classes, or several that share one set
-        of classes. It is read when first needed: it may be prepared after this
-        object was made.
-    column
-        The column, ``spk_id`` for speakers.
+    Arguments:
+        csv: The training CSV whose values are the classes, or several that share one
+            set of classes. It is read when first needed: it may be prepared after this
+            object was made.
+        column: The column, ``spk_id`` for speakers.
     """
 
     def __init__(self, csv: CSVPaths, column: str = "spk_id"):

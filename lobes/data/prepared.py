@@ -40,10 +40,8 @@ def name_csv_folders(tree: dict):
     user's own CSVs, and else a folder in that, named after the options of the
     preparation. It stays a reference: another ``prepared_folder`` moves it.
 
-    Arguments
-    ---------
-    tree : ruamel.yaml.comments.CommentedMap
-        The merged settings; changed in place.
+    Arguments:
+        tree: The merged settings; changed in place.
     """
     for corpus, folder in CORPORA.items():
         key = f"{corpus}_csv_folder"
@@ -58,10 +56,9 @@ def name_csv_folders(tree: dict):
 def options_digest(options: dict) -> str:
     """Ten hexadecimal digits of what decides the content of prepared CSVs.
 
-    Arguments
-    ---------
-    options : dict
-        Arguments of ``prepare_librispeech`` or ``prepare_voxceleb`` (JSON types).
+    Arguments:
+        options: Arguments of ``prepare_librispeech`` or ``prepare_voxceleb`` (JSON
+            types).
     """
     kept = {k: v for k, v in options.items() if k not in _SAME_CONTENT}
     if options.get("strict"):
@@ -75,12 +72,9 @@ def options_digest(options: dict) -> str:
 def record_test_sets(folder: str | Path, test_sets: Mapping):
     """Write ``test_sets.json``: what the opened test sets of a training hold.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Output folder of the run.
-    test_sets : dict
-        Task to ``{name: EvaluationSet}``, all opened.
+    Arguments:
+        folder: Output folder of the run.
+        test_sets: Task to ``{name: EvaluationSet}``, all opened.
     """
     rows = {
         f"{task}/{name}": {"csv": str(one.csv), "digest": one.digest()}
@@ -97,12 +91,9 @@ def check_test_sets(
 
     Where the audio lies does not count. A run without a record is not compared.
 
-    Arguments
-    ---------
-    folder, test_sets
-        As for ``record_test_sets``; the sets need not be opened.
-    rank, world_size : int
-        Of this process, as ``EvaluationSet.open`` takes them.
+    Arguments:
+        folder, test_sets: As for ``record_test_sets``; the sets need not be opened.
+        rank, world_size: Of this process, as ``EvaluationSet.open`` takes them.
 
     Raises ``UserError`` for a damaged record, and for a set that is absent, or with
     other utterances, labels or trials.

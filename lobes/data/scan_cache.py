@@ -43,12 +43,9 @@ class ScanCache:
     loses what was being decoded and nothing else. Torn and damaged records do not
     count: their files are decoded again.
 
-    Arguments
-    ---------
-    path : str or Path
-        The file of the cache; the first ``add`` makes it.
-    root : str or Path
-        Audio files are known by their path below it: a corpus may move.
+    Arguments:
+        path: The file of the cache; the first ``add`` makes it.
+        root: Audio files are known by their path below it: a corpus may move.
     """
 
     def __init__(self, path: str | Path, root: str | Path):
@@ -64,18 +61,15 @@ class ScanCache:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Look files up, and take note of them for ``add``.
 
-        Arguments
-        ---------
-        paths : list of str
-        statistics : bool
-            Whether a length alone is not enough.
-        windows : sequence or None
-            For each file its offset and size in bytes within ``paths``, or None.
+        Arguments:
+            paths
+            statistics: Whether a length alone is not enough.
+            windows: For each file its offset and size in bytes within ``paths``, or
+                None.
 
-        Returns
-        -------
-        (known, frames, mean, std)
-            Arrays ``[file]``: bool, int64 and float64; 0 where nothing is known.
+        Returns:
+            (known, frames, mean, std): Arrays ``[file]``: bool, int64 and float64; 0
+                where nothing is known.
         """
         keys = bytearray()
         for place, path in enumerate(paths):

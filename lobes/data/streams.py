@@ -41,24 +41,17 @@ logger = logging.getLogger(__name__)
 class TaskStream:
     """Endless batches of one task; subclasses decide which.
 
-    Arguments
-    ---------
-    csv
-        Training CSV, read by ``open`` (it may not exist before). Several are one
-        corpus, in this order; no ID may stand in two of them. The attribute ``csv``
-        names them all, for messages.
-    labels
-        Labels by name.
-    seed
-        Order of the utterances and places of the crops.
-    num_workers
-        Reading processes; 0 reads in the training process.
-    timeout
-        Seconds that they may take for a batch; 0 waits for ever.
-    length_grid_seconds
-        Pad every batch to a multiple of it, and batches of crops to the crop. There
-        are few shapes then, which suits what is prepared for each shape. 0 pads to
-        the longest only.
+    Arguments:
+        csv: Training CSV, read by ``open`` (it may not exist before). Several are one
+            corpus, in this order; no ID may stand in two of them. The attribute ``csv``
+            names them all, for messages.
+        labels: Labels by name.
+        seed: Order of the utterances and places of the crops.
+        num_workers: Reading processes; 0 reads in the training process.
+        timeout: Seconds that they may take for a batch; 0 waits for ever.
+        length_grid_seconds: Pad every batch to a multiple of it, and batches of crops
+            to the crop. There are few shapes then, which suits what is prepared for
+            each shape. 0 pads to the longest only.
     """
 
     #: Where a new stream stands; each subclass has its own kind of position.
@@ -154,19 +147,16 @@ class LengthBuckets(TaskStream):
     length with a random jitter, cuts batches, and shuffles them. A position is
     (pass, batch within the pass).
 
-    Arguments
-    ---------
-    csv, labels, options
-        See ``TaskStream``.
-    max_batch_samples
-        Budget of all processes together, without accumulation per optimizer step.
-        With it the step has as many budgets as parts, as one: its batch is cut whole,
-        then divided, so that the parts differ by an utterance at most.
-    length_jitter
-        Relative disturbance of the lengths before sorting: 0 gives the least
-        padding and the same neighbours in every pass.
-    max_utterance_seconds
-        Longer utterances are left out, and counted; None leaves out none.
+    Arguments:
+        csv, labels, options: See ``TaskStream``.
+        max_batch_samples: Budget of all processes together, without accumulation per
+            optimizer step. With it the step has as many budgets as parts, as one: its
+            batch is cut whole, then divided, so that the parts differ by an utterance
+            at most.
+        length_jitter: Relative disturbance of the lengths before sorting: 0 gives the
+            least padding and the same neighbours in every pass.
+        max_utterance_seconds: Longer utterances are left out, and counted; None leaves
+            out none.
     """
 
     first_position = (0, 0)
@@ -282,16 +272,13 @@ class RandomCrops(TaskStream):
     place. An utterance shorter than the crop is taken whole and padded. A position
     counts crops from the start.
 
-    Arguments
-    ---------
-    csv, labels, options
-        See ``TaskStream``.
-    crop_seconds
-        Length of a crop in seconds.
-    max_batch_samples
-        Budget of all processes together, without accumulation per optimizer step; a
-        batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
-        With accumulation the step has as many budgets as parts, as one.
+    Arguments:
+        csv, labels, options: See ``TaskStream``.
+        crop_seconds: Length of a crop in seconds.
+        max_batch_samples: Budget of all processes together, without accumulation per
+            optimizer step; a batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s
+            (paper section 4.4). With accumulation the step has as many budgets as
+            parts, as one.
     """
 
     first_position = 0
@@ -378,24 +365,17 @@ class TrainStream(LoopedLoader):
     checkpoint holds the position of every stream and the step within the epoch, as
     JSON (``TrainState``).
 
-    Arguments
-    ---------
-    streams
-        The opened stream of each task. Tasks that share a stream share its batches.
-    steps
-        Batches in all; the last epoch may be shorter.
-    epoch_length
-        Batches between two validations.
-    pin_memory
-        Whether batches are copied to page-locked memory.
-    batches_per_step
-        Of these batches so many make one optimizer step.
-    valid_sets
-        The set of each task that chooses the best checkpoint.
-    allow_changes
-        Whether a checkpoint of a run with other data may be gone on from.
-    output_folder
-        Where such changes are recorded; None records none.
+    Arguments:
+        streams: The opened stream of each task. Tasks that share a stream share its
+            batches.
+        steps: Batches in all; the last epoch may be shorter.
+        epoch_length: Batches between two validations.
+        pin_memory: Whether batches are copied to page-locked memory.
+        batches_per_step: Of these batches so many make one optimizer step.
+        valid_sets: The set of each task that chooses the best checkpoint.
+        allow_changes: Whether a checkpoint of a run with other data may be gone on
+            from.
+        output_folder: Where such changes are recorded; None records none.
     """
 
     limit: int | None = None

@@ -31,14 +31,10 @@ _SHOWN_LINES = 3
 class Trials:
     """A list of verification trials; trial ``i`` is line ``i + 1`` of ``path``.
 
-    Attributes
-    ----------
-    labels
-        bool ``[trials]``, True for two utterances of the same speaker.
-    enrol, test
-        Utterance IDs of the two sides.
-    path
-        Where the list was read, for messages.
+    Attributes:
+        labels: bool ``[trials]``, True for two utterances of the same speaker.
+        enrol, test: Utterance IDs of the two sides.
+        path: Where the list was read, for messages.
     """
 
     labels: np.ndarray
@@ -65,14 +61,11 @@ def read_trials(path: str | PathLike, allow_repeats: bool = False) -> Trials:
 
     Windows line ends, a byte order mark and empty lines at the end are fine.
 
-    Arguments
-    ---------
-    path
-        The list.
-    allow_repeats
-        Accept a pair that occurs again with the same label, as lists drawn
-        with replacement may have. Every occurrence then counts as a trial, as
-        in published results. Contradicting labels are refused in any case.
+    Arguments:
+        path: The list.
+        allow_repeats: Accept a pair that occurs again with the same label, as lists
+            drawn with replacement may have. Every occurrence then counts as a trial, as
+            in published results. Contradicting labels are refused in any case.
 
     Raises one ``UserError`` that lists the problems of the whole file with
     their line numbers: lines without exactly three fields, other labels,
@@ -89,14 +82,10 @@ def scorable_trials(
 ) -> Trials:
     """The trials by ID, if they can be scored on the utterances of a table.
 
-    Arguments
-    ---------
-    trials
-        By ID, or by the ends of their files' paths.
-    csv
-        Where the table was read.
-    table
-        All rows of ``lobes.data.utterance_tables.read_table``.
+    Arguments:
+        trials: By ID, or by the ends of their files' paths.
+        csv: Where the table was read.
+        table: All rows of ``lobes.data.utterance_tables.read_table``.
 
     A warning counts trials of two utterances that are the same audio, whose score is
     always the highest, and labels that contradict the column ``spk_id``. Raises
@@ -146,17 +135,12 @@ def check_trials(
 ) -> Trials:
     """The trials by ID; raises ``UserError`` for an utterance that is not known.
 
-    Arguments
-    ---------
-    trials
-        By ID, or, with ``paths``, by the ends of files' paths.
-    known_ids
-        IDs that can be scored.
-    source
-        Where these IDs come from (say, the CSV's path), for the message.
-    paths
-        The audio file of each ID. An utterance may then also be named by the end of
-        its file's path, with any or no ending, as VoxCeleb's lists do.
+    Arguments:
+        trials: By ID, or, with ``paths``, by the ends of files' paths.
+        known_ids: IDs that can be scored.
+        source: Where these IDs come from (say, the CSV's path), for the message.
+        paths: The audio file of each ID. An utterance may then also be named by the end
+            of its file's path, with any or no ending, as VoxCeleb's lists do.
     """
     known_ids = list(known_ids)
     known = set(known_ids)

@@ -32,26 +32,21 @@ def read_table(
 ) -> "pandas.DataFrame":
     """Read one CSV of utterances.
 
-    Arguments
-    ---------
-    path
-        CSV with a header. ``ID`` and ``wav`` are required; ``duration``
-        (seconds) or ``start`` and ``stop`` (samples) give the extent. ``mean``
-        and ``std`` of the whole utterance are optional: with them a crop is read
-        alone. So are ``offset`` and ``size``, the bytes of the file ``wav`` that the
-        utterance's own file takes up (shards made by tools/make_shards.py). A
-        relative ``wav`` is relative to the CSV's folder.
-    columns
-        Further columns that must be there (``wrd``, ``spk_id``, ...).
-    extent
-        Whether the extent must be there. The table of a CSV without it has neither
-        ``start`` nor ``stop``.
+    Arguments:
+        path: CSV with a header. ``ID`` and ``wav`` are required; ``duration`` (seconds)
+            or ``start`` and ``stop`` (samples) give the extent. ``mean`` and ``std`` of
+            the whole utterance are optional: with them a crop is read alone. So are
+            ``offset`` and ``size``, the bytes of the file ``wav`` that the utterance's
+            own file takes up (shards made by tools/make_shards.py). A relative ``wav``
+            is relative to the CSV's folder.
+        columns: Further columns that must be there (``wrd``, ``spk_id``, ...).
+        extent: Whether the extent must be there. The table of a CSV without it has
+            neither ``start`` nor ``stop``.
 
-    Returns
-    -------
-    All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and ``size``
-    are int64 as well. Text columns hold str (an empty cell is an empty string). The
-    index is the line in the file, for messages.
+    Returns:
+        All columns, plus ``start`` and ``stop`` as int64 samples; ``offset`` and
+        ``size`` are int64 as well. Text columns hold str (an empty cell is an empty
+        string). The index is the line in the file, for messages.
 
     Raises ``UserError``, which names the line, for a file that is absent, not UTF-8,
     without rows or a column, for an ID that stands twice, for a row with too few or

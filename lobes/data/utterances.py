@@ -44,27 +44,19 @@ _loading_processes = set()
 class Batch:
     """Utterances of one task.
 
-    Attributes
-    ----------
-    ids
-        Utterance IDs.
-    wavs
-        Waveforms [batch, samples], float32, 16 kHz. Each utterance had zero mean
-        and unit variance as a whole before it was cropped. Zeros pad the end; with
-        a grid of lengths the longest is padded, too.
-    lengths
-        Samples of each waveform [batch], int64. They stay on the host: asking
-        whether anything is padded then costs no device synchronisation.
-    labels
-        What each label made of its column, by the label's name: a tensor [batch],
-        or a padded tensor and its lengths, which stay on the host.
-    columns
-        The text of each label's column as it stands in the CSV, by column.
-    position
-        Where the stream stands once this batch has been used.
-    share
-        The part of the optimizer step's utterances that all processes together take
-        now. It is 1 unless gradients are accumulated.
+    Attributes:
+        ids: Utterance IDs.
+        wavs: Waveforms [batch, samples], float32, 16 kHz. Each utterance had zero mean
+            and unit variance as a whole before it was cropped. Zeros pad the end; with
+            a grid of lengths the longest is padded, too.
+        lengths: Samples of each waveform [batch], int64. They stay on the host: asking
+            whether anything is padded then costs no device synchronisation.
+        labels: What each label made of its column, by the label's name: a tensor
+            [batch], or a padded tensor and its lengths, which stay on the host.
+        columns: The text of each label's column as it stands in the CSV, by column.
+        position: Where the stream stands once this batch has been used.
+        share: The part of the optimizer step's utterances that all processes together
+            take now. It is 1 unless gradients are accumulated.
     """
 
     ids: list[str]
@@ -102,14 +94,10 @@ class Utterances(torch.utils.data.Dataset):
 
     An item is a whole batch: ``utterances[position, requests]``.
 
-    Arguments
-    ---------
-    csv
-        One CSV, or several that are one corpus.
-    labels
-        Labels by name; each is checked against every CSV.
-    grid
-        Batches are padded to a multiple of so many samples.
+    Arguments:
+        csv: One CSV, or several that are one corpus.
+        labels: Labels by name; each is checked against every CSV.
+        grid: Batches are padded to a multiple of so many samples.
 
     Raises ``UserError`` for any problem of the CSVs.
     """

@@ -19,18 +19,15 @@ VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQ
 class Vocabulary:
     """Turn upper-case transcripts into symbol indices and back.
 
-    Arguments
-    ---------
-    symbols
-        Symbols by index; the first is the CTC blank, ``|`` the word boundary.
+    Arguments:
+        symbols: Symbols by index; the first is the CTC blank, ``|`` the word boundary.
 
-    Example
-    -------
-    >>> vocabulary = Vocabulary()
-    >>> vocabulary.encode("I SEE")
-    [10, 4, 12, 5, 5]
-    >>> vocabulary.decode([0, 10, 10, 4, 0, 12, 5, 0, 5])
-    'I SEE'
+    Example:
+        >>> vocabulary = Vocabulary()
+        >>> vocabulary.encode("I SEE")
+        [10, 4, 12, 5, 5]
+        >>> vocabulary.decode([0, 10, 10, 4, 0, 12, 5, 0, 5])
+        'I SEE'
     """
 
     blank_index = 0
@@ -94,19 +91,15 @@ def edit_distances(
 
     Many pairs at once: one row of Levenshtein's table is a few array operations.
 
-    Arguments
-    ---------
-    references, hypotheses
-        Pairs of texts (letters count) or of lists of words.
+    Arguments:
+        references, hypotheses: Pairs of texts (letters count) or of lists of words.
 
-    Returns
-    -------
-    int64 ``[pairs]``.
+    Returns:
+        int64 ``[pairs]``.
 
-    Example
-    -------
-    >>> edit_distances(["A CAT", ""], ["A BAT X", "NO"]).tolist()
-    [3, 2]
+    Example:
+        >>> edit_distances(["A CAT", ""], ["A BAT X", "NO"]).tolist()
+        [3, 2]
     """
     lengths = np.array(
         [(len(r), len(h)) for r, h in zip(references, hypotheses, strict=True)]

@@ -55,20 +55,15 @@ def assess(
 ) -> Assessment:
     """Everything that belongs beside an evaluation's metrics.
 
-    Arguments
-    ---------
-    folder : str or Path
-        With the tasks' files; ``utterances_<set>.csv`` are written into it: ID,
-        speaker, sex and seconds of every utterance, as far as they are known.
-    results : dict
-        ``{task: {set or trial list: {metric: value}}}``.
-    evaluation_sets : dict
-        ``{task: {name: lobes.data.evaluation_sets.EvaluationSet}}``, opened.
-    hparams : dict
-        Used here: the corpora's folders, ``prepared_folder``, ``num_workers``,
-        ``mfcc_baseline``.
-    progress : bool
-        Show a bar for the baseline.
+    Arguments:
+        folder: With the tasks' files; ``utterances_<set>.csv`` are written into it: ID,
+            speaker, sex and seconds of every utterance, as far as they are known.
+        results: ``{task: {set or trial list: {metric: value}}}``.
+        evaluation_sets: ``{task: {name: lobes.data.evaluation_sets.EvaluationSet}}``,
+            opened.
+        hparams: Used here: the corpora's folders, ``prepared_folder``, ``num_workers``,
+            ``mfcc_baseline``.
+        progress: Show a bar for the baseline.
     """
     folder, sexes = Path(folder), speaker_sexes(hparams)
     assessment: Assessment = {

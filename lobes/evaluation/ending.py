@@ -11,16 +11,13 @@ STEP_LIMIT, DEBUG = "step limit", "debug"
 class Ending:
     """How a training ended.
 
-    Attributes
-    ----------
-    kind : str
-        ``complete``: all steps were taken; ``patience``: a metric stalled;
-        ``diverged``; ``step limit``: ``--optimizer_step_limit`` was reached;
-        ``debug``: SpeechBrain's debug mode takes a few batches only.
-    steps, planned : int
-        Optimizer steps that were taken, and those that the run should have had.
-    reason : str or None
-        What the early stopping said, in one line.
+    Attributes:
+        kind: ``complete``: all steps were taken; ``patience``: a metric stalled;
+            ``diverged``; ``step limit``: ``--optimizer_step_limit`` was reached;
+            ``debug``: SpeechBrain's debug mode takes a few batches only.
+        steps, planned: Optimizer steps that were taken, and those that the run should
+            have had.
+        reason: What the early stopping said, in one line.
     """
 
     kind: str

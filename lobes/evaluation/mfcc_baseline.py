@@ -57,23 +57,17 @@ def mfcc_baseline(
     the baseline: its means and deviations are those of the evaluated utterances
     themselves, which a real system could not know.
 
-    Arguments
-    ---------
-    csv_path : str or Path
-        Table with the columns ``ID`` and ``wav`` and, where only a part of
-        the file is the utterance, ``start`` and ``stop`` in samples; ``offset`` and
-        ``size`` in bytes where the file is in a shard.
-    trials_path : str or Path
-        Lines of ``label enrol_ID test_ID``.
-    progress : bool
-        Show a progress bar on standard error.
+    Arguments:
+        csv_path: Table with the columns ``ID`` and ``wav`` and, where only a part of
+            the file is the utterance, ``start`` and ``stop`` in samples; ``offset`` and
+            ``size`` in bytes where the file is in a shard.
+        trials_path: Lines of ``label enrol_ID test_ID``.
+        progress: Show a progress bar on standard error.
 
-    Returns
-    -------
-    dict
-        ``eer_raw`` and ``eer_znorm`` in percent: with the mean vectors as they
-        are, and with each coefficient scaled to zero mean and unit variance
-        over the utterances of the trials.
+    Returns:
+        ``eer_raw`` and ``eer_znorm`` in percent: with the mean vectors as they are, and
+        with each coefficient scaled to zero mean and unit variance over the utterances
+        of the trials.
 
     Raises ``UserError`` for lists, tables and audio that cannot be used.
     """
@@ -102,11 +96,9 @@ def baseline_scores(
 ) -> dict[str, np.ndarray]:
     """Scores ``[trials]`` of the mean vectors as they are, ``raw``, and ``znorm``.
 
-    Arguments
-    ---------
-    trials : lobes.data.trials.Trials
-    vectors : dict
-        ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
+    Arguments:
+        trials
+        vectors: ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
     """
     names = trials.utterances()
     matrix = np.stack([vectors[name] for name in names])
@@ -128,20 +120,14 @@ def mean_mfccs(
 ) -> dict[str, np.ndarray]:
     """Mean MFCC vector of every utterance.
 
-    Arguments
-    ---------
-    pieces : sequence of Piece
-    cache : str or Path
-        A file that keeps the vectors by place and change time of the audio, so that
-        they are computed once. The log tells where it cannot be written.
-    threads : int
-        Threads that read and compute.
-    progress : bool
-        Show a progress bar on standard error.
+    Arguments:
+        pieces
+        cache: A file that keeps the vectors by place and change time of the audio, so
+            that they are computed once. The log tells where it cannot be written.
+        threads: Threads that read and compute.
+        progress: Show a progress bar on standard error.
 
-    Returns
-    -------
-    dict
+    Returns:
         ID to float64 ``[COEFFICIENTS]``.
 
     Raises ``UserError`` for audio that cannot be read or is shorter than one window.

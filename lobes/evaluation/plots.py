@@ -125,14 +125,11 @@ def learning_rates_figure(
     One panel for each metric that has values; diverged runs are drawn as triangles at
     the upper edge. Where the paper's values are known, they are pale and dashed.
 
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN where
-        absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
-    clip : dict
-        Metric to the percentage above which values are clipped. By default those that
-        are not better than chance are clipped, when there are others.
+    Arguments:
+        table: Columns ``system``, ``lr``, and any of ``wer`` and ``eer`` (percent, NaN
+            where absent), ``wer_std``, ``eer_std``, ``paper_wer``, ``paper_eer``.
+        clip: Metric to the percentage above which values are clipped. By default those
+            that are not better than chance are clipped, when there are others.
 
     Raises ``UserError`` when there are no values.
     """
@@ -362,14 +359,11 @@ def curves_figure(training: pandas.DataFrame, validation: pandas.DataFrame) -> F
     of a long run are drawn pale with their running mean on top. A vertical
     line marks the validation with the lowest ``score``.
 
-    Arguments
-    ---------
-    training : pandas.DataFrame
-        Column ``step``, and any of ``<task>_loss``, ``<task>_weight``, ``lr``;
-        NaN where a value is absent.
-    validation : pandas.DataFrame
-        Column ``step``, any ``<task>_loss``, and metrics (``wer`` and ``eer``
-        in percent, ``score``, others), one panel each.
+    Arguments:
+        training: Column ``step``, and any of ``<task>_loss``, ``<task>_weight``,
+            ``lr``; NaN where a value is absent.
+        validation: Column ``step``, any ``<task>_loss``, and metrics (``wer`` and
+            ``eer`` in percent, ``score``, others), one panel each.
 
     Raises ``UserError`` when neither table holds a number.
     """

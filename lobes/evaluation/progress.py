@@ -24,12 +24,9 @@ class ProgressLog:
     resumed run drops the rows after its checkpoint, so that each step stands
     once.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Where ``progress.jsonl`` lies; TensorBoard files go to ``tensorboard/``.
-    tensorboard : bool
-        Also write TensorBoard files (extra ``tensorboard``).
+    Arguments:
+        folder: Where ``progress.jsonl`` lies; TensorBoard files go to ``tensorboard/``.
+        tensorboard: Also write TensorBoard files (extra ``tensorboard``).
     """
 
     def __init__(self, folder: str | Path, tensorboard: bool = False):

@@ -101,16 +101,11 @@ def publish(folder: str | Path, run: str | Path | None = None) -> bool:
 def write_report(folder: str | Path, run: str | Path | None = None) -> Path:
     """Write ``report.html``: one file with everything in it, and no scripts.
 
-    Arguments
-    ---------
-    folder : str or Path
-        An evaluation's files (``results.json`` and what lies beside it).
-    run : str or Path
-        The training's output folder, where that is another one.
+    Arguments:
+        folder: An evaluation's files (``results.json`` and what lies beside it).
+        run: The training's output folder, where that is another one.
 
-    Returns
-    -------
-    Path
+    Returns:
         The page.
     """
     folder = Path(folder)

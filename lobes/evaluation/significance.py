@@ -121,13 +121,11 @@ def rate_interval(
 ) -> Interval | None:
     """Interval of an error rate over all words or letters; None below two units.
 
-    Arguments
-    ---------
-    counts : tuple
-        Errors and lengths, ``[utterances]`` each: ``Words.wer`` or ``Words.cer``.
-    ids : sequence of str
-    speakers : dict
-        ID to speaker; where one is missing, utterances are drawn.
+    Arguments:
+        counts: Errors and lengths, ``[utterances]`` each: ``Words.wer`` or
+            ``Words.cer``.
+        ids
+        speakers: ID to speaker; where one is missing, utterances are drawn.
     """
     units, over = _units(ids, speakers)
     return _interval(_rates(*counts, units), over, units)
@@ -138,14 +136,11 @@ def eer_interval(
 ) -> Interval | None:
     """Interval of the EER of a trial list; None below two units.
 
-    Arguments
-    ---------
-    trials : lobes.data.trials.Trials
-    scores : numpy.ndarray
-        ``[trials]``.
-    speakers : dict
-        ID to speaker. Where one is missing, the utterances that same-speaker trials
-        link are taken for those of one speaker.
+    Arguments:
+        trials
+        scores: ``[trials]``.
+        speakers: ID to speaker. Where one is missing, the utterances that same-speaker
+            trials link are taken for those of one speaker.
     """
     units, over = _trial_units(trials, speakers or {})
     return _interval(_eers(trials, [scores], units)[0], over, units)
@@ -169,12 +164,9 @@ def compare_words(
 ) -> Difference | None:
     """Paired bootstrap of a difference in WER (or CER).
 
-    Arguments
-    ---------
-    first, second : str or Path
-        ``transcripts_<set>.csv`` of two evaluations of the same set.
-    metric : str
-        ``wer`` or ``cer``.
+    Arguments:
+        first, second: ``transcripts_<set>.csv`` of two evaluations of the same set.
+        metric: ``wer`` or ``cer``.
 
     None is returned below two units. Raises ``UserError`` unless both have the same
     utterances and references.
@@ -195,10 +187,8 @@ def compare_words(
 def compare_eer(first: str | Path, second: str | Path) -> Difference | None:
     """Paired bootstrap of a difference in EER.
 
-    Arguments
-    ---------
-    first, second : str or Path
-        ``scores_<list>.txt`` of two evaluations of the same list.
+    Arguments:
+        first, second: ``scores_<list>.txt`` of two evaluations of the same list.
 
     None is returned below two units. Raises ``UserError`` unless both have the same
     trials in the same order.
@@ -287,12 +277,10 @@ def _eers(trials, systems, units):
 class SortedTrials:
     """Trials by rising score, to find the EER under many weights of their speakers.
 
-    Arguments
-    ---------
-    labels, scores : numpy.ndarray
-        ``[trials]``.
-    first, second : numpy.ndarray
-        Places of the two factors of each trial's weight, ``[trials]``.
+    Arguments:
+        labels, scores (numpy.ndarray): ``[trials]``.
+        first, second (numpy.ndarray): Places of the two factors of each trial's weight,
+            ``[trials]``.
     """
 
     def __init__(self, labels, scores, first, second):

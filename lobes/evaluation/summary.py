@@ -41,12 +41,9 @@ def print_summary(folder: str | Path, examples: int = EXAMPLES):
 
     In colours when standard output is a terminal, as plain text when not.
 
-    Arguments
-    ---------
-    folder : str or Path
-        An evaluation's files, with ``results.json``.
-    examples : int
-        Transcripts of each test set, from the worst to the best.
+    Arguments:
+        folder: An evaluation's files, with ``results.json``.
+        examples: Transcripts of each test set, from the worst to the best.
 
     Where nothing can be printed, the log says so: the evaluation has succeeded.
     """

@@ -22,16 +22,12 @@ def cosine_scores(
 ) -> np.ndarray:
     """Cosine similarity of the two embeddings of every trial.
 
-    Arguments
-    ---------
-    trials : Trials
-    embeddings : dict or tuple
-        ``{ID: numpy.ndarray [channel]}``, or ``(IDs, numpy.ndarray
-        [utterance, channel])``. Utterances in no trial are ignored.
+    Arguments:
+        trials
+        embeddings: ``{ID: numpy.ndarray [channel]}``, or ``(IDs, numpy.ndarray
+            [utterance, channel])``. Utterances in no trial are ignored.
 
-    Returns
-    -------
-    numpy.ndarray
+    Returns:
         float64 ``[trials]`` in [-1, 1].
 
     Raises ``UserError``, naming the utterance, for an embedding that is
@@ -137,16 +133,11 @@ class DetectionErrors(NamedTuple):
         ``(p_target c_miss FRR + (1 - p_target) c_fa FAR)`` divided by the cost of
         the better of accepting everything and rejecting everything, so at most 1.
 
-        Arguments
-        ---------
-        p_target : float
-            Prior probability of a same-speaker trial, between 0 and 1.
-        c_miss, c_fa : float
-            Costs of one false rejection and of one false acceptance.
+        Arguments:
+            p_target: Prior probability of a same-speaker trial, between 0 and 1.
+            c_miss, c_fa: Costs of one false rejection and of one false acceptance.
 
-        Returns
-        -------
-        tuple of float
+        Returns:
             ``(cost, threshold)``, the threshold in units of the scores.
         """
         if not 0 < p_target < 1:
@@ -163,16 +154,11 @@ def detection_errors(scores, labels) -> DetectionErrors:
 
     Trials with equal scores are accepted or rejected together.
 
-    Arguments
-    ---------
-    scores : array_like
-        ``[trials]``, higher = more alike.
-    labels : array_like
-        bool or 0/1 ``[trials]``, True for the same speaker.
+    Arguments:
+        scores (array_like): ``[trials]``, higher = more alike.
+        labels (array_like): bool or 0/1 ``[trials]``, True for the same speaker.
 
-    Returns
-    -------
-    DetectionErrors
+    Returns:
 
     Raises ``UserError`` for scores that are not finite and unless both
     classes are present: neither error rate is defined without its class.
@@ -203,15 +189,12 @@ def equal_error_rate(scores, labels) -> tuple[float, float]:
     The point where the linearly interpolated ROC crosses the diagonal.
     Arguments and errors as for ``detection_errors``.
 
-    Returns
-    -------
-    tuple of float
+    Returns:
         ``(percent, threshold)``, the threshold in units of the scores.
 
-    Example
-    -------
-    >>> equal_error_rate([0.1, 0.4, 0.3, 0.8], [0, 0, 1, 1])
-    (50.0, 0.4)
+    Example:
+        >>> equal_error_rate([0.1, 0.4, 0.3, 0.8], [0, 0, 1, 1])
+        (50.0, 0.4)
     """
     return detection_errors(scores, labels).equal_error_rate()
 
@@ -221,12 +204,10 @@ def verification_metrics(scores, labels) -> dict[str, float | int]:
 
     Arguments and errors as for ``detection_errors``.
 
-    Returns
-    -------
-    dict
-        Plain numbers: ``eer`` (percent), ``threshold`` (at the EER),
-        ``min_dcf_0.01`` and ``min_dcf_0.05`` (normalised, costs of 1),
-        ``trials`` and ``positives`` (counts).
+    Returns:
+        Plain numbers: ``eer`` (percent), ``threshold`` (at the EER), ``min_dcf_0.01``
+        and ``min_dcf_0.05`` (normalised, costs of 1), ``trials`` and ``positives``
+        (counts).
     """
     errors = detection_errors(scores, labels)
     eer, threshold = errors.equal_error_rate()

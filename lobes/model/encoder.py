@@ -26,20 +26,15 @@ SAME_MODELS = ("wav2vec2", "hubert", "unispeech", "unispeech-sat")
 class Frames:
     """What the encoder gives to the tasks.
 
-    Attributes
-    ----------
-    speech : torch.Tensor or None
-        Frames for the speech task [batch, time, channel].
-    speaker : torch.Tensor or None
-        Frames for the speaker task [batch, time, channel]. A fully shared encoder
-        gives the same tensor as ``speech``, a branched one only what is needed.
-    lengths : torch.Tensor
-        Valid frames of each utterance [batch], int64, on the host.
-    mask : torch.Tensor or None
-        True at valid frames [batch, time]; None when nothing is padded.
-    cls : torch.Tensor or None
-        The speaker's output at the class token [batch, channel], if there is one;
-        ``speech`` and ``speaker`` leave it out.
+    Attributes:
+        speech: Frames for the speech task [batch, time, channel].
+        speaker: Frames for the speaker task [batch, time, channel]. A fully shared
+            encoder gives the same tensor as ``speech``, a branched one only what is
+            needed.
+        lengths: Valid frames of each utterance [batch], int64, on the host.
+        mask: True at valid frames [batch, time]; None when nothing is padded.
+        cls: The speaker's output at the class token [batch, channel], if there is one;
+            ``speech`` and ``speaker`` leave it out.
     """
 
     speech: torch.Tensor | None
@@ -60,59 +55,46 @@ class Wav2Vec2Encoder(nn.Module):
     first convolution takes its statistics over the valid frames only, and the
     transformer ignores padded frames.
 
-    Arguments
-    ---------
-    source : str or None
-        Model on the HuggingFace hub, or a folder written by ``save_pretrained``: a
-        wav2vec2, HuBERT, UniSpeech or UniSpeech-SAT, with or without a head. Only the
-        architecture in its configuration counts, not its regularisation, gradient
-        checkpointing, precision or attention kernels. None builds a model with random
-        weights from ``config``.
-    config : dict
-        ``Wav2Vec2Config`` fields of a model with random weights; the defaults are
-        wav2vec2-base. Empty when ``source`` is given.
-    layerdrop, hidden_dropout, attention_dropout, activation_dropout : float
-        Regularisation inside the transformer.
-    input_dropout : float or None
-        Dropout of the transformer's input; None: as ``hidden_dropout``.
-    feat_proj_dropout : float
-        Dropout after the projection of the CNN's features.
-    mask_time_prob, mask_feature_prob : float
-        Share of frames, and of channels, that start a mask, times the mask's length
-        (HuggingFace's definition; masks overlap).
-    mask_time_length, mask_feature_length : int
-        Length of a mask in frames, and in channels. Utterances of fewer frames have
-        no time mask.
-    shared_layers : int or None
-        Transformer layers that both tasks share. Those above exist twice, with the
-        same initial weights (paper section 3.3). None shares all.
-    speaker_dims : int or None
-        Explicit split (paper section 3.1.3): this many first channels of a frame are
-        the speaker task's alone, the others the speech task's. None shares all.
-    class_token : str or None
-        ``constant``: a vector of ones stands before the first frame, after the
-        projection and the masks (paper section 3.1.2). ``learnt``: it starts as ones
-        and trains with the encoder. None: there is no such vector.
-    gradient_checkpointing : bool
-        Recompute activations in the backward pass instead of storing them.
-    freeze_cnn : bool
-        The paper's CNN never trains. False trains it with the rest, for an encoder
-        that starts from random weights.
+    Arguments:
+        source: Model on the HuggingFace hub, or a folder written by
+            ``save_pretrained``: a wav2vec2, HuBERT, UniSpeech or UniSpeech-SAT, with or
+            without a head. Only the architecture in its configuration counts, not its
+            regularisation, gradient checkpointing, precision or attention kernels. None
+            builds a model with random weights from ``config``.
+        config: ``Wav2Vec2Config`` fields of a model with random weights; the defaults
+            are wav2vec2-base. Empty when ``source`` is given.
+        layerdrop, hidden_dropout, attention_dropout, activation_dropout: Regularisation
+            inside the transformer.
+        input_dropout: Dropout of the transformer's input; None: as ``hidden_dropout``.
+        feat_proj_dropout: Dropout after the projection of the CNN's features.
+        mask_time_prob, mask_feature_prob: Share of frames, and of channels, that start
+            a mask, times the mask's length (HuggingFace's definition; masks overlap).
+        mask_time_length, mask_feature_length: Length of a mask in frames, and in
+            channels. Utterances of fewer frames have no time mask.
+        shared_layers: Transformer layers that both tasks share. Those above exist
+            twice, with the same initial weights (paper section 3.3). None shares all.
+        speaker_dims: Explicit split (paper section 3.1.3): this many first channels of
+            a frame are the speaker task's alone, the others the speech task's. None
+            shares all.
+        class_token: ``constant``: a vector of ones stands before the first frame, after
+            the projection and the masks (paper section 3.1.2). ``learnt``: it starts as
+            ones and trains with the encoder. None: there is no such vector.
+        gradient_checkpointing: Recompute activations in the backward pass instead of
+            storing them.
+        freeze_cnn: The paper's CNN never trains. False trains it with the rest, for an
+            encoder that starts from random weights.
 
-    Raises
-    ------
-    UserError
-        The model cannot be found, it is of another family, the stored weights do not
-        fill it, or it has too few layers or channels for the branches, the split or
-        the masks.
+    Raises:
+        UserError: The model cannot be found, it is of another family, the stored
+            weights do not fill it, or it has too few layers or channels for the
+            branches, the split or the masks.
 
-    Example
-    -------
-    >>> encoder = Wav2Vec2Encoder(config={"hidden_size": 48, "num_hidden_layers": 2,
-    ...     "num_attention_heads": 4, "intermediate_size": 96})
-    >>> frames = encoder(torch.randn(2, 16000), torch.tensor([16000, 16000]))
-    >>> frames.speech.shape
-    torch.Size([2, 49, 48])
+    Example:
+        >>> encoder = Wav2Vec2Encoder(config={"hidden_size": 48, "num_hidden_layers": 2,
+        ...     "num_attention_heads": 4, "intermediate_size": 96})
+        >>> frames = encoder(torch.randn(2, 16000), torch.tensor([16000, 16000]))
+        >>> frames.speech.shape
+        torch.Size([2, 49, 48])
     """
 
     #: A subclass may name those of a model with the same parts, such as HuBERT.
@@ -278,16 +260,13 @@ class Wav2Vec2Encoder(nn.Module):
     ) -> Frames:
         """Encode a batch.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Normalised waveforms [batch, samples], zero padded.
-        lengths : torch.Tensor
-            Samples of each [batch], int64, on the host.
-        need : collection of str
-            Views of the frames that the batch's tasks use: ``speech``, ``speaker``,
-            ``cls``, and ``letters``, which is ``speech`` without a gradient. A shared
-            encoder always gives all; a branched one runs only the towers it needs.
+        Arguments:
+            wavs: Normalised waveforms [batch, samples], zero padded.
+            lengths: Samples of each [batch], int64, on the host.
+            need: Views of the frames that the batch's tasks use: ``speech``,
+                ``speaker``, ``cls``, and ``letters``, which is ``speech`` without a
+                gradient. A shared encoder always gives all; a branched one runs only
+                the towers it needs.
         """
         frame_lengths = self.frame_lengths(lengths)
         if int(frame_lengths.min()) < 1:

@@ -30,12 +30,11 @@ class Pooling(nn.Module):
 class MeanPooling(Pooling):
     """Mean over the valid speaker frames (paper section 3.1.1).
 
-    Example
-    -------
-    >>> hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
-    >>> mask = torch.tensor([[True, True, False]])
-    >>> MeanPooling()(Frames(hidden, hidden, torch.tensor([2]), mask))
-    tensor([[2.]])
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [3.0], [100.0]]])
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> MeanPooling()(Frames(hidden, hidden, torch.tensor([2]), mask))
+        tensor([[2.]])
     """
 
     def forward(self, frames: Frames) -> torch.Tensor:
@@ -127,12 +126,9 @@ class AttentivePooling(Pooling):
 
     ``FrameNorm`` replaces its batch norm: padding is no part of the statistics.
 
-    Arguments
-    ---------
-    encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Gives the size of its speaker frames.
-    attention_channels : int
-        Size of the attention's hidden layer.
+    Arguments:
+        encoder: Gives the size of its speaker frames.
+        attention_channels: Size of the attention's hidden layer.
     """
 
     def __init__(self, encoder: Wav2Vec2Encoder, attention_channels: int = 128):
@@ -168,13 +164,10 @@ class CTCPooling(Pooling):
     The speech head tells each frame's most likely symbol, and gets no gradient from
     here. An utterance without such a frame gives the mean over all its valid frames.
 
-    Arguments
-    ---------
-    speech : lobes.model.tasks.SpeechRecognition
-        The speech head.
-    blank : bool
-        True takes the frames of the CTC blank (``ctc_blank``), False those of any
-        other symbol (``ctc_nonblank``).
+    Arguments:
+        speech: The speech head.
+        blank: True takes the frames of the CTC blank (``ctc_blank``), False those of
+            any other symbol (``ctc_nonblank``).
     """
 
     need = ("speaker", "letters")

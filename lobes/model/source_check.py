@@ -40,29 +40,21 @@ def check_source(
 ) -> str:
     """Check the model that ``source`` names, and return what to load it from.
 
-    Arguments
-    ---------
-    source : str or Path
-        A folder, or a model of the hub.
-    model_class : type
-        A transformers class. The weights must have the sizes that it has with the
-        folder's config.json. None: only the files are checked.
-    weights : bool
-        False if the configuration is enough.
+    Arguments:
+        source: A folder, or a model of the hub.
+        model_class: A transformers class. The weights must have the sizes that it has
+            with the folder's config.json. None: only the files are checked.
+        weights: False if the configuration is enough.
 
-    Returns
-    -------
-    str
+    Returns:
         The folder, the local copy of a hub model, or the name of a model that the hub
         has and the local cache has not.
 
-    Raises
-    ------
-    UserError
-        There is no such folder. Its config.json is missing or cannot be read. There
-        are no weights, or only a git-lfs pointer, a part of a download, or a pickle.
-        Their sizes are not those of config.json. A hub model is not in the cache, and
-        the hub cannot be reached.
+    Raises:
+        UserError: There is no such folder. Its config.json is missing or cannot be
+            read. There are no weights, or only a git-lfs pointer, a part of a download,
+            or a pickle. Their sizes are not those of config.json. A hub model is not in
+            the cache, and the hub cannot be reached.
     """
     folder = Path(source)
     if not folder.is_dir():

@@ -109,22 +109,16 @@ class SpeechRecognition(Task):
 
     A dropout and one linear layer; greedy decoding; corpus-level WER.
 
-    Arguments
-    ---------
-    encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Gives the size of its speech frames.
-    dropout : float
-        Before the linear layer.
-    label : str
-        Name of the batch's letter labels (``lobes.data.labels.Letters``).
-    column : str
-        Column with the reference transcript.
-    vocabulary : lobes.data.vocabulary.Vocabulary
-        Symbols; by default the paper's 32.
-    letter_prior : str or None
-        Start of the linear layer's bias. ``log``: the logarithm of every symbol's
-        share of the training frames. ``relative``: every letter's share of the
-        training text, and 10 for the blank (as the follow-up's code). None: random.
+    Arguments:
+        encoder: Gives the size of its speech frames.
+        dropout: Before the linear layer.
+        label: Name of the batch's letter labels (``lobes.data.labels.Letters``).
+        column: Column with the reference transcript.
+        vocabulary: Symbols; by default the paper's 32.
+        letter_prior: Start of the linear layer's bias. ``log``: the logarithm of every
+            symbol's share of the training frames. ``relative``: every letter's share of
+            the training text, and 10 for the blank (as the follow-up's code). None:
+            random.
     """
 
     need = ("speech",)
@@ -297,21 +291,14 @@ class SpeakerRecognition(Task):
     Pooling gives the embedding. In training a dropout and a cosine classifier without
     bias follow. The score of a trial is the cosine of its two embeddings.
 
-    Arguments
-    ---------
-    encoder : lobes.model.encoder.Wav2Vec2Encoder
-        Gives the size of its speaker frames.
-    pooling : nn.Module
-        See ``lobes.model.pooling``.
-    n_speakers : int
-        Training speakers.
-    dropout : float
-        Between embedding and classifier.
-    scale, margin : float
-        AAM-softmax: logits are scale x cos(theta + margin) for the speaker, and
-        scale x cos(theta) for all others; the margin is in radians.
-    label : str
-        Name of the batch's speaker labels (``lobes.data.labels.Categories``).
+    Arguments:
+        encoder: Gives the size of its speaker frames.
+        pooling: See ``lobes.model.pooling``.
+        n_speakers: Training speakers.
+        dropout: Between embedding and classifier.
+        scale, margin: AAM-softmax: logits are scale x cos(theta + margin) for the
+            speaker, and scale x cos(theta) for all others; the margin is in radians.
+        label: Name of the batch's speaker labels (``lobes.data.labels.Categories``).
     """
 
     reports = (

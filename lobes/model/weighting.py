@@ -20,17 +20,14 @@ Scalars = dict[str, torch.Tensor]
 class StaticWeighting(nn.Module):
     """Constant weights (paper eq. 4: lambda and 1 - lambda).
 
-    Arguments
-    ---------
-    weights : dict
-        Weight of each task.
+    Arguments:
+        weights: Weight of each task.
 
-    Example
-    -------
-    >>> weighting = StaticWeighting({"speech": 0.88, "speaker": 0.12})
-    >>> losses = {"speech": torch.tensor(1.0), "speaker": torch.tensor(2.0)}
-    >>> weighting(losses, step=0)[0]
-    tensor(1.1200)
+    Example:
+        >>> weighting = StaticWeighting({"speech": 0.88, "speaker": 0.12})
+        >>> losses = {"speech": torch.tensor(1.0), "speaker": torch.tensor(2.0)}
+        >>> weighting(losses, step=0)[0]
+        tensor(1.1200)
     """
 
     def __init__(self, weights: dict[str, float]):
@@ -58,16 +55,13 @@ class DynamicWeighting(nn.Module):
     lambda_p = min(L) / L_p, detached: the weighted losses are equal and one of
     the weights is 1. A loss of exactly 0 has weight 1.
 
-    Arguments
-    ---------
-    reference : str
-        ``min``, or ``max`` for lambda_p = max(L) / L_p.
+    Arguments:
+        reference: ``min``, or ``max`` for lambda_p = max(L) / L_p.
 
-    Example
-    -------
-    >>> losses = {"speech": torch.tensor(0.43), "speaker": torch.tensor(3.14)}
-    >>> DynamicWeighting()(losses, step=0)[1]["speaker"]
-    tensor(0.1369)
+    Example:
+        >>> losses = {"speech": torch.tensor(0.43), "speaker": torch.tensor(3.14)}
+        >>> DynamicWeighting()(losses, step=0)[1]["speaker"]
+        tensor(0.1369)
     """
 
     def __init__(self, reference: str = "min"):
@@ -92,15 +86,11 @@ class DynamicWeightAverage(nn.Module):
     until there are two losses. Of an odd number of losses the newer half has one more.
     Checkpoints hold the losses seen. Losses that are not finite are not remembered.
 
-    Arguments
-    ---------
-    tasks : sequence of str
-    temperature : float
-        A large one gives equal weights.
-    scale : float
-        Sum of the weights.
-    window : int
-        Losses remembered of each task.
+    Arguments:
+        tasks
+        temperature: A large one gives equal weights.
+        scale: Sum of the weights.
+        window: Losses remembered of each task.
     """
 
     def __init__(

@@ -92,24 +92,17 @@ def convert(
 ) -> Conversion:
     """Convert every m4a, mp4, aac, wav and flac file below a folder.
 
-    Arguments
-    ---------
-    folder : str or Path
-        The corpus.
-    out : str or Path
-        May be ``folder`` itself, but not lie in it. Complete outputs there are kept,
-        judged by their headers, without decoding anything again; audio of another
-        rate or number of channels is never overwritten. Another folder also gets the
-        lists and meta files, where it has none of that name.
-    to : str
-        ``wav`` or ``flac``; files that have this format are left as they are.
-    num_workers : int
-        Processes, by default one for each core.
-    delete : bool
-        Delete each original once its output is on the disk, was read back and has
-        the original's samples.
-    only : list of str
-        Paths below ``folder`` of the files to convert; None for all.
+    Arguments:
+        folder: The corpus.
+        out: May be ``folder`` itself, but not lie in it. Complete outputs there are
+            kept, judged by their headers, without decoding anything again; audio of
+            another rate or number of channels is never overwritten. Another folder also
+            gets the lists and meta files, where it has none of that name.
+        to: ``wav`` or ``flac``; files that have this format are left as they are.
+        num_workers: Processes, by default one for each core.
+        delete: Delete each original once its output is on the disk, was read back and
+            has the original's samples.
+        only: Paths below ``folder`` of the files to convert; None for all.
 
     Raises ``UserError`` for missing folders, nothing to convert, two files with one
     output, a missing PyAV, a full disk, and another process that converts to ``out``.

@@ -45,28 +45,19 @@ def make_demo_corpus(
     espeak-ng and numpy), not of ``jobs``. They are written to a folder
     ``<out>.part`` that takes its final name when all is there.
 
-    Arguments
-    ---------
-    out : str or Path
-        Gets the folders ``LibriSpeech``, ``VoxCeleb1``, ``VoxCeleb2``. A folder
-        that this function made with other options is replaced.
-    seed : int
-        Not negative; all voices, sentences and channels follow from it.
-    jobs : int
-        Processes at a time; None for one per usable core.
-    sizes : Sizes
-        None for the defaults; ``SMALL`` for tests.
-    progress : bool
-        Show a progress bar on standard error.
-    pretraining : bool
-        Say sentences that no corpus without this option has.
+    Arguments:
+        out: Gets the folders ``LibriSpeech``, ``VoxCeleb1``, ``VoxCeleb2``. A folder
+            that this function made with other options is replaced.
+        seed: Not negative; all voices, sentences and channels follow from it.
+        jobs: Processes at a time; None for one per usable core.
+        sizes: None for the defaults; ``SMALL`` for tests.
+        progress: Show a progress bar on standard error.
+        pretraining: Say sentences that no corpus without this option has.
 
-    Returns
-    -------
-    dict
-        The content of ``<out>/corpus.json``: options, versions, speakers,
-        utterances and hours of each data set; with ``made`` True where the
-        corpus was made by this call and False where it was there.
+    Returns:
+        The content of ``<out>/corpus.json``: options, versions, speakers, utterances
+        and hours of each data set; with ``made`` True where the corpus was made by this
+        call and False where it was there.
 
     Raises ``UserError`` when ``out`` holds anything else than a corpus of this
     function, when espeak-ng is not installed, and for impossible sizes.

@@ -246,13 +246,11 @@ class Espeak:
     espeak-ng's noise depends on everything that its process has said before, so
     a voice is reproducible only in a process that has not spoken yet.
 
-    Arguments
-    ---------
-    library, data : str
-        The shared library, and the folder that holds ``espeak-ng-data``.
-    voice : str
-        Language file and voice variant, as in ``gmw/en-US+v101``.
-    seed : int
+    Arguments:
+        library, data (str): The shared library, and the folder that holds
+            ``espeak-ng-data``.
+        voice (str): Language file and voice variant, as in ``gmw/en-US+v101``.
+        seed (int)
     """
 
     _RATE, _VOLUME, _PITCH = 1, 2, 3
@@ -313,12 +311,10 @@ class Channel:
     Without it a speaker's long-term spectrum would be the same in every
     recording, and the mean spectrum alone would verify speakers.
 
-    Arguments
-    ---------
-    rng : numpy.random.Generator
-    strength : float
-        1 for equaliser gains of 6.5 dB (standard deviation), 20-40 dB of
-        signal-to-noise ratio, and reverberation 6-16 dB below the direct sound.
+    Arguments:
+        rng (numpy.random.Generator)
+        strength (float): 1 for equaliser gains of 6.5 dB (standard deviation), 20-40 dB
+            of signal-to-noise ratio, and reverberation 6-16 dB below the direct sound.
     """
 
     def __init__(self, rng, strength):

@@ -38,10 +38,8 @@ class Inputs:
 class LeftOut:
     """What lies in a corpus and is no utterance, counted by kind.
 
-    Arguments
-    ---------
-    root : str or Path
-        Of the corpus: examples are told relative to it.
+    Arguments:
+        root: Of the corpus: examples are told relative to it.
     """
 
     def __init__(self, root: str | Path):

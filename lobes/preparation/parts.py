@@ -37,17 +37,12 @@ class Problem(NamedTuple):
 class Part:
     """One group of output files that is built, and trusted, as a whole.
 
-    Arguments
-    ---------
-    save_folder : str or Path
-        Where the outputs and the marker ``<name>.prepared.json`` lie.
-    name : str
-    corpus : str
-        Kept in the marker: two corpora must not share a part's files.
-    options : dict
-        Everything but the input files that decides the outputs (JSON types).
-    inputs : str
-        ``Inputs.digest()`` of the files that the outputs are made from.
+    Arguments:
+        save_folder: Where the outputs and the marker ``<name>.prepared.json`` lie.
+        name
+        corpus: Kept in the marker: two corpora must not share a part's files.
+        options: Everything but the input files that decides the outputs (JSON types).
+        inputs: ``Inputs.digest()`` of the files that the outputs are made from.
     """
 
     def __init__(
@@ -114,14 +109,10 @@ class Part:
     ) -> None:
         """Write all outputs, then the marker that vouches for them.
 
-        Arguments
-        ---------
-        files : dict
-            Content (str) by file name.
-        counts : dict
-            What ``reusable`` will return next time (JSON types).
-        skipped : int
-            Utterances left out, listed in ``<name>.skipped.csv``.
+        Arguments:
+            files: Content (str) by file name.
+            counts: What ``reusable`` will return next time (JSON types).
+            skipped: Utterances left out, listed in ``<name>.skipped.csv``.
         """
         # This marker vouches for nothing yet; it says whose files these are.
         unfinished = {"corpus": self._key["corpus"], "unfinished": list(files)}
@@ -173,13 +164,10 @@ def check_owner(
 ) -> None:
     """Raise ``UserError`` where a part's files would overwrite what is not its own.
 
-    Arguments
-    ---------
-    save_folder : Path
-    name, corpus : str
-        Of the part, as for ``Part``.
-    outputs : list of str
-        Names of the files that it writes.
+    Arguments:
+        save_folder
+        name, corpus: Of the part, as for ``Part``.
+        outputs: Names of the files that it writes.
     """
     marker = marker_path(save_folder, name)
     other = read_marker(marker).get("corpus", corpus)

@@ -63,17 +63,13 @@ class Utterances(NamedTuple):
 class Preparation:
     """One call of a corpus's prepare function.
 
-    Arguments
-    ---------
-    corpus : str
-    save_folder, journal_folder : str or Path
-        For the outputs, and for what decoding found out (None: the same).
-    skip_budget : int
-        How many bad utterances of a part may be left out.
-    header_only : bool
-        Take lengths from headers, and no mean and standard deviation.
-    num_workers : int
-        Decoding processes; None for all cores.
+    Arguments:
+        corpus
+        save_folder, journal_folder: For the outputs, and for what decoding found out
+            (None: the same).
+        skip_budget: How many bad utterances of a part may be left out.
+        header_only: Take lengths from headers, and no mean and standard deviation.
+        num_workers: Decoding processes; None for all cores.
 
     Raises ``UserError`` for impossible numbers; only ``make_folders`` makes folders.
     """
@@ -124,17 +120,12 @@ class Preparation:
     ) -> None:
         """Keep a part, or build and write it; its counts join ``counts``.
 
-        Arguments
-        ---------
-        name, options : str, dict
-            As for ``Part``.
-        inputs : str or list of Path
-            A hash of the audio, or the files that the part is made from.
-        build : callable
-            Returns text and counts of every output by its name (None: the output is
-            not told), and how many utterances were left out.
-        skip_budget : int
-            How many utterances a part that is kept may have left out.
+        Arguments:
+            name, options: As for ``Part``.
+            inputs: A hash of the audio, or the files that the part is made from.
+            build: Returns text and counts of every output by its name (None: the output
+                is not told), and how many utterances were left out.
+            skip_budget: How many utterances a part that is kept may have left out.
         """
         if not isinstance(inputs, str):
             inputs = json.dumps([file_hash(path) for path in inputs])
@@ -159,17 +150,13 @@ class Preparation:
     ) -> tuple[Utterances, int]:
         """Decode a table; what can be used of it, and how much was dropped.
 
-        Arguments
-        ---------
-        part : Part
-            Lists what is dropped in ``<part>.skipped.csv``.
-        folder : Path
-            The files are remembered by their path below it.
-        listed : Utterances
-        problems : sequence of Problem
-            Utterances that are in no row, because they cannot be used.
-        rule : callable
-            Takes the decoded table; returns the reasons of rows that break a rule.
+        Arguments:
+            part: Lists what is dropped in ``<part>.skipped.csv``.
+            folder: The files are remembered by their path below it.
+            listed
+            problems: Utterances that are in no row, because they cannot be used.
+            rule: Takes the decoded table; returns the reasons of rows that break a
+                rule.
 
         Raises ``UserError`` for more problems than ``skip_budget``, if need be before
         anything is decoded, and where no utterance is left.

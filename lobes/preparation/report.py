@@ -27,20 +27,15 @@ def write_report(
 
     The report is that of the last call: the same files give the same report.
 
-    Arguments
-    ---------
-    save_folder : str or Path
-    corpus : str
-    counts : dict
-        By file name.
-    parts : dict
-        The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them. Those
-        that were not written do not count.
-    official : dict
-        Names of published splits by the CSVs that hold them. Trial lists are known by
-        their names.
-    left_out : dict
-        What lies in the corpus and is no utterance, by part.
+    Arguments:
+        save_folder
+        corpus
+        counts: By file name.
+        parts: The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them.
+            Those that were not written do not count.
+        official: Names of published splits by the CSVs that hold them. Trial lists are
+            known by their names.
+        left_out: What lies in the corpus and is no utterance, by part.
     """
     report = {
         "corpus": corpus,

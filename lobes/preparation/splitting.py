@@ -28,12 +28,10 @@ def check_split_settings(
 ) -> None:
     """Raise ``UserError`` for numbers that cannot describe a split.
 
-    Arguments
-    ---------
-    fractions, counts : dict
-        Value by the name of the argument: fractions of utterances, and numbers of
-        trials or recordings.
-    seed : int
+    Arguments:
+        fractions, counts: Value by the name of the argument: fractions of utterances,
+            and numbers of trials or recordings.
+        seed
     """
     for argument, value in fractions.items():
         if not 0 < value < 1:
@@ -67,22 +65,15 @@ def hold_out(
 ) -> np.ndarray:
     """Choose whole recordings, in random order, until enough utterances are in them.
 
-    Arguments
-    ---------
-    speakers, recordings : sequence
-        Of each utterance: keys that can be sorted.
-    fraction : float
-        Of the utterances; the last recording may exceed it.
-    per_speaker : int
-        Recordings of one speaker at most; in any case one stays.
-    random : numpy.random.RandomState
-    together : bool
-        Take a speaker's recordings one after another, so that a small fraction,
-        too, has speakers with two of them.
+    Arguments:
+        speakers, recordings: Of each utterance: keys that can be sorted.
+        fraction: Of the utterances; the last recording may exceed it.
+        per_speaker: Recordings of one speaker at most; in any case one stays.
+        random
+        together: Take a speaker's recordings one after another, so that a small
+            fraction, too, has speakers with two of them.
 
-    Returns
-    -------
-    numpy.ndarray
+    Returns:
         bool ``[utterance]``, true where one is held out.
     """
     keys, recording = ranks(recordings)
@@ -137,23 +128,17 @@ def draw_trials(
 ) -> TrialRows:
     """Pairs of utterances, none twice in either order.
 
-    Arguments
-    ---------
-    speakers, recordings : sequence
-        Of each utterance: keys that can be sorted.
-    positives, negatives : int
-        How many of each kind; all where there are fewer, if need be none.
-    across_recordings : bool
-        Take no positive trial within one recording (it is easy: same room, same
-        microphone).
-    random : numpy.random.RandomState
-    groups : mapping
-        The group of each speaker: both speakers of a negative trial are of one group.
-        None: any two speakers.
+    Arguments:
+        speakers, recordings: Of each utterance: keys that can be sorted.
+        positives, negatives: How many of each kind; all where there are fewer, if need
+            be none.
+        across_recordings: Take no positive trial within one recording (it is easy: same
+            room, same microphone).
+        random
+        groups: The group of each speaker: both speakers of a negative trial are of one
+            group. None: any two speakers.
 
-    Returns
-    -------
-    TrialRows
+    Returns:
         The positive ones first, each kind sorted.
     """
     names, speaker = ranks(speakers)

@@ -120,10 +120,9 @@ def normalise(text: str) -> str:
     ``%``), brackets and other alphabets stay, so that ``Vocabulary.unknown`` finds
     them: how they were spoken is not known.
 
-    Example
-    -------
-    >>> normalise("\u201cCaf\u00e9-owners don\u2019t \u2013 well, won't!\u201d")
-    "CAFE OWNERS DON'T WELL WON'T"
+    Example:
+        >>> normalise("\u201cCaf\u00e9-owners don\u2019t \u2013 well, won't!\u201d")
+        "CAFE OWNERS DON'T WELL WON'T"
     """
     # NFKD would turn the acute accent into a space and an accent.
     text = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES))
@@ -143,19 +142,13 @@ def choose(
 ) -> tuple[dict[str, str], list[Skipped]]:
     """The usable transcripts of some utterances.
 
-    Arguments
-    ---------
-    transcripts : dict
-        Of ``read_transcripts``.
-    samples : dict
-        Length of every utterance by ID.
+    Arguments:
+        transcripts: Of ``read_transcripts``.
+        samples: Length of every utterance by ID.
 
-    Returns
-    -------
-    texts : dict
-        Normalised transcript by ID, in the order of ``samples``.
-    skipped : list of Skipped
-        All other utterances, in that order.
+    Returns:
+        texts (dict): Normalised transcript by ID, in the order of ``samples``.
+        skipped (list of Skipped): All other utterances, in that order.
     """
     vocabulary = Vocabulary()
     texts, skipped = {}, []

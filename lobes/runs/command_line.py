@@ -92,31 +92,22 @@ def parse_arguments(
     output folder, so that a run there is left alone. ``--allow_changes`` is explained
     at ``start_experiment``.
 
-    Arguments
-    ---------
-    argv : list of str
-        Defaults to the command line.
-    changes : dict
-        Further values by key, ``a.b`` included, set by the calling program.
-    corpora : collection of str
-        Keys of the corpora that the calling program prepares; a YAML with others is
-        of another recipe.
+    Arguments:
+        argv: Defaults to the command line.
+        changes: Further values by key, ``a.b`` included, set by the calling program.
+        corpora: Keys of the corpora that the calling program prepares; a YAML with
+            others is of another recipe.
 
-    Returns
-    -------
-    hparams : dict
-        The loaded YAML. ``output_folder`` is computed when it is null:
-        ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
-        likewise (``results/prepared``), and so are the folders of the CSVs
-        (``lobes.data.prepared``).
-    run_opts : ExperimentOptions
-    settings : str
-        The merged YAML, which stock ``load_hyperpyyaml`` loads.
+    Returns:
+        hparams (dict): The loaded YAML. ``output_folder`` is computed when it is null:
+            ``results/<recipe>/<variant>[,key=value ...]/<seed>``; ``prepared_folder``
+            likewise (``results/prepared``), and so are the folders of the CSVs
+            (``lobes.data.prepared``).
+        run_opts (ExperimentOptions)
+        settings (str): The merged YAML, which stock ``load_hyperpyyaml`` loads.
 
-    Raises
-    ------
-    UserError
-        An unknown file, key, option or value.
+    Raises:
+        UserError: An unknown file, key, option or value.
     """
     check_imports()
     program = sys.argv[0] if argv is None else None
@@ -161,27 +152,19 @@ def resolve(
 ) -> tuple[str, Path, CommentedMap, dict, list[str]]:
     """The settings that a command line asks for; nothing is instantiated.
 
-    Arguments
-    ---------
-    argv, changes
-        As for ``parse_arguments``.
-    load : callable
-        Takes the place of ``load_variant``, to read files once for many calls.
+    Arguments:
+        argv, changes: As for ``parse_arguments``.
+        load: Takes the place of ``load_variant``, to read files once for many calls.
 
-    Returns
-    -------
-    path : str
-        The YAML file.
-    base : Path
-        The file at the end of its bases.
-    tree : ruamel.yaml.comments.CommentedMap
-        The merged settings, folders filled in.
-    origin : dict
-        ``recipe``, ``variant`` and ``changes``: what the command line changes in the
-        variant, by key, where that is part of the folder's name
-        (``lobes.settings.table``).
-    run_arguments : list of str
-        Run options that are no settings of the YAML.
+    Returns:
+        path (str): The YAML file.
+        base (Path): The file at the end of its bases.
+        tree (ruamel.yaml.comments.CommentedMap): The merged settings, folders filled
+            in.
+        origin (dict): ``recipe``, ``variant`` and ``changes``: what the command line
+            changes in the variant, by key, where that is part of the folder's name
+            (``lobes.settings.table``).
+        run_arguments (list of str): Run options that are no settings of the YAML.
 
     Raises ``UserError`` as ``parse_arguments`` does.
     """

@@ -54,27 +54,19 @@ def evaluate(
     That is ``results.json``, the files of each task, and ``report.html``, which
     shows them. Only progress is printed: ``conclude`` prints the results.
 
-    Arguments
-    ---------
-    brain : SpeechSpeakerBrain
-    hparams : dict
-        The loaded YAML (``test_sets``, ``headline_sets``, ``output_folder``).
-    checkpoint : str
-        ``best`` (lowest selection score), ``last``, or a checkpoint's folder.
-    test_sets : dict
-        Task to ``{name: EvaluationSet}``; defaults to the YAML's.
-    folder : str
-        Where the files go; defaults to the output folder.
-    command : str
-        The command line that does this again, where it is not the training's.
-    own : dict
-        The user's own files that make up ``test_sets``, for ``results.json``.
+    Arguments:
+        brain
+        hparams: The loaded YAML (``test_sets``, ``headline_sets``, ``output_folder``).
+        checkpoint: ``best`` (lowest selection score), ``last``, or a checkpoint's
+            folder.
+        test_sets: Task to ``{name: EvaluationSet}``; defaults to the YAML's.
+        folder: Where the files go; defaults to the output folder.
+        command: The command line that does this again, where it is not the training's.
+        own: The user's own files that make up ``test_sets``, for ``results.json``.
 
-    Returns
-    -------
-    Results
-        Nothing in SpeechBrain's debug mode; else what ``results.json`` holds. The
-        part that is an ``Assessment`` is there in the first process only.
+    Returns:
+        Nothing in SpeechBrain's debug mode; else what ``results.json`` holds. The part
+        that is an ``Assessment`` is there in the first process only.
     """
     if brain.debug:
         logger.warning("Debug mode: a few batches give no results, nothing is tested")

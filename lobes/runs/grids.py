@@ -98,16 +98,12 @@ def read_grid(
 ) -> Grid:
     """The grid that some files and a command line name.
 
-    Arguments
-    ---------
-    paths : sequence of str
-        Grids, and YAML files of recipes, each of which is a run of its name.
-    overrides : sequence of str
-        ``--key=value`` for all runs, those about a corpus for the runs that have it;
-        several values, ``--key=a,b`` or a range, are an axis and replace that of a
-        file. Flags are run options of train.py.
-    only : sequence of str
-        Names of the runs that are wanted; None for all.
+    Arguments:
+        paths: Grids, and YAML files of recipes, each of which is a run of its name.
+        overrides: ``--key=value`` for all runs, those about a corpus for the runs that
+            have it; several values, ``--key=a,b`` or a range, are an axis and replace
+            that of a file. Flags are run options of train.py.
+        only: Names of the runs that are wanted; None for all.
 
     Raises ``UserError`` for files and words that are not like this.
     """
@@ -170,14 +166,10 @@ def members(
 ) -> list[Member]:
     """All trainings of a grid, checked as far as that goes without corpora.
 
-    Arguments
-    ---------
-    draws :
-        So many random values of the axes (each seed has the same), not all.
-    fill :
-        Take what is still to be given, such as folders, as given.
-    many :
-        Whether there may be more than ``MANY``.
+    Arguments:
+        draws :: So many random values of the axes (each seed has the same), not all.
+        fill :: Take what is still to be given, such as folders, as given.
+        many :: Whether there may be more than ``MANY``.
 
     Raises ``UserError`` for an unknown setting or a wrong value, and for two members
     that are the same training or would write to the same folder.
@@ -390,12 +382,10 @@ def _absolute(folder, words):
 class Job:
     """One member's training in a process of its own; submitit can run it, too.
 
-    Arguments
-    ---------
-    member : Member
-    ledger_path : str or Path
-    environment : dict
-        Further environment variables.
+    Arguments:
+        member (Member)
+        ledger_path (str or Path)
+        environment (dict): Further environment variables.
     """
 
     def __init__(self, member, ledger_path, environment=None):

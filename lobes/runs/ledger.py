@@ -118,16 +118,11 @@ def entry(
 ) -> Iterator[dict]:
     """Note what happens within this context in the ledger, however it ends.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded YAML of a started experiment.
-    run_opts : lobes.runs.command_line.ExperimentOptions or None
-        Of a training; None for an evaluation of a run's folder.
+    Arguments:
+        hparams: The loaded YAML of a started experiment.
+        run_opts: Of a training; None for an evaluation of a run's folder.
 
-    Yields
-    ------
-    dict
+    Yields:
         To be filled with what ``lobes.runs.evaluate.evaluate`` returns.
 
     Nothing is noted in SpeechBrain's debug mode, and by other processes than the first.

@@ -24,20 +24,16 @@ def load_variant(
 ) -> tuple[CommentedMap, Path]:
     """The merged YAML tree of a file and its bases, for the tasks that it chooses.
 
-    Arguments
-    ---------
-    path : str or Path
-    other_base : str or Path or None
-        A variant that takes the place of the recipe's file below ``path``, of which
-        it must be a variant itself; several are joined by ``+``.
+    Arguments:
+        path
+        other_base: A variant that takes the place of the recipe's file below ``path``,
+            of which it must be a variant itself; several are joined by ``+``.
 
-    Returns
-    -------
-    tree : ruamel.yaml.comments.CommentedMap
-        Includes are put in place; what only absent tasks need is left out
-        (``keep_tasks``).
-    recipe : Path
-        The recipe's file: the last of the chain of bases but for ``BASE``.
+    Returns:
+        tree (ruamel.yaml.comments.CommentedMap): Includes are put in place; what only
+            absent tasks need is left out (``keep_tasks``).
+        recipe (Path): The recipe's file: the last of the chain of bases but for
+            ``BASE``.
 
     Raises ``UserError`` for a file, key or value that cannot be.
     """
@@ -104,12 +100,9 @@ def _targets(node):
 def place_of(tree: CommentedMap, key: str, where: str, file) -> tuple:
     """The mapping or object that holds a dotted key, and its last name.
 
-    Arguments
-    ---------
-    where : str
-        Begins messages.
-    file : str or Path
-        What the tree was read from, for messages.
+    Arguments:
+        where: Begins messages.
+        file (str or Path): What the tree was read from, for messages.
 
     Raises ``UserError`` when there is no such place.
     """

@@ -39,13 +39,10 @@ _OURS = re.compile(r"!(new|apply|name):(lobes|speechbrain|torch\.optim)\.|!inclu
 def check_file(tree: dict, file: str | Path, top: tuple[str, ...] = ()):
     """Check, and bring into their kind, the values of one YAML file's tree.
 
-    Arguments
-    ---------
-    tree : ruamel.yaml.comments.CommentedMap
-    file : str or Path
-        For messages.
-    top : tuple of str
-        The key that a fragment is included under.
+    Arguments:
+        tree
+        file: For messages.
+        top: The key that a fragment is included under.
 
     Raises ``UserError`` with file, line, key, value, and what would be right.
     """

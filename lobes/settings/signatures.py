@@ -24,28 +24,21 @@ class Command:
     kind of the setting of that name. The help is the first sentence of the argument's
     documentation.
 
-    Attributes
-    ----------
-    function : callable
-    positional : sequence of str
-        The arguments that are given by their place. Where the hint allows None, ``-``
-        stands for it.
-    names : mapping
-        What the command line calls an argument, where that differs. A switch whose
-        default is True is called by what switches it off; its documentation begins with
-        a verb, before which the help puts "Do not".
-    hidden : sequence of str
-        The arguments that only Python code can give.
-    section : str
-        The setting in which the numbers' settings stand.
-    kinds : mapping
-        The ``Kind`` of each argument that is called like no setting.
+    Attributes:
+        function
+        positional: The arguments that are given by their place. Where the hint allows
+            None, ``-`` stands for it.
+        names: What the command line calls an argument, where that differs. A switch
+            whose default is True is called by what switches it off; its documentation
+            begins with a verb, before which the help puts "Do not".
+        hidden: The arguments that only Python code can give.
+        section: The setting in which the numbers' settings stand.
+        kinds: The ``Kind`` of each argument that is called like no setting.
 
-    Example
-    -------
-    >>> def train(folder: Path, steps: int = 2, loud: bool = False): ...
-    >>> Command(train, positional=["folder"]).parse(["a", "--steps=1e3"])
-    {'folder': 'a', 'steps': 1000, 'loud': False}
+    Example:
+        >>> def train(folder: Path, steps: int = 2, loud: bool = False): ...
+        >>> Command(train, positional=["folder"]).parse(["a", "--steps=1e3"])
+        {'folder': 'a', 'steps': 1000, 'loud': False}
     """
 
     function: Callable
@@ -116,7 +109,8 @@ def _members(argument):
 
 def _first_sentences(text):
     """The first sentence about each argument of a docstring."""
-    entries = re.findall(r"^(\w[\w, ]*) : .*\n((?: +.*\n?)+)", text, re.MULTILINE)
+    entry = r"^    (\w[\w, ]*)(?: \(.*?\))?: ((?:.*\n?)(?: {8}.*\n?)*)"
+    entries = re.findall(entry, text, re.MULTILINE)
     return {
         name: re.split(r"\.(?:\s|$)", " ".join(told.split()))[0]
         .replace("`", "")

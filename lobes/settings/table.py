@@ -42,19 +42,13 @@ def most_threads() -> int:
 class Setting:
     """One row.
 
-    Attributes
-    ----------
-    kind : Kind
-    unit : str
-        What a number counts or measures.
-    null : bool
-        Whether null may be given.
-    named : bool
-        Whether a value of the command line is part of the output folder's name.
-    resumed : bool
-        Whether it counts when a run is resumed: a change is refused.
-    compared : bool
-        Whether tables and the ledger compare it between runs.
+    Attributes:
+        kind
+        unit: What a number counts or measures.
+        null: Whether null may be given.
+        named: Whether a value of the command line is part of the output folder's name.
+        resumed: Whether it counts when a run is resumed: a change is refused.
+        compared: Whether tables and the ledger compare it between runs.
     """
 
     kind: Kind
@@ -268,12 +262,10 @@ _PLACES = re.compile(r"(.*_)?(folder|csv|workers|trial_lists|test_splits)")
 def find(path: str | tuple) -> Setting | None:
     """The row of a key, or None.
 
-    Arguments
-    ---------
-    path : str or tuple of str
-        A key, ``a.b``, or its names from the outermost on. The row of the dotted name
-        is taken (``*`` stands for the names between, or for all above), else that of
-        the last name.
+    Arguments:
+        path: A key, ``a.b``, or its names from the outermost on. The row of the dotted
+            name is taken (``*`` stands for the names between, or for all above), else
+            that of the last name.
     """
     path = tuple(path.split(".")) if isinstance(path, str) else path
     for top, length, row in _DOTTED.get(path[-1], ()) if len(path) > 1 else ():

@@ -152,16 +152,11 @@ def global_losses(
 ) -> dict[str, torch.Tensor]:
     """Mean losses over the utterances of all processes.
 
-    Arguments
-    ---------
-    losses : dict
-        Task name to this process's mean loss (scalar with gradient).
-    counts : dict
-        Task name to the number of utterances in that mean.
+    Arguments:
+        losses: Task name to this process's mean loss (scalar with gradient).
+        counts: Task name to the number of utterances in that mean.
 
-    Returns
-    -------
-    dict
+    Returns:
         Losses with the value of the global mean; the gradients of all processes,
         averaged, are the gradient of that mean.
     """

@@ -49,11 +49,10 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 def read_text(path: str | Path, remedy: str) -> str:
     """A file's UTF-8 text, without a byte order mark.
 
-    Arguments
-    ---------
-    path : str or Path
-    remedy : str
-        What the user can do about a file that cannot be read; it ends the message.
+    Arguments:
+        path
+        remedy: What the user can do about a file that cannot be read; it ends the
+            message.
 
     Raises ``UserError``, which names the file, and the line that is not UTF-8.
     """
@@ -141,18 +140,13 @@ def usable_rows(
     lines are named in the log and counted, unless ``report`` is False because they
     were before.
 
-    Arguments
-    ---------
-    path : str or Path
-    remedy : str
-        As for ``read_text``.
-    problem_of : callable
-        Takes an object; returns why it cannot be used, or None.
-    report : bool
+    Arguments:
+        path
+        remedy: As for ``read_text``.
+        problem_of: Takes an object; returns why it cannot be used, or None.
+        report
 
-    Returns
-    -------
-    list of dict
+    Returns:
 
     Raises ``UserError`` when the file itself cannot be read.
     """

@@ -30,11 +30,10 @@ class _Lazy(types.ModuleType):
 def lazy(name: str) -> types.ModuleType:
     """The module ``name``, which is not imported before it is used.
 
-    Example
-    -------
-    >>> json = lazy("json")
-    >>> json.dumps([1])
-    '[1]'
+    Example:
+        >>> json = lazy("json")
+        >>> json.dumps([1])
+        '[1]'
     """
     return _Lazy(name)
 

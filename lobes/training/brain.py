@@ -59,23 +59,20 @@ class SpeechSpeakerBrain(sb.Brain):
     one in single-task training and in evaluation. A batch that stands under several
     tasks is encoded once.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded YAML. Used here: ``encoder``, ``tasks``, ``weighting``,
-        ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
-        ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
-        ``valid_sets``, ``test_sets``, ``allow_leaks``, ``selection``,
-        ``train_logger``, ``log_interval``, ``tensorboard``, ``output_folder``,
-        ``init_from``, ``checkpoints_to_keep``.
-    run_opts : dict
-        SpeechBrain's run options, and ``allow_changes`` (``lobes.runs.experiment``).
-    checkpointer : lobes.training.checkpoints.Checkpointer or None
+    Arguments:
+        hparams: The loaded YAML. Used here: ``encoder``, ``tasks``, ``weighting``,
+            ``opt_class``, ``schedule``, ``freeze_steps``, ``steps``,
+            ``valid_interval``, ``epoch_counter``, ``stopping``, ``train_streams``,
+            ``valid_sets``, ``test_sets``, ``allow_leaks``, ``selection``,
+            ``train_logger``, ``log_interval``, ``tensorboard``, ``output_folder``,
+            ``init_from``, ``checkpoints_to_keep``.
+        run_opts (dict): SpeechBrain's run options, and ``allow_changes``
+            (``lobes.runs.experiment``).
+        checkpointer
 
-    Attributes
-    ----------
-    ending : lobes.evaluation.ending.Ending or None
-        How the training ended, once ``fit`` has returned.
+    Attributes:
+        ending (lobes.evaluation.ending.Ending or None): How the training ended, once
+            ``fit`` has returned.
     """
 
     def __init__(

@@ -19,17 +19,12 @@ def load_initial_weights(folder: str | Path, modules: torch.nn.ModuleDict) -> No
     run did not have starts as its shared layers. A head's tensor of another size (a
     classifier of other speakers) stays random, and the log names it.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Results folder of the other run.
-    modules : torch.nn.ModuleDict
-        ``encoder`` and the tasks.
+    Arguments:
+        folder: Results folder of the other run.
+        modules: ``encoder`` and the tasks.
 
-    Raises
-    ------
-    UserError
-        There is no checkpoint, or it does not fill the encoder.
+    Raises:
+        UserError: There is no checkpoint, or it does not fill the encoder.
     """
     saves = Path(folder) / "save"
     best = Checkpointer(saves).find_checkpoint(min_key="score")

@@ -21,19 +21,13 @@ class NonFiniteGuard:
     A skipped step leaves weights, buffers and the optimizer's state as they were. The
     log names its losses and its utterances.
 
-    Arguments
-    ---------
-    patience : int
-        Skipped steps that a run may have.
-    folder : str or Path
-        The run's output folder, for the error message.
+    Arguments:
+        patience: Skipped steps that a run may have.
+        folder: The run's output folder, for the error message.
 
-    Attributes
-    ----------
-    skipped_steps : int
-        Those of the whole run, as far as their flags were read.
-    buffers : list of torch.Tensor
-        The buffers that a forward pass may change.
+    Attributes:
+        skipped_steps (int): Those of the whole run, as far as their flags were read.
+        buffers (list of torch.Tensor): The buffers that a forward pass may change.
     """
 
     def __init__(self, patience: int, folder: str | Path):

@@ -10,25 +10,18 @@ class TriStage:
     before ``final_lr``. A smaller ``lr`` lowers both ends to itself, so that the rate
     never falls while it should rise.
 
-    Arguments
-    ---------
-    lr : float
-        Peak.
-    steps : int
-        Optimizer steps N of the whole run.
-    initial_lr, final_lr : float
-        Rates at both ends.
-    relative_ends : bool
-        Whether these two are shares of ``lr`` (as the follow-up's LR / 100 at the
-        start and LR / 20 at the end) or absolute rates.
-    warmup, hold : float
-        Shares of N; the rest decays.
+    Arguments:
+        lr: Peak.
+        steps: Optimizer steps N of the whole run.
+        initial_lr, final_lr: Rates at both ends.
+        relative_ends: Whether these two are shares of ``lr`` (as the follow-up's LR /
+            100 at the start and LR / 20 at the end) or absolute rates.
+        warmup, hold: Shares of N; the rest decays.
 
-    Example
-    -------
-    >>> schedule = TriStage(lr=5.62e-5, steps=100_000)
-    >>> [f"{schedule(i):.4e}" for i in (0, 5_000, 50_000, 75_000)]
-    ['5.0000e-06', '3.0603e-05', '5.6200e-05', '1.6764e-05']
+    Example:
+        >>> schedule = TriStage(lr=5.62e-5, steps=100_000)
+        >>> [f"{schedule(i):.4e}" for i in (0, 5_000, 50_000, 75_000)]
+        ['5.0000e-06', '3.0603e-05', '5.6200e-05', '1.6764e-05']
     """
 
     def __init__(

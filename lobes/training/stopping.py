@@ -27,19 +27,16 @@ class EarlyStopping:
     above it: 32 equal outputs cost 9 nats a letter at LibriSpeech's rate of speech, but
     17 at 8 letters a second. A value that is not finite is beyond any limit.
 
-    Arguments
-    ---------
-    patience_steps : int or None
-        Optimizer steps without an improvement of one metric; None or 0 never stops.
-    metrics : sequence of str
-        Watched metrics, lower is better; those of an absent task are ignored.
-    limits : dict
-        By metric the value above which a run has diverged, once it was within it.
+    Arguments:
+        patience_steps: Optimizer steps without an improvement of one metric; None or 0
+            never stops.
+        metrics: Watched metrics, lower is better; those of an absent task are ignored.
+        limits: By metric the value above which a run has diverged, once it was within
+            it.
 
-    Attributes
-    ----------
-    kind, reason : str or None
-        ``PATIENCE`` or ``DIVERGED`` once the run shall stop, and the same in words.
+    Attributes:
+        kind, reason (str or None): ``PATIENCE`` or ``DIVERGED`` once the run shall
+            stop, and the same in words.
     """
 
     def __init__(
@@ -120,14 +117,10 @@ class EarlyStopping:
 class Epochs(EpochCounter):
     """Count nominal epochs (validation intervals) until the steps are done.
 
-    Arguments
-    ---------
-    steps : int
-        Optimizer steps of the run.
-    valid_interval : int
-        Optimizer steps of one nominal epoch.
-    stopping : EarlyStopping
-        Its ``reason`` also ends the count.
+    Arguments:
+        steps: Optimizer steps of the run.
+        valid_interval: Optimizer steps of one nominal epoch.
+        stopping: Its ``reason`` also ends the count.
 
     Raises ``UserError`` when either number is below 1.
     """

@@ -80,62 +80,43 @@ def prepare_librispeech(
     wrote is never overwritten. At the end ``prepare_report.json`` tells what there is,
     and what lies in each split and is no utterance, by kind.
 
-    Arguments
-    ---------
-    data_folder : str or Path
-        The corpus: it holds the split folders, or a folder ``LibriSpeech`` that does.
-    save_folder : str or Path
-        For the CSVs; it does not lie in a split's folder.
-    tr_splits : list of str
-        Splits for training, by the names of their folders.
-    dev_splits : list of str
-        Splits for validation, not one for training.
-    te_splits : list of str
-        Splits for evaluation, not one for training.
-    merge_name : str
-        CSV with all training splits together. None: there is none.
-    journal_folder : str or Path
-        Where what decoding found out (``*.scan``) is kept, for preparations with
-        other options, too. None: ``save_folder``.
-    speaker_valid_fraction : float
-        Whole recordings (chapters), shuffled by ``seed``, are held out of each
-        training split until they have this fraction of its utterances: at most two
-        of a speaker, of whom at least one chapter stays. That gives
-        ``train_speakers.csv``, ``valid_speakers.csv`` and
-        ``valid_speakers_trials.txt`` beside the training CSVs, which keep all rows.
-        None: nothing of it.
-    trial_splits : list of str
-        Dev and test splits that get a trial list, ``<split>_trials.txt``.
-    positive_trials, negative_trials : int
-        Pairs drawn for each list, none twice in either order; all pairs where there
-        are fewer. Negative trials are of two speakers of one sex, which
-        ``SPEAKERS.TXT`` beside the split folders tells.
-    trials_across_chapters : bool
-        Take positive trials from two chapters only (within one, room and
-        microphone are the same).
-    seed : int
-        Seed of the validation split and of all trials.
-    skip_budget : int
-        How many bad utterances of a split may be left out, listed in
-        ``<split>.skipped.csv``. Bad are: audio that ``lobes.data.audio`` refuses,
-        audio without transcript, a transcript without audio, without words,
-        with characters outside the vocabulary (lower case is turned into upper
-        case), or with more letters than CTC can place in its frames; a name with
-        blanks, and a path that is not UTF-8.
-    strict : bool
-        A bad utterance is an error, whatever the budget.
-    header_only : bool
-        Take the lengths from the files' headers: far faster, but damaged audio shows
-        up in training only, and without ``mean`` and ``std`` every utterance is then
-        read whole to be normalised.
-    num_workers : int
-        Decoding processes, by default one for each core.
-    skip_prep : bool
-        Do nothing: the CSVs are the user's own.
+    Arguments:
+        data_folder: The corpus: it holds the split folders, or a folder ``LibriSpeech``
+            that does.
+        save_folder: For the CSVs; it does not lie in a split's folder.
+        tr_splits: Splits for training, by the names of their folders.
+        dev_splits: Splits for validation, not one for training.
+        te_splits: Splits for evaluation, not one for training.
+        merge_name: CSV with all training splits together. None: there is none.
+        journal_folder: Where what decoding found out (``*.scan``) is kept, for
+            preparations with other options, too. None: ``save_folder``.
+        speaker_valid_fraction: Whole recordings (chapters), shuffled by ``seed``, are
+            held out of each training split until they have this fraction of its
+            utterances: at most two of a speaker, of whom at least one chapter stays.
+            That gives ``train_speakers.csv``, ``valid_speakers.csv`` and
+            ``valid_speakers_trials.txt`` beside the training CSVs, which keep all rows.
+            None: nothing of it.
+        trial_splits: Dev and test splits that get a trial list, ``<split>_trials.txt``.
+        positive_trials, negative_trials: Pairs drawn for each list, none twice in
+            either order; all pairs where there are fewer. Negative trials are of two
+            speakers of one sex, which ``SPEAKERS.TXT`` beside the split folders tells.
+        trials_across_chapters: Take positive trials from two chapters only (within one,
+            room and microphone are the same).
+        seed: Seed of the validation split and of all trials.
+        skip_budget: How many bad utterances of a split may be left out, listed in
+            ``<split>.skipped.csv``. Bad are: audio that ``lobes.data.audio`` refuses,
+            audio without transcript, a transcript without audio, without words, with
+            characters outside the vocabulary (lower case is turned into upper case), or
+            with more letters than CTC can place in its frames; a name with blanks, and
+            a path that is not UTF-8.
+        strict: A bad utterance is an error, whatever the budget.
+        header_only: Take the lengths from the files' headers: far faster, but damaged
+            audio shows up in training only, and without ``mean`` and ``std`` every
+            utterance is then read whole to be normalised.
+        num_workers: Decoding processes, by default one for each core.
+        skip_prep: Do nothing: the CSVs are the user's own.
 
-    Returns
-    -------
-    dict
+    Returns:
         By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV and
         ``{path, trials, positives, negatives}`` for a trial list; empty with
         ``skip_prep``.

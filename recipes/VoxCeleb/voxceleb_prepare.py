@@ -110,77 +110,60 @@ def prepare_voxceleb(
     the end ``prepare_report.json`` tells what there is, and what lies in the training
     folder and is no utterance (other endings, other folders), by kind.
 
-    Arguments
-    ---------
-    data_folder : str or Path
-        VoxCeleb2 for training and validation; None (``-``) for no training data. Its
-        utterances are ``id*/<video>/<utterance>`` in any of ``dev/wav``, ``dev/aac``,
-        ``wav``, ``aac`` or the folder itself, as .wav, .flac or .m4a (taken in this
-        order where one utterance has several). A name with blanks, or a path that is
-        not UTF-8, makes it a bad file.
-    test_folder : str or Path
-        VoxCeleb1, by default no test data. It has the same in ``wav``, ``dev/wav`` and
-        ``test/wav``, or in the folder itself.
-    save_folder : str or Path
-        For the CSVs; it is no folder of audio.
-    trial_lists : list of str
-        Files with lines ``label speaker/video/file speaker/video/file``, whose paths
-        are absolute or relative to ``test_folder``. Their order and duplicates are
-        kept: published error rates count them.
-    journal_folder : str or Path
-        Where what decoding found out (``*.scan``) is kept, for preparations with
-        other options, too. None: ``save_folder``.
-    without_test_speakers : bool
-        Take the speakers of the trial lists out of the training data: for all of
-        VoxCeleb1 in one folder, as ``data_folder`` and ``test_folder``.
-    transcripts : str or list of str
-        Automatic transcripts, as ``tools/pseudo_label.py`` writes them, or in other
-        files that ``lobes.preparation.transcripts`` reads. The rows of ``train.csv``
-        and ``valid.csv`` with a usable transcript then also stand, with it in a column
-        ``wrd``, in ``train_transcribed.csv`` and ``valid_transcribed.csv``; all others,
-        with the reason, in ``transcripts.skipped.csv``.
-    valid_fraction : float
-        Whole recordings (videos), shuffled by ``seed``, are held out until they
-        have this fraction of the utterances.
-    valid_recordings_per_speaker : int
-        At most so many recordings of a speaker are held out; at least one stays.
-    valid_positive_trials, valid_negative_trials : int
-        Pairs drawn from the held-out utterances, none twice in either order;
-        all pairs where there are fewer.
-    valid_different_video : bool
-        Take no positive trial within one video (it is easy: same room, same
-        microphone).
-    valid_same_sex : bool
-        Take negative trials of two speakers of one sex only (two sexes are easy to
-        tell apart), which VoxCeleb's ``vox2_meta.csv`` in ``data_folder`` tells.
-    convert : str
-        ``flac`` or ``wav``: what m4a files of the training data are converted to
-        first, once and beside them (see ``lobes.preparation.conversion``); the
-        originals stay, and those that cannot be converted are bad files. None: they are
-        decoded whole for every crop.
-    seed : int
-        Seed of the validation split.
-    skip_budget : int
-        How many files that ``lobes.data.audio`` refuses may be left out, of the
-        training and of the test data; listed in ``train.skipped.csv`` and
-        ``test.skipped.csv``. Trials that need one are left out and counted.
-    strict : bool
-        A bad file is an error, whatever the budget.
-    header_only : bool
-        Take the lengths from the headers of wav and flac files (m4a are decoded):
-        far faster, but damaged audio shows up in training only, and without ``mean``
-        and ``std`` every utterance is then read whole to be normalised.
-    num_workers : int
-        Decoding processes, by default one for each core.
-    skip_prep : bool
-        Do nothing: the files are the user's own.
+    Arguments:
+        data_folder: VoxCeleb2 for training and validation; None (``-``) for no training
+            data. Its utterances are ``id*/<video>/<utterance>`` in any of ``dev/wav``,
+            ``dev/aac``, ``wav``, ``aac`` or the folder itself, as .wav, .flac or .m4a
+            (taken in this order where one utterance has several). A name with blanks,
+            or a path that is not UTF-8, makes it a bad file.
+        test_folder: VoxCeleb1, by default no test data. It has the same in ``wav``,
+            ``dev/wav`` and ``test/wav``, or in the folder itself.
+        save_folder: For the CSVs; it is no folder of audio.
+        trial_lists: Files with lines ``label speaker/video/file speaker/video/file``,
+            whose paths are absolute or relative to ``test_folder``. Their order and
+            duplicates are kept: published error rates count them.
+        journal_folder: Where what decoding found out (``*.scan``) is kept, for
+            preparations with other options, too. None: ``save_folder``.
+        without_test_speakers: Take the speakers of the trial lists out of the training
+            data: for all of VoxCeleb1 in one folder, as ``data_folder`` and
+            ``test_folder``.
+        transcripts: Automatic transcripts, as ``tools/pseudo_label.py`` writes them, or
+            in other files that ``lobes.preparation.transcripts`` reads. The rows of
+            ``train.csv`` and ``valid.csv`` with a usable transcript then also stand,
+            with it in a column ``wrd``, in ``train_transcribed.csv`` and
+            ``valid_transcribed.csv``; all others, with the reason, in
+            ``transcripts.skipped.csv``.
+        valid_fraction: Whole recordings (videos), shuffled by ``seed``, are held out
+            until they have this fraction of the utterances.
+        valid_recordings_per_speaker: At most so many recordings of a speaker are held
+            out; at least one stays.
+        valid_positive_trials, valid_negative_trials: Pairs drawn from the held-out
+            utterances, none twice in either order; all pairs where there are fewer.
+        valid_different_video: Take no positive trial within one video (it is easy: same
+            room, same microphone).
+        valid_same_sex: Take negative trials of two speakers of one sex only (two sexes
+            are easy to tell apart), which VoxCeleb's ``vox2_meta.csv`` in
+            ``data_folder`` tells.
+        convert: ``flac`` or ``wav``: what m4a files of the training data are converted
+            to first, once and beside them (see ``lobes.preparation.conversion``); the
+            originals stay, and those that cannot be converted are bad files. None: they
+            are decoded whole for every crop.
+        seed: Seed of the validation split.
+        skip_budget: How many files that ``lobes.data.audio`` refuses may be left out,
+            of the training and of the test data; listed in ``train.skipped.csv`` and
+            ``test.skipped.csv``. Trials that need one are left out and counted.
+        strict: A bad file is an error, whatever the budget.
+        header_only: Take the lengths from the headers of wav and flac files (m4a are
+            decoded): far faster, but damaged audio shows up in training only, and
+            without ``mean`` and ``std`` every utterance is then read whole to be
+            normalised.
+        num_workers: Decoding processes, by default one for each core.
+        skip_prep: Do nothing: the files are the user's own.
 
-    Returns
-    -------
-    dict
-        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV
-        and ``{path, trials, positives, negatives}`` for a trial list; empty
-        with ``skip_prep``.
+    Returns:
+        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV and
+        ``{path, trials, positives, negatives}`` for a trial list; empty with
+        ``skip_prep``.
 
     Raises ``UserError`` for missing folders, lists and files, malformed lists,
     a speaker in both training and test data, fewer than two training speakers,
@@ -477,16 +460,12 @@ def _prepare_test(run, test):
 class Training:
     """The training data: all utterances below a folder's training roots.
 
-    Attributes
-    ----------
-    utterances : Utterances
-        Sorted by speaker, video and name.
-    problems : list of Problem
-        Utterances whose names no CSV or trial list can hold.
-    inputs : str
-        A hash of the listing.
-    left_out : LeftOut
-        What is no utterance, and those of the speakers ``without``.
+    Attributes:
+        utterances (Utterances): Sorted by speaker, video and name.
+        problems (list of Problem): Utterances whose names no CSV or trial list can
+            hold.
+        inputs (str): A hash of the listing.
+        left_out (LeftOut): What is no utterance, and those of the speakers ``without``.
     """
 
     def __init__(self, folder, without=()):
@@ -704,15 +683,11 @@ def _check_trials(name, trials, names):
 class Trialled:
     """The test data: the utterances that trial lists name.
 
-    Attributes
-    ----------
-    lists : list of Path
-    trials : dict
-        ``TrialRows`` by the name of the list.
-    utterances : Utterances
-        Sorted by the names in the lists.
-    inputs : str
-        A hash of the files and of the lists.
+    Attributes:
+        lists (list of Path)
+        trials (dict): ``TrialRows`` by the name of the list.
+        utterances (Utterances): Sorted by the names in the lists.
+        inputs (str): A hash of the files and of the lists.
     """
 
     def __init__(self, folder, trial_lists, save_folder):

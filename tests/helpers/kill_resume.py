@@ -73,14 +73,11 @@ STEP_EVENTS = ("before step", "before update", "after step")
 class Events:
     """Writes down what happens in a run, and kills the process at one event.
 
-    Arguments
-    ---------
-    folder : Path
-        Gets ``events.jsonl`` and ``trace.jsonl``; the run itself is in ``run``.
-    kill_at : int or None
-        Number of the event that is not survived, counted from 1.
-    signals : sequence of int
-        What the process sends to itself there.
+    Arguments:
+        folder (Path): Gets ``events.jsonl`` and ``trace.jsonl``; the run itself is in
+            ``run``.
+        kill_at (int or None): Number of the event that is not survived, counted from 1.
+        signals (sequence of int): What the process sends to itself there.
     """
 
     def __init__(self, folder, kill_at, signals=(signal.SIGKILL,)):

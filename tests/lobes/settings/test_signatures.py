@@ -27,15 +27,10 @@ def work(
 ):
     """Do some `work`.
 
-    Arguments
-    ---------
-    source, out : str or Path
-        From and to. More of them.
-    size : int
-        Bytes of a file, 100 % of
-        them.
-    across : bool
-        Go across.
+    Arguments:
+        source, out: From and to. More of them.
+        size: Bytes of a file, 100 % of them.
+        across: Go across.
     """
 
 
