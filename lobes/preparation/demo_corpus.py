@@ -72,9 +72,10 @@ def make_demo_corpus(
     # The marker of an older run went through JSON, too.
     options = json.loads(json.dumps(options))
     existing = _existing_marker(out)
-    if existing and existing.get("options") == options and _is_complete(out, existing):
-        return existing | {"made": False}
     if existing:
+        made = existing.get("utterances"), existing.get("audio_bytes")
+        if existing.get("options") == options and _audio_files(out) == made:
+            return existing | {"made": False}
         _check_nothing_added(out, existing)
     espeak = installed_espeak()
     speakers = plan(seed, sizes, pretraining)
@@ -83,7 +84,7 @@ def make_demo_corpus(
         _write_lists(part, speakers, lengths, seed, sizes)
         marker = {
             "options": options,
-            "versions": _versions(),
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             **_counts(speakers, lengths),
             "audio_bytes": _audio_files(part)[1],
             "seconds": round(time.monotonic() - started, 1),
@@ -93,6 +94,9 @@ def make_demo_corpus(
         _replace(part, out)
     return marker | {"made": True}
 
+
+#: On their versions the bytes of the corpus depend.
+_PACKAGES = ("espeakng-loader", "numpy", "soundfile")
 
 #: Marks the .part folder while a process works on it.
 _LOCK = "making.json"
@@ -168,11 +172,6 @@ def _existing_marker(out):
     return marker
 
 
-def _is_complete(out, marker):
-    """Whether all audio of the marker is still there."""
-    return _audio_files(out) == (marker["utterances"], marker["audio_bytes"])
-
-
 def _check_nothing_added(out, marker):
     """Raise ``UserError`` for files in a corpus that another one must not replace."""
     audio = _audio_files(out)[0] - marker.get("utterances", 0)
@@ -191,13 +190,8 @@ def _check_nothing_added(out, marker):
 
 def _audio_files(out):
     """Number and total size in bytes of the flac and wav files."""
-    sizes = [
-        os.path.getsize(os.path.join(folder, name))
-        for folder, _, names in os.walk(out)
-        for name in names
-        if name.endswith(_AUDIO)
-    ]
-    return len(sizes), sum(sizes)
+    audio = [path for path in out.rglob("*") if path.name.endswith(_AUDIO)]
+    return len(audio), sum(path.stat().st_size for path in audio)
 
 
 @contextlib.contextmanager
@@ -229,12 +223,6 @@ def _replace(part, out):
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as old:
         out.rename(Path(old, "corpus"))
         part.rename(out)
-
-
-def _versions():
-    """Versions on which the bytes of the corpus depend."""
-    packages = ("espeakng-loader", "numpy", "soundfile")
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _counts(speakers, lengths):
@@ -280,12 +268,10 @@ def _write_lists(out, speakers, lengths, seed, sizes):
         name = f"Voice_{s.id.removeprefix('id')}"
         table.append(f"{s.id}\t{name}\t{s.sex.lower()}\t{nation}\ttest")
     _write(out / "VoxCeleb1" / "vox1_meta.csv", table, "\r\n")
-    for number, name, same_sex in (
-        (1, "veri_test2.txt", False),
-        (2, "list_test_hard2.txt", True),
-    ):
+    for number, name in (1, "veri_test2.txt"), (2, "list_test_hard2.txt"):
         rng = np.random.default_rng((seed, 0, number))
-        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex)
+        hard = number == 2
+        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex=hard)
         _write(out / "VoxCeleb1" / name, trials, "\n")
 
 
