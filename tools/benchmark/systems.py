@@ -254,14 +254,12 @@ def trimmed(batches):
 
     Only there does the stock wrapper's group norm see what it sees of one utterance.
     """
-    return {task: _trim(batch) for task, batch in batches.items()}
-
-
-def _trim(batch):
-    shortest = int(batch.lengths.min())
-    lengths = torch.full_like(batch.lengths, shortest)
-    labels, columns = batch.labels, batch.columns
-    return Batch(batch.ids, batch.wavs[:, :shortest], lengths, labels, columns)
+    shortened = {}
+    for task, one in batches.items():
+        shortest = int(one.lengths.min())
+        wavs, lengths = one.wavs[:, :shortest], torch.full_like(one.lengths, shortest)
+        shortened[task] = Batch(one.ids, wavs, lengths, one.labels, one.columns)
+    return shortened
 
 
 def plain_batches(hparams, setup):
