@@ -123,14 +123,14 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def user_errors_exit(main: Callable) -> Callable:
+def user_errors_exit(main: Callable, stopped: str = "stopped") -> Callable:
     """Decorate a command's ``main``: what a user can cause ends it in one line.
 
     That is a ``UserError``, and what the machine and its files are to blame for: a full
     disk, a folder that cannot be written, too little memory, a damaged file. The line
     goes to standard error and the exit status is 2, as for a wrong command line; after
-    Ctrl-C it is 130. Any other exception is a defect: it keeps its traceback, and says
-    where to report it.
+    Ctrl-C it is 130 and the line ``stopped``. Any other exception is a defect: it
+    keeps its traceback, and says where to report it.
 
     Whoever reads the output may go away, and a terminal may know no Unicode: neither
     ends a command.
@@ -146,7 +146,7 @@ def user_errors_exit(main: Callable) -> Callable:
         except UserError as error:
             _end(str(error))
         except KeyboardInterrupt:
-            _end("stopped", INTERRUPTED, "")
+            _end(stopped, INTERRUPTED, "")
         except Exception as error:
             told = explanation(error)
             if told is None:
@@ -159,6 +159,11 @@ def user_errors_exit(main: Callable) -> Callable:
             _end(told)
 
     return wrapped
+
+
+def resumable(main: Callable) -> Callable:
+    """As ``user_errors_exit``, where the same command goes on after Ctrl-C."""
+    return user_errors_exit(main, "stopped; the same command goes on")
 
 
 def explanation(error: BaseException) -> str | None:

@@ -39,13 +39,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lobes.errors import (
-    INTERRUPTED,
-    ArgumentParser,
-    UserError,
-    enumeration,
-    user_errors_exit,
-)
+from lobes.errors import ArgumentParser, UserError, enumeration, resumable
 from lobes.preparation.folders import writable_folder
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
@@ -132,7 +126,7 @@ class File(NamedTuple):
     md5: str | None
 
 
-@user_errors_exit
+@resumable
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = ArgumentParser(
@@ -156,12 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         add("--md5", default=[], metavar="NAME=SUM", help=told, **several)
         told = "delete downloaded archives once they are unpacked"
         add("--delete", action="store_true", help=told)
-    options = parser.parse_args(argv)
-    try:
-        print(_run(options))
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on")
-        sys.exit(INTERRUPTED)
+    print(_run(parser.parse_args(argv)))
 
 
 def _run(options):

@@ -23,7 +23,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.data.utterance_tables import read_header, read_table
-from lobes.errors import INTERRUPTED, UserError, user_errors_exit
+from lobes.errors import UserError, resumable
 from lobes.preparation.folders import writable_folder
 from lobes.preparation.outputs import csv_text
 from lobes.settings.signatures import Command
@@ -425,15 +424,11 @@ COMMAND = Command(
 )
 
 
-@user_errors_exit
+@resumable
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     options = COMMAND.parse(argv)
-    try:
-        done = make_shards(**options)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on")
-        sys.exit(INTERRUPTED)
+    done = make_shards(**options)
     for name, utterances in done["utterances"].items():
         print(f"{Path(options['out']) / name}.csv: {utterances:,} utterances")
     print(
