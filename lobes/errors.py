@@ -96,7 +96,7 @@ _OF_THE_MACHINE = (
 )
 
 #: Exceptions that come of damaged files, where no module told more.
-_DAMAGED = (
+DAMAGED = (
     json.JSONDecodeError,
     UnicodeDecodeError,
     csv.Error,
@@ -179,7 +179,7 @@ def explanation(error: BaseException) -> str | None:
         # Also safetensors' errors, whose class is imported with it.
         if part in str(error) and not isinstance(error, KeyError):
             return f"{meaning} ({first}); {remedy}"
-    if isinstance(error, _DAMAGED) or _is_yaml_error(error):
+    if isinstance(error, DAMAGED) or _is_yaml_error(error):
         if isinstance(error, pickle.UnpicklingError):
             # torch's own words tell how to run what is in it.
             first = "it holds more than data, maybe code"
