@@ -177,9 +177,7 @@ def _plan(sources, out, shard_size, to):
         digest = hashlib.sha256(f"{_FORMAT} {shard_size} {to} ".encode())
         digest.update(file_hash(source.path).encode())
         groups, room = [], 0
-        for row, (path, line) in enumerate(
-            zip(source.table["wav"], source.table.index, strict=True)
-        ):
+        for row, (line, path) in enumerate(source.table["wav"].items()):
             if path not in places:
                 status = _status(path, source.path, line)
                 digest.update(b"%d %d %d\n" % (row, status.st_size, status.st_mtime_ns))
@@ -197,9 +195,7 @@ def _plan(sources, out, shard_size, to):
             table = source.table.iloc[rows][[*source.columns]]
             names = [
                 _member_name(identity, path, to, f"{source.path}, line {line}")
-                for identity, path, line in zip(
-                    table["ID"], table["wav"], table.index, strict=True
-                )
+                for line, identity, path in table[["ID", "wav"]].itertuples()
             ]
             path = out / f"{source.name}-{number:06}.tar"
             shards.append(Shard(path, source.path, table, names, sizes, to))
@@ -320,13 +316,8 @@ def _write_shard(shard):
         return windows, 0
     windows = []
     temporary = shard.path.with_name(f"{shard.path.name}.part")
-    members = zip(
-        shard.names,
-        shard.sizes,
-        shard.rows.index,
-        shard.rows.to_dict("records"),
-        strict=True,
-    )
+    rows = shard.rows.to_dict("records")
+    members = zip(shard.names, shard.sizes, shard.rows.index, rows, strict=True)
     try:
         with open(temporary, "wb") as stream:
             with tarfile.open(
