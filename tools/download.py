@@ -98,10 +98,7 @@ ACCESS = (
 )
 
 # vox2_dev_aac_partab and the like.
-_PART = re.compile(r"(?P<archive>.+)_part(?P<letters>a[a-z])")
-
-# Number of parts, where there are more than the names given may show.
-_PARTS = {"vox1_dev_wav": 4, "vox2_dev_aac": 8}
+_PART = re.compile("(?P<archive>.+)_parta[a-z]")
 
 # Put beside the audio as they are.
 _PLAIN = (".txt", ".csv")
@@ -248,15 +245,17 @@ def _groups(files):
         groups.setdefault(part["archive"] if part else file.name, []).append(file)
     for name, parts in groups.items():
         parts.sort(key=lambda file: file.name)
-        letters = [_PART.fullmatch(file.name) for file in parts]
-        if letters[0] is None:
+        given = [file.name for file in parts]
+        if name in given:
             continue
-        count = _PARTS.get(name, ord(letters[-1]["letters"][1]) - ord("a") + 1)
-        wanted = [f"{name}_parta{chr(ord('a') + n)}" for n in range(count)]
-        missing = [part for part in wanted if part not in {f.name for f in parts}]
+        # Those given may not show how many there are.
+        known = [part for part in MD5 if part.startswith(f"{name}_part")]
+        last = max(given + known)[-1]
+        wanted = [f"{name}_parta{chr(n)}" for n in range(ord("a"), ord(last) + 1)]
+        missing = [part for part in wanted if part not in given]
         if missing:
             raise UserError(
-                f"{name}: {len(missing)} of its {count} parts are not given: "
+                f"{name}: {len(missing)} of its {len(wanted)} parts are not given: "
                 f"{', '.join(missing)}; name all parts in one command"
             )
     return groups

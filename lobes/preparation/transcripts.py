@@ -223,16 +223,15 @@ def _table(path):
                 f"{path}, line 1: the columns ID and text (or wrd) are needed; there "
                 f"are {', '.join(header) or 'none'}"
             )
-        for row in reader:
-            if row and len(row) != len(header):
+        for row in filter(None, reader):
+            if len(row) != len(header):
                 raise UserError(
                     f"{path}, line {reader.line_num}: the row has {len(row)} fields, "
                     f"the header {len(header)}; correct the row"
                 )
-            if row:
-                cells = dict(zip(header, row, strict=True))
-                language = cells.get("language") or None
-                yield reader.line_num, cells["ID"], cells[column], language
+            cells = dict(zip(header, row, strict=True))
+            language = cells.get("language") or None
+            yield reader.line_num, cells["ID"], cells[column], language
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num}: {error}; correct it"
