@@ -353,8 +353,7 @@ def _windows(shard):
     if [member.name for member in members] != wanted:
         return None
     # Two empty blocks mark the end; a tar is filled up to whole records.
-    end = members[-1].offset_data + members[-1].size
-    end = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
+    end = tar.offset + 2 * tarfile.BLOCKSIZE
     if shard.path.stat().st_size != -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE:
         return None
     if shard.to is None and [member.size for member in audio] != shard.sizes:

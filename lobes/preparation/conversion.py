@@ -307,12 +307,11 @@ def _convert_file(source, target, to, delete):
 
 def _reads_back(path, samples):
     """Whether a file holds these samples, but for rounding."""
-    try:
+    with contextlib.suppress(UserError):
         stored = read_audio(path)
-    except UserError:
-        return False
-    same_length = stored.shape == samples.shape
-    return same_length and np.abs(stored - samples).max() <= _ROUNDING
+        same_length = stored.shape == samples.shape
+        return same_length and np.abs(stored - samples).max() <= _ROUNDING
+    return False
 
 
 def _check_not_another(source, target):
