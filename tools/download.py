@@ -613,7 +613,14 @@ def _extract_zip(name, stream, folder, bar):
             mode = stat.S_IFMT(member.external_attr >> 16)
             plain = member.is_dir() or mode in (0, stat.S_IFREG)
             _check_member(name, member.filename, plain and not member.flag_bits & 1)
-        _check_room(name, folder, sum(member.file_size for member in members))
+        size = sum(member.file_size for member in members)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{name}: unpacking takes {size / 1e9:.1f} GB but {free / 1e9:.1f} GB "
+                f"are free in {folder.parent}; make room, and run the same command "
+                f"again"
+            )
         files = [member for member in members if not member.is_dir()]
         for member in files:
             archive.extract(member, folder)
@@ -664,16 +671,6 @@ def _check_member(archive, name, plain):
         f"{archive}: it holds {name!r}, {reason}; nothing of it was kept: do not trust "
         f"this archive, get it from the publisher"
     )
-
-
-def _check_room(name, folder, size):
-    """Refuse to begin what the disk cannot hold."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{name}: unpacking takes {size / 1e9:.1f} GB but {free / 1e9:.1f} GB are "
-            f"free in {folder.parent}; make room, and run the same command again"
-        )
 
 
 def _destinations(folder, name, unpacked):

@@ -244,7 +244,11 @@ def _convert_all(pairs, out, to, num_workers, delete):
             speed = counts["samples"] / SAMPLE_RATE / (time.monotonic() - began)
             progress.set_postfix_str(f"{speed:.0f} h of audio per h", refresh=False)
             progress.update(len(outcomes))
-    _list_failures(out / FAILED, failed)
+    # Without any, a list of an earlier run goes.
+    (out / FAILED).unlink(missing_ok=True)
+    if failed:
+        columns = list(zip(*failed, strict=True))
+        write_atomically(out / FAILED, csv_text(("path", "reason"), columns))
     return Conversion(
         files=len(pairs),
         converted=counts["converted"],
@@ -349,15 +353,6 @@ def _write(path, content, sync):
             stream.flush()
             os.fsync(stream.fileno())
     os.replace(temporary, path)
-
-
-def _list_failures(path, failed):
-    """Write what failed; without any, a list of an earlier run goes."""
-    if failed:
-        columns = list(zip(*failed, strict=True))
-        write_atomically(path, csv_text(("path", "reason"), columns))
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _remove_empty_folders(folder, sources):
