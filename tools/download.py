@@ -589,7 +589,7 @@ def unpack(name: str, parts: Sequence[File], folder: Path) -> None:
         if isinstance(error, UserError):
             raise
         remedy = "correct that, and run the same command again"
-        # It is the archive's fault and not the disk's.
+        # Without an errno it is the archive's fault and not the disk's.
         if not getattr(error, "errno", None):
             remedy = "delete the archive and get it again"
         reason = " ".join(str(error).split()) or type(error).__name__
