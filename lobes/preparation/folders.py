@@ -102,7 +102,7 @@ def listing(folder: str | Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.name.startswith("."):
                     (folders if entry.is_dir() else files).append(entry)
     except OSError as error:
@@ -110,11 +110,7 @@ def listing(folder: str | Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
             f"{folder}: the folder cannot be listed ({error.strerror}); check its path "
             f"and permissions"
         ) from error
-
-    def by_name(entry):
-        return entry.name
-
-    return sorted(folders, key=by_name), sorted(files, key=by_name)
+    return folders, files
 
 
 def folders_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEntry]:

@@ -7,10 +7,9 @@ built again where its marker does not fit in any of the three, so that a stale,
 half-written or edited file is never trusted.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from lobes.errors import UserError, enumeration
 from lobes.preparation.folders import shown
 from lobes.preparation.outputs import csv_text
 from lobes.system.files import file_hash, write_atomically
-from lobes.system.locks import one_writer
 from lobes.system.terminal import say
 
 # Raised when the content of the output files changes for the same input.
@@ -144,19 +142,6 @@ class Part:
             if file_hash(path) != wanted:
                 return f"{name} was edited or cut since it was written"
         return None
-
-
-@contextlib.contextmanager
-def one_preparation(
-    save_folder: str | Path, journal_folder: str | Path
-) -> Iterator[None]:
-    """Be the only process that prepares into either folder; wait for others."""
-    with contextlib.ExitStack() as stack:
-        # All processes take this order, so that no two wait for each other.
-        for folder in dict.fromkeys((Path(save_folder), Path(journal_folder))):
-            lock = folder / ".prepare.lock"
-            stack.enter_context(one_writer(lock, wait=True))
-        yield
 
 
 def check_owner(

@@ -7,7 +7,8 @@ done here.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
 from lobes.preparation.folders import LeftOut, writable_folder
 from lobes.preparation.outputs import CsvCounts, csv_counts, csv_text
-from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
+from lobes.preparation.parts import Part, Problem, check_owner
 from lobes.preparation.report import write_report
 from lobes.preparation.scan import scan_audio
-from lobes.preparation.splitting import check_budget
 from lobes.system.files import file_hash
+from lobes.system.locks import one_writer
 from lobes.system.parallel import worker_count
 
 
@@ -60,6 +61,7 @@ class Utterances(NamedTuple):
         )
 
 
+@dataclass
 class Preparation:
     """One call of a corpus's prepare function.
 
@@ -74,41 +76,42 @@ class Preparation:
     Raises ``UserError`` for impossible numbers; only ``make_folders`` makes folders.
     """
 
-    def __init__(
-        self,
-        corpus: str,
-        save_folder: str | Path,
-        journal_folder: str | Path | None,
-        skip_budget: int,
-        header_only: bool,
-        num_workers: int | None,
-    ):
-        check_budget(skip_budget)
-        worker_count(num_workers)
-        self.corpus = corpus
-        self.save_folder = Path(save_folder)
-        self.journal_folder = Path(journal_folder or save_folder)
-        self.skip_budget = skip_budget
-        self.header_only = header_only
-        self.num_workers = num_workers
-        self.counts = {}
+    corpus: str
+    save_folder: str | Path
+    journal_folder: str | Path | None
+    skip_budget: int
+    header_only: bool
+    num_workers: int | None
+    counts: dict[str, dict] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.skip_budget < 0:
+            raise UserError(
+                f"skip_budget={self.skip_budget}: it is the number of bad utterances "
+                f"that may be left out; use 0 or more"
+            )
+        worker_count(self.num_workers)
 
     def make_folders(self) -> None:
         """Make both folders; ``UserError`` where nothing can be written."""
+        journal_folder = self.journal_folder or self.save_folder
         self.save_folder = writable_folder(self.save_folder)
-        self.journal_folder = writable_folder(self.journal_folder, "journal_folder")
+        self.journal_folder = writable_folder(journal_folder, "journal_folder")
 
-    def writing(
-        self, outputs: Mapping[str, Iterable[str]]
-    ) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def writing(self, outputs: Mapping[str, Iterable[str]]) -> Iterator[None]:
         """The ``with`` in which no other process writes; ``outputs`` by part.
 
-        Raises ``UserError`` where one of them is not this corpus's.
+        Two trainings that start together share one folder: one waits. Raises
+        ``UserError`` where an output is not this corpus's.
         """
         for name, files in outputs.items():
             check_owner(self.save_folder, name, self.corpus, files)
-        # Two trainings that start together share one folder.
-        return one_preparation(self.save_folder, self.journal_folder)
+        with contextlib.ExitStack() as stack:
+            # All processes take this order, so that no two wait for each other.
+            for folder in dict.fromkeys((self.save_folder, self.journal_folder)):
+                stack.enter_context(one_writer(folder / ".prepare.lock", wait=True))
+            yield
 
     def part(
         self,

@@ -105,35 +105,32 @@ def reason_kind(reason: str) -> str:
 def _reasons(path):
     """How often each kind of reason stands in a list of the skipped."""
     rows = read_rows(path, ["reason"], "delete the list, and prepare again")
-    kinds = Counter(reason_kind(row["reason"]) for row in rows)
-    return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    kinds = sorted(reason_kind(row["reason"]) for row in rows)
+    return dict(Counter(kinds).most_common())
 
 
 def _compared(counts, official):
     """Entries ``{files, published, counts: {what: [prepared, published]}}``."""
-    entries = []
+    compared = []
     for files, splits in official.items():
-        published = official_count(*splits)
-        if published is None:
-            continue
-        # A validation split has speakers of its training split.
-        speakers = counts[files[0]]["speakers"]
-        utterances = sum(counts[name]["utterances"] for name in files)
-        compared = {
-            "utterances": [utterances, published.utterances],
-            "speakers": [speakers, published.speakers],
-        }
-        names = [split.rpartition("/")[2] for split in splits]
-        corpus = splits[0].partition("/")[0]
-        entries.append(_entry(files, f"{corpus} {' + '.join(names)}", compared))
+        if published := official_count(*splits):
+            names = [split.rpartition("/")[2] for split in splits]
+            title = f"{splits[0].partition('/')[0]} {' + '.join(names)}"
+            held = {
+                "utterances": sum(counts[name]["utterances"] for name in files),
+                # A validation split has speakers of its training split.
+                "speakers": counts[files[0]]["speakers"],
+            }
+            compared.append((files, title, held, published))
     for name, count in counts.items():
         if "trials" in count and name in TRIALS:
-            published = TRIALS[name]._asdict()
-            compared = {kind: [count[kind], published[kind]] for kind in published}
-            entries.append(_entry((name,), f"VoxCeleb1's {name}", compared))
-    return entries
-
-
-def _entry(files, published, compared):
-    """One comparison."""
-    return {"files": " + ".join(files), "published": published, "counts": compared}
+            held = {"positives": count["positives"], "negatives": count["negatives"]}
+            compared.append(((name,), f"VoxCeleb1's {name}", held, TRIALS[name]))
+    return [
+        {
+            "files": " + ".join(files),
+            "published": title,
+            "counts": {what: [held[what], getattr(official, what)] for what in held},
+        }
+        for files, title, held, official in compared
+    ]

@@ -46,15 +46,6 @@ def check_split_settings(
         raise UserError(f"seed={seed}: use a number from 0 to 4294967295")
 
 
-def check_budget(skip_budget: int) -> None:
-    """Raise ``UserError`` for a number of bad utterances that cannot be one."""
-    if skip_budget < 0:
-        raise UserError(
-            f"skip_budget={skip_budget}: it is the number of bad utterances that may "
-            f"be left out; use 0 or more"
-        )
-
-
 def hold_out(
     speakers: Sequence[str],
     recordings: Sequence,
@@ -177,19 +168,14 @@ def report_shortage(
 def _positive_pairs(speaker, recording, wanted, across_recordings, random):
     """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for rows in np.split(*_runs(speaker)):
+    ends = np.cumsum(np.bincount(speaker))
+    for rows in np.split(np.argsort(speaker, kind="stable"), ends[:-1]):
         first, second = np.triu_indices(len(rows), 1)
         some = np.stack([rows[first], rows[second]], axis=1)
         if across_recordings:
             some = some[recording[some[:, 0]] != recording[some[:, 1]]]
         pairs.append(some)
     return _sample(np.concatenate(pairs), wanted, random)
-
-
-def _runs(values):
-    """Arguments for ``np.split`` that give the rows of each distinct value."""
-    order = np.argsort(values, kind="stable")
-    return order, np.flatnonzero(np.diff(values[order])) + 1
 
 
 def _negative_pairs(speaker, wanted, random, group):
