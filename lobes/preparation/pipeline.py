@@ -18,7 +18,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
 from lobes.preparation.folders import LeftOut, writable_folder
-from lobes.preparation.outputs import CsvCounts, csv_counts, csv_text
+from lobes.preparation.outputs import Outputs, csv_counts, csv_text
 from lobes.preparation.parts import Part, Problem, check_owner
 from lobes.preparation.report import write_report
 from lobes.preparation.scan import scan_audio
@@ -118,22 +118,25 @@ class Preparation:
         name: str,
         options: dict,
         inputs: str | Sequence[Path],
-        build: Callable[[Part], tuple[dict[str, tuple[str, dict | None]], int]],
-        skip_budget: int = 0,
+        build: Callable[[Part], tuple[Outputs, int]],
+        folder: Path | None = None,
     ) -> None:
         """Keep a part, or build and write it; its counts join ``counts``.
 
         Arguments:
             name, options: As for ``Part``.
             inputs: A hash of the audio, or the files that the part is made from.
-            build: Returns text and counts of every output by its name (None: the output
-                is not told), and how many utterances were left out.
-            skip_budget: How many utterances a part that is kept may have left out.
+            build: Returns the outputs (counts None: the output is not told), and how
+                many utterances were left out.
+            folder: That of the audio, if the part is made from audio.
         """
-        if not isinstance(inputs, str):
+        if folder is None:
             inputs = json.dumps([file_hash(path) for path in inputs])
+        else:
+            audio = {"folder": os.fspath(folder), "header_only": self.header_only}
+            options = {**audio, **options}
         part = Part(self.save_folder, name, self.corpus, options, inputs)
-        counts, csv = part.reusable(skip_budget), f"{name}.csv"
+        counts, csv = part.reusable(self.skip_budget if folder else 0), f"{name}.csv"
         if counts is None:
             outputs, skipped = build(part)
             files = {name: text for name, (text, _) in outputs.items()}
@@ -192,7 +195,11 @@ class Preparation:
         official: Mapping[tuple[str, ...], Sequence[str]],
         left_out: Mapping[str, LeftOut],
     ) -> dict[str, dict]:
-        """Write the report (see ``write_report``); the counts with each file's path."""
+        """Write the report (see ``write_report``), and return the counts of each file.
+
+        A CSV has ``{path, speakers, utterances, hours, skipped}``, a trial list has
+        ``{path, trials, positives, negatives}``.
+        """
         folder = self.save_folder
         write_report(folder, self.corpus, self.counts, parts, official, left_out)
         return {
@@ -207,8 +214,8 @@ def utterances_csv(
     utterances: Utterances,
     skipped: int,
     rows: Iterable[int] | None = None,
-) -> tuple[str, CsvCounts]:
-    """Text and counts of a CSV of decoded utterances (all, or ``rows``), sorted by ID.
+) -> Outputs:
+    """The CSV ``name`` of decoded utterances (all, or ``rows``), sorted by ID.
 
     ``mean`` and ``std`` of ``header`` are left out where they are not known.
     """
@@ -227,4 +234,4 @@ def utterances_csv(
     }
     header = [column for column in header if cells[column] is not None]
     text = csv_text(header, [cells[column] for column in header])
-    return text, csv_counts(name, table.speakers, table.frames, skipped)
+    return {name: (text, csv_counts(name, table.speakers, table.frames, skipped))}
