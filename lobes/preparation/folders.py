@@ -131,8 +131,8 @@ def files_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEn
 
 def best_audio(
     entries: Iterable[os.DirEntry], suffixes: Sequence[str], left_out: LeftOut
-) -> dict[str, os.DirEntry]:
-    """One file per stem: ``{stem: entry}``, where ``suffixes`` come best first.
+) -> dict[str, str]:
+    """One file per stem: ``{stem: path}``, where ``suffixes`` come best first.
 
     Files with other suffixes are added to ``left_out``; the stems come sorted.
     """
@@ -146,7 +146,7 @@ def best_audio(
             continue
         rank = suffixes.index(suffix)
         if stem not in best or rank < best[stem][0]:
-            best[stem] = (rank, entry)
+            best[stem] = (rank, entry.path)
     return {stem: best[stem][1] for stem in sorted(best)}
 
 

@@ -233,20 +233,14 @@ def _list_split(folder, left_out):
         for chapter in folders.folders_in(speaker.path, left_out, stray):
             deeper = "folder(s) below <speaker>/<chapter>"
             entries = folders.files_in(chapter.path, left_out, deeper)
-            transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
+            transcripts = [e.path for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
             audio = folders.best_audio(others, _SUFFIXES, left_out)
             if not transcripts and not audio:
                 left_out.add("chapter(s) without an utterance", chapter.path)
-            for entry in (*transcripts, *audio.values()):
-                inputs.add(entry.path.removeprefix(prefix), entry.path)
-            chapters.append(
-                (
-                    speaker.name,
-                    [entry.path for entry in transcripts],
-                    {stem: entry.path for stem, entry in audio.items()},
-                )
-            )
+            for path in (*transcripts, *audio.values()):
+                inputs.add(path.removeprefix(prefix), path)
+            chapters.append((speaker.name, transcripts, audio))
     return chapters, inputs.digest()
 
 
@@ -256,57 +250,55 @@ def _read_chapters(chapters):
     rows, problems = [], []
     seen = {}
     for speaker, transcripts, audio in chapters:
-        spoken = {}
-        for transcript in transcripts:
-            for line, utterance, text in _read_transcript(transcript):
-                if utterance in spoken:
-                    raise UserError(
-                        f"{transcript}, line {line}: {utterance} has a transcript "
-                        f"already; remove one of the two"
-                    )
-                spoken[utterance] = (f"{transcript}, line {line}", text)
+        spoken = _read_transcripts(transcripts)
         for utterance in sorted({*audio, *spoken}):
             path = audio.get(utterance)
-            where, text = spoken.get(utterance, (None, None))
-            if path is None:
-                reason = "there is no audio file for this transcript"
-                problems.append(Problem(utterance, where, reason))
-                continue
-            if utterance in seen:
+            where, text = spoken.get(utterance, (path, None))
+            if path and (other := seen.setdefault(utterance, path)) != path:
                 raise UserError(
                     f"{path}: the utterance {utterance} occurs twice, also as "
-                    f"{seen[utterance]}; remove one of the two"
+                    f"{other}; remove one of the two"
                 )
-            seen[utterance] = path
-            if reason := folders.name_problem(utterance, path):
-                problems.append(Problem(utterance, path, reason))
+            if path is None:
+                reason = "there is no audio file for this transcript"
+            elif reason := folders.name_problem(utterance, path):
+                where = path
             elif text is None:
                 reason = "no .trans.txt beside the file has a transcript for it"
-                problems.append(Problem(utterance, path, reason))
             elif not text:
-                problems.append(Problem(utterance, where, "the transcript is empty"))
+                reason = "the transcript is empty"
             elif unknown := vocabulary.unknown(text):
                 reason = (
                     f"the transcript has characters outside the vocabulary: "
                     f"{' '.join(map(repr, unknown))} (spell it with A-Z and ')"
                 )
-                problems.append(Problem(utterance, where, reason))
             else:
                 rows.append((utterance, path, speaker, os.path.dirname(path), text))
+            if reason:
+                problems.append(Problem(utterance, where, reason))
     return Utterances.of(rows), problems
 
 
-def _read_transcript(path):
-    """Lines of a transcript file as (line number, ID, upper-case text).
+def _read_transcripts(paths):
+    """``{ID: (place, upper-case text)}`` of the transcript files of a chapter.
 
     84-121123-0000 GO DO YOU HEAR
     84-121123-0001 BUT IN LESS THAN FIVE MINUTES
     """
-    lines = read_text(path, "save the file as UTF-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        utterance, *words = line.split() or [None]
-        if utterance is not None:
-            yield number, utterance, " ".join(words).upper()
+    spoken = {}
+    for path in paths:
+        lines = read_text(path, "save the file as UTF-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
+            utterance, *words = line.split() or [None]
+            if utterance in spoken:
+                raise UserError(
+                    f"{place}: {utterance} has a transcript already; remove one of "
+                    f"the two"
+                )
+            if utterance is not None:
+                spoken[utterance] = (place, " ".join(words).upper())
+    return spoken
 
 
 def _merge(run, merge_name, tr_splits):

@@ -55,8 +55,6 @@ _SUFFIXES = (".wav", ".flac", ".m4a")
 # What else may be audio, where other files are expected, too.
 _OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 
-_TRAIN_FILES = ("train.csv", "valid.csv", "valid_trials.txt")
-
 # The CSVs of each part that lack the utterances in <part>.skipped.csv.
 _PARTS = {
     "train": ("train.csv",),
@@ -190,7 +188,7 @@ def prepare_voxceleb(
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
         train = Training(data_folder, without)
-        files["train"] = _TRAIN_FILES
+        files["train"] = ["train.csv", "valid.csv", "valid_trials.txt"]
         train.left_out.say("train")
         if valid_same_sex:
             sexes = _read_sexes(data_folder / META, train.utterances.speakers)
@@ -454,13 +452,13 @@ class Training:
         for speaker in sorted(speakers):
             for video, audio in self._videos(speaker, speakers[speaker]):
                 recording = (speaker, video)
-                for stem, entry in audio.items():
-                    inputs.add(entry.path.removeprefix(prefix), entry.path)
+                for stem, path in audio.items():
+                    inputs.add(path.removeprefix(prefix), path)
                     utterance = f"{speaker}--{video}--{stem}"
-                    if reason := folders.name_problem(utterance, entry.path):
-                        self.problems.append(Problem(utterance, entry.path, reason))
+                    if reason := folders.name_problem(utterance, path):
+                        self.problems.append(Problem(utterance, path, reason))
                     else:
-                        rows.append((utterance, entry.path, speaker, recording))
+                        rows.append((utterance, path, speaker, recording))
         if not rows and not self.problems:
             raise self._nothing(speakers)
         self.utterances = Utterances.of(rows)
@@ -468,24 +466,22 @@ class Training:
         self._check_ids()
 
     def _videos(self, speaker, places):
-        """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
+        """Yield each video of a speaker, and its audio: ``{stem: path}``."""
         videos = {}
         for path in places:
             kind = "file(s) that lie in no id*/<video>"
             for entry in folders.folders_in(path, self.left_out, kind):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
-            entries = []
+            entries, kind = [], "folder(s) below id*/<video>"
             for path in videos[video]:
-                entries += folders.files_in(
-                    path, self.left_out, "folder(s) below id*/<video>"
-                )
+                entries += folders.files_in(path, self.left_out, kind)
             audio = folders.best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
                 self.left_out.add("video(s) without an utterance", videos[video][0])
             elif speaker in self.without:
                 kind = "utterance(s) of speakers of the trial lists"
-                self.left_out.add(kind, next(iter(audio.values())).path, len(audio))
+                self.left_out.add(kind, next(iter(audio.values())), len(audio))
             else:
                 yield video, audio
 
