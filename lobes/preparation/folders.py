@@ -36,11 +36,7 @@ class Inputs:
 
 
 class LeftOut:
-    """What lies in a corpus and is no utterance, counted by kind.
-
-    Arguments:
-        root: Of the corpus: examples are told relative to it.
-    """
+    """What lies in a corpus, ``root``, and is no utterance, counted by kind."""
 
     def __init__(self, root: str | Path):
         self._prefix = os.path.join(root, "")
@@ -48,7 +44,7 @@ class LeftOut:
         self._examples = {}
 
     def add(self, kind: str, path: str, count: int = 1) -> None:
-        """Count something; the first ``path`` of a kind becomes its example."""
+        """Count something; the first ``path`` of a kind is told as its example."""
         self._counts[kind] += count
         self._examples.setdefault(kind, path)
 

@@ -37,21 +37,15 @@ class Part:
 
     Arguments:
         save_folder: Where the outputs and the marker ``<name>.prepared.json`` lie.
-        name
         corpus: Kept in the marker: two corpora must not share a part's files.
         options: Everything but the input files that decides the outputs (JSON types).
         inputs: ``Inputs.digest()`` of the files that the outputs are made from.
     """
 
     def __init__(
-        self,
-        save_folder: str | Path,
-        name: str,
-        corpus: str,
-        options: dict,
-        inputs: str,
+        self, save_folder: Path, name: str, corpus: str, options: dict, inputs: str
     ):
-        self.folder = Path(save_folder)
+        self.folder = save_folder
         self.name = name
         self.marker = marker_path(save_folder, name)
         self._key = {
@@ -149,10 +143,7 @@ def check_owner(
 ) -> None:
     """Raise ``UserError`` where a part's files would overwrite what is not its own.
 
-    Arguments:
-        save_folder
-        name, corpus: Of the part, as for ``Part``.
-        outputs: Names of the files that it writes.
+    ``name`` and ``corpus`` are the part's, ``outputs`` the names of its files.
     """
     marker = marker_path(save_folder, name)
     other = read_marker(marker).get("corpus", corpus)

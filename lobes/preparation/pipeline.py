@@ -66,7 +66,6 @@ class Preparation:
     """One call of a corpus's prepare function.
 
     Arguments:
-        corpus
         save_folder, journal_folder: For the outputs, and for what decoding found out
             (None: the same).
         skip_budget: How many bad utterances of a part may be left out.
@@ -159,7 +158,6 @@ class Preparation:
         Arguments:
             part: Lists what is dropped in ``<part>.skipped.csv``.
             folder: The files are remembered by their path below it.
-            listed
             problems: Utterances that are in no row, because they cannot be used.
             rule: Takes the decoded table; returns the reasons of rows that break a
                 rule.

@@ -28,8 +28,6 @@ def write_report(
     The report is that of the last call: the same files give the same report.
 
     Arguments:
-        save_folder
-        corpus
         counts: By file name.
         parts: The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them.
             Those that were not written do not count.

@@ -40,17 +40,15 @@ def scan_audio(
 ) -> Scan:
     """Decode every file once, in parallel, for its length, mean and std.
 
+    The result is in the order of ``paths``, whatever the number of workers.
+
     Arguments:
-        paths
         num_workers: Processes; None for all cores, 1 to stay in this process.
         title: Label of the progress bar on standard error.
         cache: Files that it knows are not decoded, and those that are become known to
             it. Bad files never do. None: every file is decoded.
         header_only: Take the length from the header of wav and flac files, which is
             fast and overlooks damage behind it.
-
-    Returns:
-        In the order of ``paths``, whatever the number of workers.
 
     Raises ``UserError`` when PyAV is needed and absent, or a worker died.
     """

@@ -28,10 +28,8 @@ def check_split_settings(
 ) -> None:
     """Raise ``UserError`` for numbers that cannot describe a split.
 
-    Arguments:
-        fractions, counts: Value by the name of the argument: fractions of utterances,
-            and numbers of trials or recordings.
-        seed
+    ``fractions`` (of utterances) and ``counts`` (of trials or recordings) have the
+    value of each argument by its name.
     """
     for argument, value in fractions.items():
         if not 0 < value < 1:
@@ -60,7 +58,6 @@ def hold_out(
         speakers, recordings: Of each utterance: keys that can be sorted.
         fraction: Of the utterances; the last recording may exceed it.
         per_speaker: Recordings of one speaker at most; in any case one stays.
-        random
         together: Take a speaker's recordings one after another, so that a small
             fraction, too, has speakers with two of them.
 
@@ -71,7 +68,7 @@ def hold_out(
     speaker_of = dict(zip(recordings, speakers, strict=True))
     owner = [speaker_of[key] for key in keys]
     sizes = np.bincount(recording)
-    staying, taken = Counter(owner), Counter()
+    owned, taken = Counter(owner), Counter()
     held_out = np.zeros(len(keys), dtype=bool)
     total = 0
     order = random.permutation(len(keys)).tolist()
@@ -84,9 +81,8 @@ def hold_out(
         if total >= fraction * len(recording):
             break
         speaker = owner[index]
-        if taken[speaker] < per_speaker and staying[speaker] > 1:
+        if taken[speaker] < min(per_speaker, owned[speaker] - 1):
             taken[speaker] += 1
-            staying[speaker] -= 1
             held_out[index] = True
             total += int(sizes[index])
     return held_out[recording]
@@ -125,7 +121,6 @@ def draw_trials(
             be none.
         across_recordings: Take no positive trial within one recording (it is easy: same
             room, same microphone).
-        random
         groups: The group of each speaker: both speakers of a negative trial are of one
             group. None: any two speakers.
 

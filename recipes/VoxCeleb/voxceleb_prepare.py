@@ -695,12 +695,9 @@ class Trialled:
 def _find_audio(roots, file):
     """Path of a listed file, if need be with another suffix; None if absent."""
     stem = os.path.splitext(file)[0]
-    for root in roots:
-        for candidate in (file, *(stem + suffix for suffix in _SUFFIXES)):
-            path = os.path.join(root, candidate)
-            if os.path.isfile(path):
-                return path
-    return None
+    names = (file, *(stem + suffix for suffix in _SUFFIXES))
+    paths = (os.path.join(root, name) for root in roots for name in names)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _check_leak(train_speakers, test_speakers):
