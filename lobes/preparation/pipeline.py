@@ -82,6 +82,7 @@ class Preparation:
     header_only: bool
     num_workers: int | None
     counts: dict[str, dict] = field(default_factory=dict, init=False)
+    outputs: Mapping[str, Iterable[str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if self.skip_budget < 0:
@@ -104,6 +105,7 @@ class Preparation:
         Two trainings that start together share one folder: one waits. Raises
         ``UserError`` where an output is not this corpus's.
         """
+        self.outputs = outputs
         for name, files in outputs.items():
             check_owner(self.save_folder, name, self.corpus, files)
         with contextlib.ExitStack() as stack:
@@ -189,7 +191,6 @@ class Preparation:
 
     def report(
         self,
-        parts: Mapping[str, Sequence[str]],
         official: Mapping[tuple[str, ...], Sequence[str]],
         left_out: Mapping[str, LeftOut],
     ) -> dict[str, dict]:
@@ -198,7 +199,7 @@ class Preparation:
         A CSV has ``{path, speakers, utterances, hours, skipped}``, a trial list has
         ``{path, trials, positives, negatives}``.
         """
-        folder = self.save_folder
+        folder, parts = self.save_folder, self.outputs
         write_report(folder, self.corpus, self.counts, parts, official, left_out)
         return {
             name: {"path": os.path.join(folder, name), **count}

@@ -29,8 +29,8 @@ def write_report(
 
     Arguments:
         counts: By file name.
-        parts: The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them.
-            Those that were not written do not count.
+        parts: The outputs of each part; where there is a ``<part>.skipped.csv``, it
+            lists what is not in them.
         official: Names of published splits by the CSVs that hold them. Trial lists are
             known by their names.
         left_out: What lies in the corpus and is no utterance, by part.
@@ -39,9 +39,10 @@ def write_report(
         "corpus": corpus,
         "files": counts,
         "skipped": {
-            part: _reasons(Path(save_folder) / f"{part}.skipped.csv")
+            part: _reasons(path)
             for part, names in parts.items()
-            if any(counts[name]["skipped"] for name in names if name in counts)
+            if any(counts.get(name, {}).get("skipped") for name in names)
+            and (path := Path(save_folder) / f"{part}.skipped.csv").is_file()
         },
         "left_out": {
             part: kinds for part, rest in left_out.items() if (kinds := rest.counts())

@@ -144,17 +144,16 @@ def prepare_librispeech(
         folders.outside(save_folder, [data_folder])
     _check_leak(split_folders, tr_splits, other_splits)
     run.make_folders()
-    csvs = {split: [f"{split}.csv"] for split in splits}
-    files, official = dict(csvs), {(f"{s}.csv",): [f"{CORPUS}/{s}"] for s in splits}
+    files = {split: [f"{split}.csv"] for split in splits}
+    official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
     if merge_name:
         files[Path(merge_name).stem] = [merge_name]
         official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
     if speaker_valid_fraction is not None:
         files[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
     files |= {f"{split}_trials": [f"{split}_trials.txt"] for split in trial_splits}
-    speakers_file = None
-    if trial_splits or speaker_valid_fraction is not None:
-        speakers_file = _find_speakers_file(data_folder)
+    need_sexes = trial_splits or speaker_valid_fraction is not None
+    speakers_file = _find_speakers_file(data_folder) if need_sexes else None
     left_out = {
         split: folders.LeftOut(folder) for split, folder in split_folders.items()
     }
@@ -169,7 +168,7 @@ def prepare_librispeech(
             )
         for split in trial_splits:
             _prepare_trials(run, split, speakers_file, drawing)
-        return run.report(csvs, official, left_out)
+        return run.report(official, left_out)
 
 
 def _check_leak(split_folders, tr_splits, other_splits):

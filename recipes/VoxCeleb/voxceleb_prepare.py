@@ -55,13 +55,6 @@ _SUFFIXES = (".wav", ".flac", ".m4a")
 # What else may be audio, where other files are expected, too.
 _OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 
-# The CSVs of each part that lack the utterances in <part>.skipped.csv.
-_PARTS = {
-    "train": ("train.csv",),
-    "test": ("test.csv",),
-    "transcripts": ("train_transcribed.csv", "valid_transcribed.csv"),
-}
-
 
 class Splitting(NamedTuple):
     """How validation data are chosen; ``prepare_voxceleb`` tells the arguments."""
@@ -184,7 +177,6 @@ def prepare_voxceleb(
     files, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
         test = Trialled(test_folder, trial_lists, run.save_folder)
-        files["test"] = ["test.csv", *test.trials]
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
         train = Training(data_folder, without)
@@ -192,8 +184,10 @@ def prepare_voxceleb(
         train.left_out.say("train")
         if valid_same_sex:
             sexes = _read_sexes(data_folder / META, train.utterances.speakers)
-        if transcripts is not None:
-            files["transcripts"] = _PARTS["transcripts"]
+    if test:
+        files["test"] = ["test.csv", *test.trials]
+    if transcripts is not None:
+        files["transcripts"] = ["train_transcribed.csv", "valid_transcribed.csv"]
     if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
     half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
@@ -208,7 +202,7 @@ def prepare_voxceleb(
         if test:
             _prepare_test(run, test)
         left_out = {"train": train.left_out} if train else {}
-        return run.report(_PARTS, official, left_out)
+        return run.report(official, left_out)
 
 
 def check_voxceleb(

@@ -46,7 +46,7 @@ def prepare(tmp_path, listed, problems=(), rule=None, **options):
 
     with run.writing({"one": ["one.csv"]}):
         run.part("one", {}, "inputs", build, tmp_path)
-        counts = run.report({"one": ["one.csv"]}, {}, {"one": LeftOut(tmp_path)})
+        counts = run.report({}, {"one": LeftOut(tmp_path)})
     return built, counts
 
 
