@@ -129,7 +129,7 @@ def _compared(counts, official):
         {
             "files": " + ".join(files),
             "published": title,
-            "counts": {what: [held[what], getattr(official, what)] for what in held},
+            "counts": {what: [held[what], getattr(published, what)] for what in held},
         }
-        for files, title, held, official in compared
+        for files, title, held, published in compared
     ]
