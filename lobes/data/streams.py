@@ -506,6 +506,5 @@ def divided(items: list, parts: int) -> list[list]:
 
     Of utterances in order of their lengths the shorter ones make the larger pieces.
     """
-    size, larger = divmod(len(items), parts)
-    ends = [size * i + min(i, larger) for i in range(parts + 1)]
-    return [items[first:last] for first, last in itertools.pairwise(ends)]
+    places = np.array_split(np.arange(len(items)), parts)
+    return [[items[place] for place in piece] for piece in places]
