@@ -225,23 +225,16 @@ def _lengths_of_files(csv, paths, windows):
                 frames[place] = _UNUSABLE if unusable else result
                 if unusable and len(reasons) < _SHOWN:
                     reasons[place] = result
-            memory = _remember(memory, chunk, frames)
             progress.update(len(results))
+            usable = chunk[frames[chunk] > 0]
+            if memory is None or not len(usable):
+                continue
+            try:
+                memory.add(usable, frames[usable], np.nan, np.nan)
+            except UserError as error:
+                logger.info("The headers of these files will be read again: %s", error)
+                memory = None
     return frames, reasons
-
-
-def _remember(memory, places, frames):
-    """Add the usable files; the memory, or None where it cannot be written."""
-    usable = places[frames[places] > 0]
-    if memory is None or not len(usable):
-        return memory
-    unknown = np.full(len(usable), np.nan)
-    try:
-        memory.add(usable, frames[usable], unknown, unknown)
-    except UserError as error:
-        logger.info("The headers of these files will be read again: %s", error)
-        return None
-    return memory
 
 
 def _read_headers(files):

@@ -332,10 +332,8 @@ class TrainState(TypedDict):
 class TrainStream(LoopedLoader):
     """One batch of every task per step, in nominal epochs.
 
-    It yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
-    set. The epoch then ends early, and a run without the limit continues it. The
-    checkpoint holds the position of every stream and the step within the epoch, as
-    JSON (``TrainState``).
+    It yields ``{task: Batch}``. The checkpoint holds the position of every stream and
+    the step within the epoch, as JSON (``TrainState``).
 
     Arguments:
         streams: The opened stream of each task. Tasks that share a stream share its
@@ -348,6 +346,8 @@ class TrainStream(LoopedLoader):
         allow_changes: Whether a checkpoint of a run with other data may be gone on
             from.
         output_folder: Where such changes are recorded; None records none.
+        limit: Batches in all after which an epoch ends early, for a run without it to
+            continue; None: there is no such end.
     """
 
     streams: dict[str, TaskStream]
@@ -358,7 +358,7 @@ class TrainStream(LoopedLoader):
     valid_sets: dict[str, EvaluationSet] = field(default_factory=dict)
     allow_changes: bool = False
     output_folder: str | PathLike | None = None
-    limit: int | None = field(default=None, init=False)
+    limit: int | None = None
 
     def __post_init__(self):
         super().__init__(loader=None, epoch_length=self.epoch_length)

@@ -128,6 +128,7 @@ class SpeechSpeakerBrain(sb.Brain):
         checkpointer. Raises ``UserError`` when the data do not fit a task.
         """
         hparams, parts = self.hparams, self.grad_accumulation_factor
+        limit = self.optimizer_step_limit
         # Joint training puts one stream under several tasks.
         for stream in {id(s): s for s in hparams.train_streams.values()}.values():
             stream.open(self.rank, self.world_size, parts)
@@ -150,9 +151,8 @@ class SpeechSpeakerBrain(sb.Brain):
             valid_sets=hparams.valid_sets,
             allow_changes=self.allow_changes,
             output_folder=hparams.output_folder,
+            limit=None if limit is None else limit * parts,
         )
-        if self.optimizer_step_limit is not None:
-            self._train_stream.limit = self.optimizer_step_limit * parts
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("train_stream", self._train_stream)
         return self._train_stream
