@@ -92,8 +92,8 @@ class ScanCache:
         self,
         indices: Sequence[int],
         frames: np.ndarray,
-        mean: np.ndarray,
-        std: np.ndarray,
+        mean: np.ndarray | float,
+        std: np.ndarray | float,
     ) -> None:
         """Remember files, given by their indices in the ``paths`` of ``find``."""
         records = np.zeros(len(indices), _RECORD)
