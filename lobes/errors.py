@@ -15,6 +15,7 @@
 """
 
 import argparse
+import contextlib
 import csv
 import errno
 import functools
@@ -179,7 +180,9 @@ def explanation(error: BaseException) -> str | None:
         # Also safetensors' errors, whose class is imported with it.
         if part in str(error) and not isinstance(error, KeyError):
             return f"{meaning} ({first}); {remedy}"
-    if isinstance(error, DAMAGED) or _is_yaml_error(error):
+    # That of ruamel.yaml or PyYAML, imported or not.
+    of_yaml = any(kind.__name__ == "YAMLError" for kind in type(error).__mro__)
+    if isinstance(error, DAMAGED) or of_yaml:
         if isinstance(error, pickle.UnpicklingError):
             # torch's own words tell how to run what is in it.
             first = "it holds more than data, maybe code"
@@ -194,7 +197,9 @@ def os_error_line(error: OSError, path: str | Path | None = None) -> str:
     ``path`` stands for the file where the error names none.
     """
     names = [n for n in (error.filename, error.filename2) if n not in (None, "")]
-    where = " and ".join(map(_text, names)) or (path and str(path))
+    # A name may be bytes, or the number of an open file.
+    names = [os.fsdecode(n) if isinstance(n, bytes) else str(n) for n in names]
+    where = " and ".join(names) or (path and str(path))
     reason = error.strerror or os.strerror(error.errno)
     remedy = _REMEDIES.get(error.errno, "correct that, and start the command again")
     return f"{where or _file_of(error)}: {reason}; {remedy}"
@@ -204,15 +209,6 @@ def _end(line, status=2, prefix="error: "):
     """Print the line and exit."""
     print(f"{prefix}{line}", file=sys.stderr, flush=True)
     sys.exit(status)
-
-
-def _text(name):
-    return os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
-
-
-def _is_yaml_error(error):
-    """Whether ruamel.yaml or PyYAML raised it, imported or not."""
-    return any(kind.__name__ == "YAMLError" for kind in type(error).__mro__)
 
 
 def _file_of(error):
@@ -235,14 +231,12 @@ def _file_of(error):
 
 def _tracker():
     """Where to report a defect."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         metadata = importlib.metadata.metadata("speech-speaker-mtl")
-    except importlib.metadata.PackageNotFoundError:
-        metadata = None
-    for entry in (metadata and metadata.get_all("Project-URL")) or ():
-        label, _, url = entry.partition(",")
-        if "issue" in label.lower() or "tracker" in label.lower():
-            return url.strip()
+        for entry in metadata.get_all("Project-URL", ()):
+            label, _, url = entry.partition(",")
+            if "issue" in label.lower() or "tracker" in label.lower():
+                return url.strip()
     return "the project's issue tracker"
 
 
@@ -274,25 +268,20 @@ def _make_output_lenient():
             setattr(sys, name, nowhere)
         elif stream is getattr(sys, f"__{name}__") and _number(stream) == number:
             stream.flush()
-            setattr(
-                sys,
-                name,
-                io.TextIOWrapper(
-                    io.BufferedWriter(_Lenient(number, "w", closefd=False)),
-                    encoding=stream.encoding,
-                    errors="backslashreplace",
-                    line_buffering=stream.line_buffering or name == "stderr",
-                    write_through=stream.write_through,
-                ),
+            lenient = io.TextIOWrapper(
+                io.BufferedWriter(_Lenient(number, "w", closefd=False)),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering or name == "stderr",
+                write_through=stream.write_through,
             )
+            setattr(sys, name, lenient)
 
 
 def _number(stream):
     """The number of a stream's file, or None."""
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         return stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 #: One error message tells so many problems in words; of the others it has the number.

@@ -116,15 +116,10 @@ def judged(found):
     rows = []
     for name, where, value in _figures(found):
         if name in goals:
-            less = name in AT_MOST
-            rows.append(
-                {
-                    "name": f"{name}{where}",
-                    "figure": value,
-                    "goal": f"{'<=' if less else '>='} {goals[name]:g}",
-                    "met": value <= goals[name] if less else value >= goals[name],
-                }
-            )
+            less, goal = name in AT_MOST, goals[name]
+            row = {"name": f"{name}{where}", "figure": value}
+            row["goal"] = f"{'<=' if less else '>='} {goal:g}"
+            rows.append(row | {"met": value <= goal if less else value >= goal})
     return rows
 
 
@@ -148,34 +143,25 @@ def _figures(found):
 def parse(argv):
     """The options, with this machine's and size's values where none are given."""
     parser = ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--size", choices=("tiny", "base"), default="base")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--precision", help="default: fp32, on cuda bf16")
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="our step with a compiled encoder, too (default: on cuda)",
-    )
-    parser.add_argument(
-        "--crop",
-        type=POSITIVE,
-        nargs="+",
-        default=[3.0, 9.0],
-        help="seconds of a speaker crop; tiny takes a tenth (default: 3 9)",
-    )
-    parser.add_argument("--seconds", type=POSITIVE, help="audio per task and step")
-    parser.add_argument("--rounds", type=COUNT, default=5)
-    parser.add_argument(
-        "--threads", type=option("threads"), help="CPU threads of torch"
-    )
-    parser.add_argument(
-        "--workers", type=option("num_workers"), help="reading processes per task"
-    )
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--output", type=PATH, default=str(ROOT / "results" / "bench"))
-    parser.add_argument(
-        "--work", type=PATH, help="folder for the made-up corpora, removed again"
-    )
+    compiled = "our step with a compiled encoder, too (default: on cuda)"
+    flag, output = argparse.BooleanOptionalAction, str(ROOT / "results" / "bench")
+    crop = {"type": POSITIVE, "nargs": "+", "default": [3.0, 9.0]}
+    only = {"nargs": "+", "choices": SECTIONS, "default": list(SECTIONS)}
+    for name, settings, text in (
+        ("size", {"choices": ("tiny", "base"), "default": "base"}, None),
+        ("device", {"default": "cpu"}, "cpu, cuda or cuda:N"),
+        ("precision", {}, "default: fp32, on cuda bf16"),
+        ("compile", {"action": flag}, compiled),
+        ("crop", crop, "seconds of a speaker crop; tiny takes a tenth (default: 3 9)"),
+        ("seconds", {"type": POSITIVE}, "audio per task and step"),
+        ("rounds", {"type": COUNT, "default": 5}, None),
+        ("threads", {"type": option("threads")}, "CPU threads of torch"),
+        ("workers", {"type": option("num_workers")}, "reading processes per task"),
+        ("only", only, None),
+        ("output", {"type": PATH, "default": output}, None),
+        ("work", {"type": PATH}, "folder for the made-up corpora, removed again"),
+    ):
+        parser.add_argument(f"--{name}", **settings, help=text)
     options = parser.parse_args(argv)
     cuda = torch.device(options.device).type == "cuda"
     if cuda and not torch.cuda.is_available():
@@ -184,7 +170,7 @@ def parse(argv):
     defaults = {
         "precision": "bf16" if cuda else "fp32",
         "compile": cuda,
-        "seconds": SIZES[options.kind]["seconds"],
+        "seconds": SIZES[options.kind].seconds,
         "threads": torch.get_num_threads(),
         "workers": 4 if cuda else 1,
     }
@@ -209,8 +195,8 @@ def machine(options):
     if torch.device(options.device).type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(options.device)
         described["cuda"] = torch.version.cuda
-    names = ("torch", "transformers", "speechbrain", "numpy")
-    described |= {name: importlib.metadata.version(name) for name in names}
+    for name in ("torch", "transformers", "speechbrain", "numpy"):
+        described[name] = importlib.metadata.version(name)
     return {**described, "commit": commit(), "peak_tflops": matmul_peak(options)}
 
 

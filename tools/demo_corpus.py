@@ -36,13 +36,12 @@ def main(arguments=None):
     """Run the command with ``arguments`` (default: the process's own)."""
     options = vars(_parser().parse_args(arguments))
     out, small = options["out"], options.pop("small")
-    given = {name: options.pop(name) for name in _HELP}
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
-    sizes = dataclasses.replace(SMALL if small else Sizes(), **given)
+    sizes = SMALL if small else Sizes()
+    for name in _HELP:
+        value = options.pop(name)
+        if value is not None:
+            value = tuple(value) if isinstance(value, list) else value
+            sizes = dataclasses.replace(sizes, **{name: value})
     marker = make_demo_corpus(**options, sizes=sizes, progress=True)
     print(f"{'':<30}{'speakers':>9}{'utterances':>12}{'hours':>8}")
     for name, row in {**marker["sets"], "total": marker}.items():

@@ -44,12 +44,10 @@ def main(argv=None):
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="output folder of a training")
     parser.add_argument("out", help="folder to write; must not hold another model")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last, or a folder"
-    )
-    parser.add_argument(
-        "--ctc", action="store_true", help="with the speech head, as Wav2Vec2ForCTC"
-    )
+    which = "best (default), last, or a folder"
+    parser.add_argument("--checkpoint", default="best", help=which)
+    ctc = "with the speech head, as Wav2Vec2ForCTC"
+    parser.add_argument("--ctc", action="store_true", help=ctc)
     options = parser.parse_args(argv)
     out = Path(options.out)
     if (out / "model.safetensors").exists():
@@ -70,10 +68,8 @@ def main(argv=None):
     write_atomically(out / "provenance.json", json.dumps(provenance, indent=2) + "\n")
     write_atomically(out / "README.md", _card(model, options.ctc, meta.get("step")))
     size = (out / "model.safetensors").stat().st_size / 1e6
-    print(
-        f"{out}: step {provenance['step']}, {size:.1f} MB; use it with "
-        f"--encoder.source={out}"
-    )
+    told = f"{out}: step {provenance['step']}, {size:.1f} MB"
+    print(f"{told}; use it with --encoder.source={out}")
     if _pads_badly(model):
         print(
             f"{out}/README.md: in transformers give it one utterance at a time; in a "
@@ -100,15 +96,14 @@ def _pads_badly(model):
 
 def _card(model, ctc, step):
     """The README of a folder."""
-    padding = ""
-    if _pads_badly(model):
-        padding = PADDING.format(letters=", and often other words" if ctc else "")
+    title, what, letters = (
+        ("A CTC model", "Encoder and speech head", ", and often other words")
+        if ctc
+        else ("A wav2vec2 encoder", "The encoder", "")
+    )
+    padding = PADDING.format(letters=letters) if _pads_badly(model) else ""
     return CARD.format(
-        title="A CTC model" if ctc else "A wav2vec2 encoder",
-        what="Encoder and speech head" if ctc else "The encoder",
-        model=type(model).__name__,
-        step=step,
-        padding=padding,
+        title=title, what=what, model=type(model).__name__, step=step, padding=padding
     )
 
 

@@ -67,18 +67,15 @@ def make_demo_corpus(
     jobs = jobs or usable_cores()
     _check_options(seed, jobs, sizes)
     out = Path(os.path.abspath(out))
-    # Through JSON, because that is what the marker of an older run went through.
-    options = json.loads(
-        json.dumps(
-            {"tool": TOOL, "generator": GENERATOR, "seed": seed}
-            | {"pretraining": pretraining}
-            | {"sizes": dataclasses.asdict(sizes)}
-        )
-    )
+    options = {"tool": TOOL, "generator": GENERATOR, "seed": seed}
+    options |= {"pretraining": pretraining, "sizes": dataclasses.asdict(sizes)}
+    # The marker of an older run went through JSON, too.
+    options = json.loads(json.dumps(options))
     existing = _existing_marker(out)
-    if existing and existing.get("options") == options and _is_complete(out, existing):
-        return existing | {"made": False}
     if existing:
+        made = existing.get("utterances"), existing.get("audio_bytes")
+        if existing.get("options") == options and _audio_files(out) == made:
+            return existing | {"made": False}
         _check_nothing_added(out, existing)
     espeak = installed_espeak()
     speakers = plan(seed, sizes, pretraining)
@@ -87,7 +84,7 @@ def make_demo_corpus(
         _write_lists(part, speakers, lengths, seed, sizes)
         marker = {
             "options": options,
-            "versions": _versions(),
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             **_counts(speakers, lengths),
             "audio_bytes": _audio_files(part)[1],
             "seconds": round(time.monotonic() - started, 1),
@@ -97,6 +94,9 @@ def make_demo_corpus(
         _replace(part, out)
     return marker | {"made": True}
 
+
+#: On their versions the bytes of the corpus depend.
+_PACKAGES = ("espeakng-loader", "numpy", "soundfile")
 
 #: Marks the .part folder while a process works on it.
 _LOCK = "making.json"
@@ -121,11 +121,11 @@ def _check_options(seed, jobs, sizes):
     if seed < 0 or jobs < 1:
         raise UserError(f"seed {seed}, jobs {jobs}: choose a seed >= 0 and jobs >= 1")
     # Speaker numbers of the groups must not run into one another.
-    for name, most in (("train", 3000), ("dev", 3000), ("test", 3000)):
+    for name in ("train", "dev", "test"):
         speakers, utterances = getattr(sizes, name)
-        if not (1 <= speakers <= most and 1 <= utterances <= 200):
+        if not (1 <= speakers <= 3000 and 1 <= utterances <= 200):
             raise UserError(
-                f"{name} {speakers} {utterances}: choose 1 to {most} speakers and 1 to "
+                f"{name} {speakers} {utterances}: choose 1 to 3000 speakers and 1 to "
                 f"200 utterances of each"
             )
     for name in ("vox2", "vox1"):
@@ -172,21 +172,15 @@ def _existing_marker(out):
     return marker
 
 
-def _is_complete(out, marker):
-    """Whether all audio of the marker is still there."""
-    return _audio_files(out) == (marker["utterances"], marker["audio_bytes"])
-
-
 def _check_nothing_added(out, marker):
     """Raise ``UserError`` for files in a corpus that another one must not replace."""
     audio = _audio_files(out)[0] - marker.get("utterances", 0)
     added = f"{audio} more recordings than it was made with" if audio > 0 else None
     for path in out.rglob("*"):
-        name = path.name
-        if path.is_dir() or name in _LISTS or name.endswith(_ENDINGS):
-            continue
-        added = str(path.relative_to(out))
-        break
+        known = path.name in _LISTS or path.name.endswith(_ENDINGS)
+        if not known and not path.is_dir():
+            added = path.relative_to(out)
+            break
     if added:
         raise UserError(
             f"{out}: it would be made anew, but holds {added}, which {TOOL} did not "
@@ -196,13 +190,8 @@ def _check_nothing_added(out, marker):
 
 def _audio_files(out):
     """Number and total size in bytes of the flac and wav files."""
-    sizes = [
-        os.path.getsize(os.path.join(folder, name))
-        for folder, _, names in os.walk(out)
-        for name in names
-        if name.endswith(_AUDIO)
-    ]
-    return len(sizes), sum(sizes)
+    audio = [path for path in out.rglob("*") if path.name.endswith(_AUDIO)]
+    return len(audio), sum(path.stat().st_size for path in audio)
 
 
 @contextlib.contextmanager
@@ -236,27 +225,16 @@ def _replace(part, out):
         part.rename(out)
 
 
-def _versions():
-    """Versions on which the bytes of the corpus depend."""
-    packages = ("espeakng-loader", "numpy", "soundfile")
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
 def _counts(speakers, lengths):
     """Speakers, utterances and hours: of all, and of each data set."""
-    sets = {}
+    sets, keys = {}, ("speakers", "utterances", "hours")
     for speaker in speakers:
         samples = [lengths[file] for file in speaker.files]
-        entry = sets.setdefault(
-            GROUPS[speaker.group].name, {"speakers": 0, "utterances": 0, "hours": 0}
-        )
+        entry = sets.setdefault(GROUPS[speaker.group].name, dict.fromkeys(keys, 0))
         entry["speakers"] += 1
         entry["utterances"] += len(samples)
         entry["hours"] += sum(samples) / SAMPLE_RATE / 3600
-    total = {
-        key: sum(entry[key] for entry in sets.values())
-        for key in ("speakers", "utterances", "hours")
-    }
+    total = {key: sum(entry[key] for entry in sets.values()) for key in keys}
     for entry in (total, *sets.values()):
         entry["hours"] = round(entry["hours"], 4)
     return total | {"sets": sets}
@@ -280,31 +258,20 @@ def _write_lists(out, speakers, lengths, seed, sizes):
             for recording in speaker.recordings:
                 _write_transcripts(out, speaker, recording)
     _write(out / "LibriSpeech" / "SPEAKERS.TXT", table, "\n")
-    _write(
-        out / "VoxCeleb2" / "vox2_meta.csv",
-        ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set"]
-        + [
-            f"{s.id} ,n0{s.id.removeprefix('id')} ,{s.sex.lower()} ,dev"
-            for s in by_group["vox2"]
-        ],
-        "\r\n",
-    )
-    _write(
-        out / "VoxCeleb1" / "vox1_meta.csv",
-        ["VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet"]
-        + [
-            f"{s.id}\tVoice_{s.id.removeprefix('id')}\t{s.sex.lower()}\t"
-            f"{'USA' if s.accent.endswith('US') else 'UK'}\ttest"
-            for s in by_group["vox1"]
-        ],
-        "\r\n",
-    )
-    for number, name, same_sex in (
-        (1, "veri_test2.txt", False),
-        (2, "list_test_hard2.txt", True),
-    ):
+    table = ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set"]
+    for s in by_group["vox2"]:
+        table.append(f"{s.id} ,n0{s.id.removeprefix('id')} ,{s.sex.lower()} ,dev")
+    _write(out / "VoxCeleb2" / "vox2_meta.csv", table, "\r\n")
+    table = ["VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet"]
+    for s in by_group["vox1"]:
+        nation = "USA" if s.accent.endswith("US") else "UK"
+        name = f"Voice_{s.id.removeprefix('id')}"
+        table.append(f"{s.id}\t{name}\t{s.sex.lower()}\t{nation}\ttest")
+    _write(out / "VoxCeleb1" / "vox1_meta.csv", table, "\r\n")
+    for number, name in (1, "veri_test2.txt"), (2, "list_test_hard2.txt"):
         rng = np.random.default_rng((seed, 0, number))
-        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex)
+        hard = number == 2
+        trials = _trials(rng, by_group["vox1"], sizes.trials, same_sex=hard)
         _write(out / "VoxCeleb1" / name, trials, "\n")
 
 
@@ -331,11 +298,10 @@ def _trials(rng, speakers, count, same_sex):
     speakers, with ``same_sex`` of one sex; no pair occurs twice.
     """
     positives = [
-        (1, first, second)
+        (1, *pair)
         for speaker in speakers
         for one, other in itertools.combinations(speaker.recordings, 2)
-        for first in one.files
-        for second in other.files
+        for pair in itertools.product(one.files, other.files)
     ]
     positives = [positives[i] for i in rng.permutation(len(positives))[: count // 2]]
     pairs = [

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pickle
-import selectors
 import shutil
 import signal
 import subprocess
@@ -63,39 +62,30 @@ def speak_all(
 
     ``espeak`` is what ``installed_espeak`` returns. Returns each file's samples.
     """
-    lengths, workers = {}, []
     bar = progress_bar(
         "speaking", len(speakers), "voice", leave=False, disable=not progress
     )
-    with (
-        bar,
-        tempfile.TemporaryDirectory(prefix="espeak-") as folder,
-        selectors.DefaultSelector() as selector,
-    ):
-        shares = _shares(speakers, espeak, folder, out, jobs)
+    with bar, tempfile.TemporaryDirectory(prefix="espeak-") as folder:
+        command = _started(_tasks(speakers, espeak, folder, out), jobs)
         try:
-            for share in shares:
-                worker = _started(share)
-                workers.append(worker)
-                selector.register(worker.stdout, selectors.EVENT_READ, worker)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    # A voice's line comes in one piece, so this never waits long.
-                    line = key.fileobj.readline()
-                    if line:
-                        lengths.update(_lengths(line))
-                        bar.update()
-                    else:
-                        selector.unregister(key.fileobj)
-                        _check_end(key.data)
+            for line in command.stdout:
+                error = json.loads(line)
+                if error:
+                    raise UserError(error)
+                bar.update()
+            if command.wait():
+                raise RuntimeError(
+                    f"a process that speaks ended with status {command.returncode}; "
+                    f"its own message stands above"
+                )
         finally:
-            for worker in workers:
-                _stop(worker)
-    return lengths
+            _stop(command)
+    files = [file for speaker in speakers for file in speaker.files]
+    return {file: soundfile.info(Path(out, file)).frames for file in files}
 
 
-def _shares(speakers, espeak, folder, out, jobs):
-    """What each worker is to do: arguments of ``_speak``, one tuple for a speaker."""
+def _tasks(speakers, espeak, folder, out):
+    """Arguments of ``_speak``, one tuple for a speaker."""
     library, source = espeak
     tasks = []
     for first in range(0, len(speakers), _VOICES_PER_FOLDER):
@@ -103,7 +93,7 @@ def _shares(speakers, espeak, folder, out, jobs):
         voices = speakers[first : first + _VOICES_PER_FOLDER]
         _make_data_folder(data, source, voices)
         tasks += [(voice, library, data, os.fspath(out)) for voice in voices]
-    return [tasks[number::jobs] for number in range(min(jobs, len(tasks)))]
+    return tasks
 
 
 def _make_data_folder(folder, source, speakers):
@@ -120,13 +110,13 @@ def _make_data_folder(folder, source, speakers):
         (variants / speaker.variant_name).write_bytes(text.encode("ascii"))
 
 
-def _started(share):
-    """A process that does its share.
+def _started(tasks, jobs):
+    """The process that lets the speakers speak.
 
     It is a command of its own, because multiprocessing would import the caller's main
     module (with torch, perhaps) again for every voice.
     """
-    worker = subprocess.Popen(
+    command = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -135,65 +125,57 @@ def _started(share):
         # Forking is safe in a process without further threads.
         env=os.environ | dict.fromkeys(_THREAD_COUNTS, "1"),
     )
-    with worker.stdin:
-        pickle.dump(share, worker.stdin)
-    return worker
+    with command.stdin:
+        pickle.dump((tasks, jobs), command.stdin)
+    return command
 
 
-def _lengths(line):
-    """The file lengths of one speaker; raises the user error that came instead."""
-    answer = json.loads(line)
-    if "error" in answer:
-        raise UserError(answer["error"])
-    return answer["lengths"]
-
-
-def _check_end(worker):
-    """Raise when a worker ended before its work."""
-    if worker.wait():
-        raise RuntimeError(
-            f"a process that speaks ended with status {worker.returncode}; its own "
-            f"message stands above"
-        )
-
-
-def _stop(worker):
-    """End a worker and the voice it forked; returns when neither can write."""
-    if worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait()
+def _stop(command):
+    """End the command and the voices it forked; returns when none can write."""
+    if command.poll() is None:
+        os.killpg(command.pid, signal.SIGTERM)
+        command.wait()
     # Ends when the last process that has the other side is gone.
-    worker.stdout.read()
-    worker.stdout.close()
+    command.stdout.read()
+    command.stdout.close()
 
 
 # The speaking process ---------------------------------------------------------
 
 
-def _work(share):
-    """Let every speaker of a share speak, each in a fork of its own.
+def _work(tasks, jobs):
+    """Let every speaker speak in a fork of its own, ``jobs`` of them at a time.
 
-    Prints one line of JSON per speaker. This process only forks: it never
-    speaks, so that all speakers start from the same state.
+    This process only forks: it never speaks, so that all speakers start from the same
+    state.
     """
-    for task in share:
-        child = os.fork()
-        if not child:
-            _work_on(task)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(1)
+    running = 0
+    while tasks or running:
+        if tasks and running < jobs:
+            task = tasks.pop()
+            if not os.fork():
+                _work_on(*task)
+            running += 1
+        else:
+            _, status = os.wait()
+            if status:
+                sys.exit(1)
+            running -= 1
 
 
-def _work_on(task):
-    """Body of a speaker's process; ends it."""
+def _work_on(*task):
+    """Body of a speaker's process; ends it.
+
+    It writes a line of JSON, the user's error or null, in one piece: others write, too.
+    """
     status = 1
     try:
+        error = None
         try:
-            answer = {"lengths": _speak(*task)}
-        except UserError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
+            _speak(*task)
+        except UserError as raised:
+            error = str(raised)
+        os.write(1, f"{json.dumps(error)}\n".encode())
         status = 0
     except Exception:
         traceback.print_exc()
@@ -202,7 +184,7 @@ def _work_on(task):
 
 
 def _speak(speaker, library, data, out):
-    """Write all files of one speaker; returns their lengths in samples.
+    """Write all files of one speaker.
 
     Must run in a process that has not used espeak-ng before.
     """
@@ -215,7 +197,6 @@ def _speak(speaker, library, data, out):
     group = GROUPS[speaker.group]
     rng = np.random.default_rng((*speaker.seed, 1))
     usual_rate = rng.uniform(*group.rate)
-    lengths = {}
     for number, recording in enumerate(speaker.recordings):
         rng = np.random.default_rng((*speaker.seed, 2, number))
         channel = Channel(rng, group.channel)
@@ -236,8 +217,6 @@ def _speak(speaker, library, data, out):
                     f"{path}: it cannot be written ({error}); free some space or "
                     f"choose another folder"
                 ) from error
-            lengths[file] = len(samples)
-    return lengths
 
 
 class Espeak:
@@ -401,4 +380,4 @@ def _fast(size, factor):
 
 
 if __name__ == "__main__":
-    _work(pickle.load(sys.stdin.buffer))
+    _work(*pickle.load(sys.stdin.buffer))

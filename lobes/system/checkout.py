@@ -16,8 +16,8 @@ def commit():
     if not shutil.which("git"):
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None
 
 
 def check_imports():

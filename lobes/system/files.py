@@ -56,12 +56,7 @@ def read_text(path: str | Path, remedy: str) -> str:
 
     Raises ``UserError``, which names the file, and the line that is not UTF-8.
     """
-    try:
-        return _decoded(Path(path).read_bytes(), path, remedy)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); {remedy}"
-        ) from error
+    return _decoded(_bytes(path, remedy), path, remedy)
 
 
 def read_json(path: str | Path, remedy: str, kind: type = dict) -> Any:
@@ -146,19 +141,10 @@ def usable_rows(
         problem_of: Takes an object; returns why it cannot be used, or None.
         report
 
-    Returns:
-
     Raises ``UserError`` when the file itself cannot be read.
     """
-    path, rows, skipped = Path(path), [], 0
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return rows
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); {remedy}"
-        ) from error
+    rows, skipped = [], 0
+    lines = _bytes(path, remedy, absent=b"").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -179,6 +165,18 @@ def usable_rows(
     return rows
 
 
+def _bytes(path, remedy, absent=None):
+    """What a file holds; ``absent``, if given, where there is none."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        if absent is not None and isinstance(error, FileNotFoundError):
+            return absent
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); {remedy}"
+        ) from error
+
+
 def _decoded(content, path, remedy, line=None):
     """Bytes as text; the ``UserError`` names the line that is not UTF-8."""
     try:
@@ -188,50 +186,36 @@ def _decoded(content, path, remedy, line=None):
         raise UserError(f"{path}, line {line}: not UTF-8; {remedy}") from error
 
 
-class Window(io.RawIOBase):
+class Window(io.FileIO):
     """Bytes ``offset`` to ``offset + size`` of a file, as a file for reading.
 
     Nothing outside of them can be read; every read is one of the file below.
     """
 
+    # Those of FileIO would not end with the window.
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall
+
     def __init__(self, path, offset, size):
-        super().__init__()
-        self._offset, self._size, self._position = offset, size, 0
-        self._file = open(path, "rb", buffering=0)
-
-    def readable(self):
-        """True."""
-        return True
-
-    def seekable(self):
-        """True."""
-        return True
+        super().__init__(path)
+        self._offset, self._size = offset, size
+        self.seek(0)
 
     def tell(self):
         """Position within the window."""
-        return self._position
+        return super().tell() - self._offset
 
     def seek(self, offset, whence=os.SEEK_SET):
         """Move as in any file, also behind the end; returns the new position."""
-        origins = {os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+        origins = {os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}
         position = origins.get(whence, 0) + offset
         if position < 0:
             raise ValueError(f"a file has no position {position}")
-        self._position = position
-        return position
+        return super().seek(self._offset + position) - self._offset
 
     def readinto(self, buffer):
         """Fill ``buffer`` as far as the window goes; returns the bytes read."""
-        left = max(self._size - self._position, 0)
-        self._file.seek(self._offset + self._position)
-        count = self._file.readinto(memoryview(buffer).cast("B")[:left])
-        self._position += count
-        return count
-
-    def close(self):
-        """Close the file below."""
-        self._file.close()
-        super().close()
+        left = max(self._size - self.tell(), 0)
+        return super().readinto(memoryview(buffer).cast("B")[:left])
 
 
 def _umask():

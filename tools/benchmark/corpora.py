@@ -11,13 +11,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from lobes.data.audio import SAMPLE_RATE
 
 #: Fields of a ``Wav2Vec2Config``. Nothing is dropped or masked, as in the paper.
-REGULARISATION = {
-    "layerdrop": 0.0,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-}
+DROPOUTS = ("hidden", "attention", "activation", "feat_proj")
+REGULARISATION = {"layerdrop": 0.0, **{f"{name}_dropout": 0.0 for name in DROPOUTS}}
 ENCODERS = {
     "base": {},
     # wav2vec2-base's structure, hardly any weight.
@@ -75,13 +70,12 @@ def write_librispeech(folder, random, lengths):
     """``train-clean-100`` with utterances of so many seconds, 8 to a chapter."""
     for number, seconds in enumerate(lengths):
         chapter, place = divmod(number, 8)
-        path = folder / "train-clean-100" / f"{100 + chapter // 2}" / f"{chapter}"
+        speaker = 100 + chapter // 2
+        path = folder / "train-clean-100" / f"{speaker}" / f"{chapter}"
         path.mkdir(parents=True, exist_ok=True)
-        name = f"{100 + chapter // 2}-{chapter}-{place:04d}"
+        name, transcripts = f"{speaker}-{chapter}-{place:04d}", f"{speaker}-{chapter}"
         _write_audio(path / f"{name}.flac", random, seconds)
-        with open(
-            path / f"{100 + chapter // 2}-{chapter}.trans.txt", "a", encoding="utf-8"
-        ) as stream:
+        with open(path / f"{transcripts}.trans.txt", "a", encoding="utf-8") as stream:
             stream.write(f"{name} {text(random, seconds)}\n")
 
 

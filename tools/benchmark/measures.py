@@ -1,10 +1,11 @@
 """What tools/bench.py measures; ``SECTIONS`` names its parts."""
 
 import contextlib
+import functools
+import itertools
 import multiprocessing
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +35,7 @@ distributed = lazy("lobes.system.distributed")
 flop_counter = lazy("torch.utils.flop_counter")
 meters = lazy("lobes.runs.meters")
 pandas = lazy("pandas")
+ports = lazy("torch.distributed.elastic.utils.distributed")
 sb = lazy("speechbrain")
 evaluation_sets = lazy("lobes.data.evaluation_sets")
 utterances = lazy("lobes.data.utterances")
@@ -40,35 +43,22 @@ corpora = lazy("tools.benchmark.corpora")
 systems = lazy("tools.benchmark.systems")
 torch = lazy("torch")
 
-#: What each kind of machine can be asked: seconds of audio per task and step, batches
-#: per round, utterances evaluated, and audio per task where memory is measured; audio
-#: per task of all processes together where two are measured against one, and utterances
-#: whose preparation is timed.
+
+class Size(NamedTuple):
+    """What a kind of machine can be asked."""
+
+    seconds: float  # audio per task and step
+    batches: int  # per round
+    evaluated: int  # utterances
+    memory: tuple[float, ...]  # audio per task where memory is measured
+    scaling: float  # audio per task of all processes together
+    growth: tuple[int, ...]  # utterances whose preparation is timed
+
+
 SIZES = {
-    "cuda": {
-        "seconds": 200.0,
-        "batches": 5,
-        "evaluated": 128,
-        "memory": (50.0, 100.0, 200.0),
-        "scaling": 200.0,
-        "growth": (1_000, 10_000),
-    },
-    "base": {
-        "seconds": 20.0,
-        "batches": 1,
-        "evaluated": 8,
-        "memory": (10.0, 20.0, 30.0),
-        "scaling": 12.0,
-        "growth": (1_000, 10_000, 100_000),
-    },
-    "tiny": {
-        "seconds": 4.0,
-        "batches": 4,
-        "evaluated": 64,
-        "memory": (2.0, 6.0),
-        "scaling": 4.0,
-        "growth": (100, 1_000),
-    },
+    "cuda": Size(200.0, 5, 128, (50.0, 100.0, 200.0), 200.0, (1_000, 10_000)),
+    "base": Size(20.0, 1, 8, (10.0, 20.0, 30.0), 12.0, (1_000, 10_000, 100_000)),
+    "tiny": Size(4.0, 4, 64, (2.0, 6.0), 4.0, (100, 1_000)),
 }
 
 #: Audio in a batch of evaluation: the YAMLs' valid_batch_samples.
@@ -106,7 +96,7 @@ def measure_steps(setup, options):
     rows, pooled, failed = [], {}, {}
     for crop in options.crop:
         cropped = setup.but(crop=crop * setup.scale)
-        count = SIZES[options.kind]["batches"]
+        count = SIZES[options.kind].batches
         # On a GPU few enough for all to be warm before a step is timed.
         count *= 1 if options.kind == "cuda" else 4
         hparams, _ = systems.load(cropped)
@@ -128,57 +118,47 @@ def measure_steps(setup, options):
 
 def one_crop(setup, compared, batches, options):
     """A row of the table for one crop length, and the seconds by phase and system."""
-    count = SIZES[options.kind]["batches"]
+    count = SIZES[options.kind].batches
     row = {"crop": setup.crop}
     audio = [systems.audio_seconds(one) for one in batches]
     row["audio_seconds"] = statistics.mean(audio)
     row["flops"] = count_flops(compared["ours"], batches[0]) / audio[0]
+    # The paper's warm-up is no claim of ours.
+    warmed = {name: compared[name] for name in ("ours", "stock")}
     seconds = {}
-    for phase, frozen in (("warmup", True), ("main", False)):
-        # The paper's warm-up is no claim of ours.
-        chosen = {
-            name: system
-            for name, system in compared.items()
-            if not (frozen and name in ("paper", "compiled"))
-        }
-        for system in chosen.values():
+    for phase, chosen in (("warmup", warmed), ("main", compared)):
+        functions = {}
+        for name, system in chosen.items():
             system.modules.zero_grad(set_to_none=True)
+            functions[name] = run = functools.partial(
+                run_steps, system, batches, count, phase == "warmup"
+            )
             # Until kernels are chosen, or compiled. On CPU the first losses took a step
             # already, and one at base size takes long.
-            for batch in batches[:count] * (options.kind != "base"):
-                systems.step(system, batch, frozen)
-        seconds[phase] = interleaved(
-            {
-                name: lambda r, system=system, frozen=frozen: run_steps(
-                    system, batches, r, count, frozen
-                )
-                for name, system in chosen.items()
-            },
-            options,
-        )
-        seconds[phase] = {
-            name: [value / count for value in values]
-            for name, values in seconds[phase].items()
-        }
+            if options.kind != "base":
+                run(0)
+        took = interleaved(functions, options)
+        seconds[phase] = {name: [s / count for s in took[name]] for name in took}
     row["seconds"] = {
         phase: {name: summary(values) for name, values in systems_.items()}
         for phase, systems_ in seconds.items()
     }
+    medians = {name: one["median"] for name, one in row["seconds"]["main"].items()}
     row["tflops"] = {
-        name: row["flops"] * row["audio_seconds"] / one["median"] / 1e12
-        for name, one in row["seconds"]["main"].items()
-        if name in ("ours", "compiled")
+        name: row["flops"] * row["audio_seconds"] / medians[name] / 1e12
+        for name in ("ours", "compiled")
+        if name in medians
     }
     if "compiled" in compared:
         row["compilations"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    ours = row["seconds"]
-    best = ours["main"].get("compiled", ours["main"]["ours"])["median"]
-    row["hours_of_100k"] = (10 * ours["warmup"]["ours"]["median"] + 90 * best) / 3.6
+    best = medians.get("compiled", medians["ours"])
+    warmup = row["seconds"]["warmup"]["ours"]["median"]
+    row["hours_of_100k"] = (10 * warmup + 90 * best) / 3.6
     return row, seconds
 
 
-def run_steps(system, batches, number, count, frozen):
-    """The steps of one round; every round takes the next batches."""
+def run_steps(system, batches, count, frozen, number):
+    """The steps of round ``number``; every round takes the next batches."""
     for place in range(number * count, (number + 1) * count):
         systems.step(system, batches[place % len(batches)], frozen)
 
@@ -225,7 +205,7 @@ def count_flops(brain, batches):
 
 def measure_memory(setup, options):
     """Peak memory, and step time, against the seconds of audio in a step."""
-    amounts = SIZES[options.kind]["memory"]
+    amounts = SIZES[options.kind].memory
     points = {}
     for name in ("ours", "stock"):
         # A process per point where the peak is the process's; on a GPU it starts anew.
@@ -266,8 +246,7 @@ def slopes_between(rows):
     """Bytes per added second of audio between every two points."""
     return [
         (b["peak"] - a["peak"]) / (b["audio"] - a["audio"])
-        for i, a in enumerate(rows)
-        for b in rows[i + 1 :]
+        for a, b in itertools.combinations(rows, 2)
     ]
 
 
@@ -287,23 +266,21 @@ def in_new_process(function, *args, ranks=1):
 def measure_loading(setup, options):
     """Audio-seconds per second that the streams give, alone."""
     setup = setup.but(workers=options.workers)
-    count = 4 * SIZES[options.kind]["batches"]
+    count = 4 * SIZES[options.kind].batches
     hparams, _ = systems.load(setup)
     stream = systems.train_batches(setup, hparams, count + 1)
-    try:
+    with contextlib.closing(stream):
         batches = iter(stream)
         next(batches)  # Until here the reading processes start.
         start = time.perf_counter()
         audio = sum(systems.audio_seconds(next(batches)) for _ in range(count))
         seconds = time.perf_counter() - start
-    finally:
-        stream.close()
     return {"workers": options.workers, "audio_per_second": audio / seconds}
 
 
 def measure_evaluation(setup, options):
     """Utterances per second in batches and one at a time, and that they are equal."""
-    count = SIZES[options.kind]["evaluated"]
+    count = SIZES[options.kind].evaluated
     lists = {}
     for task, corpus in (("speech", "LibriSpeech"), ("speaker", "VoxCeleb")):
         source = Path(setup.folder, "prepared", corpus, "train.csv")
@@ -317,21 +294,19 @@ def measure_evaluation(setup, options):
         found = {name: evaluate(brain, lists, b) for name, b in budgets.items()}
     took = interleaved(
         {
-            name: lambda r, value=value: evaluate(brain, lists, value)
-            for name, value in budgets.items()
+            name: lambda _, budget=budget: evaluate(brain, lists, budget)
+            for name, budget in budgets.items()
         },
         options,
     )
-    utterances = sum(len(one) for one in found["single"].values())
-    cosines = [
-        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        for a, b in (
-            (found[name]["speaker"][key].astype(np.float64) for name in budgets)
-            for key in found["single"]["speaker"]
-        )
-    ]
-    letters = [found[name]["speech"] for name in budgets]
-    others = sum(letters[0][key][1] != letters[1][key][1] for key in letters[1])
+    batched, single = found.values()
+    utterances = sum(map(len, single.values()))
+    cosines = []
+    for key in single["speaker"]:
+        a, b = (one["speaker"][key].astype(np.float64) for one in (batched, single))
+        cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+    pairs = [(batched["speech"][key], one) for key, one in single["speech"].items()]
+    others = sum(one[1] != other[1] for one, other in pairs)
     measured = {
         "utterances": utterances,
         "batch_seconds": seconds,
@@ -344,7 +319,7 @@ def measure_evaluation(setup, options):
         "ratios": {"evaluation_vs_single": paired(took["single"], took["batched"])},
     }
     cuda = torch.device(options.device).type == "cuda"
-    allowed = OTHER_TRANSCRIPTS * len(letters[1]) if cuda else 0
+    allowed = OTHER_TRANSCRIPTS * len(pairs) if cuda else 0
     if others > allowed or min(cosines) <= LOWEST_COSINE:
         measured["error"] = "batches give other transcripts or embeddings than one"
     return measured
@@ -367,16 +342,13 @@ def float32_products():
 def evaluate(brain, lists, budget):
     """What the tasks collected of every utterance, read from disk."""
     labels = {"speech": {"letters": brain.hparams.letters}, "speaker": {}}
-    sets = {
-        task: evaluation_sets.EvaluationSet(csv, labels[task], max_batch_samples=budget)
-        for task, csv in lists.items()
-    }
-    for one in sets.values():
-        one.open()
     collected = {}
-    for pair in sets.items():
-        brain.evaluate(evaluation_sets.EvaluationStream([pair]), progressbar=False)
-        collected[pair[0]] = dict(brain.tasks[pair[0]].collected)
+    for task, csv in lists.items():
+        one = evaluation_sets.EvaluationSet(csv, labels[task], max_batch_samples=budget)
+        one.open()
+        stream = evaluation_sets.EvaluationStream([(task, one)])
+        brain.evaluate(stream, progressbar=False)
+        collected[task] = dict(brain.tasks[task].collected)
     return collected
 
 
@@ -410,8 +382,8 @@ def measure_scoring(setup, options):
     growth = []
     for count in (trials // 100, trials // 10, trials):
         labels = random.random(count) < 0.5
-        values = random.normal(size=count) + labels
-        took = clock("cpu", equal_error_rate, values, labels)
+        scores = random.normal(size=count) + labels
+        took = clock("cpu", equal_error_rate, scores, labels)
         growth.append({"trials": count, "seconds": took})
     return {
         "utterances": utterances,
@@ -437,22 +409,19 @@ def measure_preparation(setup, options):
             folder / "VoxCeleb2", None, to, valid_fraction=0.1, **how
         ),
     }
-    rows = []
+    rows, count = [], options.utterances
     for corpus, function in prepare.items():
-        row = {"corpus": corpus, "utterances": options.utterances}
-        for name, place in (("full", "prepared"), ("header_only", "headers")):
-            to = folder / place / corpus
-            with _quiet():
-                took = clock("cpu", function, to, header_only=name == "header_only")
-            row[name] = options.utterances / took
-        rows.append(row)
+        full = _quietly(function, folder / "prepared" / corpus)
+        header = _quietly(function, folder / "headers" / corpus, header_only=True)
+        row = {"corpus": corpus, "utterances": count}
+        rows.append(row | {"full": count / full, "header_only": count / header})
     growth = []
     if "preparation" not in options.only:
         return {"rows": rows, "growth": growth}
     source = folder / "prepared" / "LibriSpeech" / "train.csv"
     table = pandas.read_csv(source, dtype=str, keep_default_na=False)
     labels = {"letters": systems.load(setup)[0]["letters"]}
-    for count in SIZES[options.kind]["growth"]:
+    for count in SIZES[options.kind].growth:
         repeated = table.iloc[np.arange(count) % len(table)].copy()
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
@@ -467,26 +436,17 @@ def _headers(setup, count):
     tree = Path(setup.folder, f"tree-{count}")
     random = np.random.default_rng(3)
     corpora.write_voxceleb(tree, random, count, setup.scale, sources=8)
-    with _quiet():
-        took = clock(
-            "cpu",
-            prepare_voxceleb,
-            tree,
-            None,
-            tree / "csv",
-            valid_fraction=0.1,
-            header_only=True,
-        )
+    how = {"valid_fraction": 0.1, "header_only": True}
+    took = _quietly(prepare_voxceleb, tree, None, tree / "csv", **how)
     shutil.rmtree(tree)
     return {"header_only": took}
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Nothing of the preparation's own reports on the terminal."""
+def _quietly(prepare, *args, **how):
+    """Seconds that a preparation takes, whose reports do not reach the terminal."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
+            return clock("cpu", prepare, *args, **how)
 
 
 STARTUP = """
@@ -509,14 +469,13 @@ def measure_startup(setup, options):
     rows = []
     for _ in range(1 if options.kind == "cuda" else min(options.rounds, 3)):
         start = time.perf_counter()
-        result = subprocess.run(
+        output = subprocess.run(
             command, capture_output=True, text=True, check=True, cwd=ROOT
-        )
+        ).stdout
         total = time.perf_counter() - start
-        rows.append([*map(float, result.stdout.split()[-3:]), total])
+        rows.append([*map(float, output.split()[-3:]), total])
     names = ("import", "yaml", "brain", "total")
-    columns = zip(names, zip(*rows, strict=True), strict=True)
-    return {name: statistics.median(values) for name, values in columns}
+    return dict(zip(names, np.median(rows, axis=0).tolist(), strict=True))
 
 
 def measure_scaling(setup, options):
@@ -528,7 +487,7 @@ def measure_scaling(setup, options):
     cuda = torch.device(options.device).type == "cuda"
     if cuda and torch.cuda.device_count() < 2:
         return {"skipped": "two GPUs are needed"}
-    amount = SIZES[options.kind]["scaling"]
+    amount = SIZES[options.kind].scaling
     setup = setup.but(
         seconds=amount,
         crop=min(setup.crop, amount / 2),  # one for each process
@@ -539,7 +498,8 @@ def measure_scaling(setup, options):
     seconds = {name: [] for name in ways}
     for _ in range(min(options.rounds, 2)):
         for name, (ranks, joined) in ways.items():
-            args = setup, ranks, _free_port() if joined else None, options.rounds
+            port = ports.get_free_port() if joined else None
+            args = setup, ranks, port, options.rounds
             found = in_new_process(scaling_steps, *args, ranks=ranks)
             # A step has ended when it has on every rank.
             found = [found] if ranks == 1 else found
@@ -581,12 +541,6 @@ def scaling_steps(setup, ranks, port, rounds, rank=0):
     return [clock(setup.device, systems.step, brain, batches) for _ in range(steps)]
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 # Measuring and showing --------------------------------------------------------
 
 
@@ -607,13 +561,11 @@ def interleaved(functions, options):
 
     The first of a round is another one each time.
     """
-    names = list(functions)
-    seconds = {name: [] for name in names}
+    names, seconds = list(functions), {name: [] for name in functions}
     for number in range(options.rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            took = clock(options.device, functions[name], number)
-            seconds[name].append(took)
+        for name in names:
+            seconds[name].append(clock(options.device, functions[name], number))
+        names.append(names.pop(0))
     return seconds
 
 
@@ -624,11 +576,8 @@ def paired(above, below):
 
 def summary(values):
     """Least, middle and greatest."""
-    return {
-        "min": min(values),
-        "median": statistics.median(values),
-        "max": max(values),
-    }
+    median = statistics.median(values)
+    return {"min": min(values), "median": median, "max": max(values)}
 
 
 SECTIONS = {

@@ -6,7 +6,7 @@ SpeechBrain's own wav2vec2 wrapper; ``Paper`` does what the paper's code does in
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ class Setup:
 
     def but(self, **changes):
         """Another setup that differs in these."""
-        return Setup(**{**asdict(self), **changes})
+        return replace(self, **changes)
 
 
 def arguments(setup):
@@ -133,11 +133,8 @@ class Stock(sb.Brain):
         hparams["encoder"].model.encoder.layers = torch.nn.ModuleList()
         self.tasks = list(hparams["tasks"])
         needed = {name: hparams[name] for name in ("freeze_steps", "lr")}
-        options = {
-            "device": run_opts["device"],
-            "precision": setup.precision,
-            "noprogressbar": True,
-        }
+        options = {"device": run_opts["device"], "precision": setup.precision}
+        options["noprogressbar"] = True
         super().__init__(modules, hparams=needed, run_opts=options)
         # As in ours: it would pay for each of the many lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -276,11 +273,9 @@ def plain_batches(hparams, setup):
     utterance = round(5.0 * setup.scale * SAMPLE_RATE)
     crop = round(setup.crop * SAMPLE_RATE)
     samples = round(setup.seconds * SAMPLE_RATE)
+    rows = range(samples // utterance)
     lengths = {
-        "speech": [
-            utterance - (row % 2) * utterance // 20
-            for row in range(samples // utterance)
-        ],
+        "speech": [utterance - (row % 2) * utterance // 20 for row in rows],
         "speaker": [crop] * (samples // crop),
     }
     batches = {}

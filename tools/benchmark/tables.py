@@ -135,11 +135,10 @@ def _scoring(results):
 
 
 def _preparation(results):
-    rows, growth = (
-        [row.values() for row in results["preparation"][name]]
-        for name in ("rows", "growth")
-    )
+    part = results["preparation"]
+    rows = [row.values() for row in part["rows"]]
     yield _table("corpus|utterances|full utt/s|by header utt/s", rows)
+    growth = [row.values() for row in part["growth"]]
     if growth:
         yield _table("utterances|CSV load s|prepared by header s", growth)
 
@@ -152,8 +151,6 @@ _TEXTS = {
     "evaluation": _evaluation,
     "scoring": _scoring,
     "preparation": _preparation,
-    **{
-        name: lambda results, name=name: [f"{name}: {json.dumps(results[name])}"]
-        for name in ("startup", "scaling")
-    },
+    "startup": lambda results: [f"startup: {json.dumps(results['startup'])}"],
+    "scaling": lambda results: [f"scaling: {json.dumps(results['scaling'])}"],
 }
