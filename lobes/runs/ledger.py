@@ -225,12 +225,12 @@ def _problem(row):
     for name, kinds in _HOLDS.items():
         if name in row and not _is(row[name], kinds):
             return f"{name} is {json.dumps(row[name])[:40]}"
-    for sets in ({"": {"": row.get("validation", {})}}, row.get("sets", {})):
-        for metrics in (m for named in sets.values() for m in _values(named)):
-            if not isinstance(metrics, dict) or not all(
-                _is(value, float) for value in metrics.values()
-            ):
-                return f"metrics are {json.dumps(metrics)[:40]}"
+    of_sets = [m for named in row.get("sets", {}).values() for m in _values(named)]
+    for metrics in (row.get("validation", {}), *of_sets):
+        if not isinstance(metrics, dict) or not all(
+            _is(value, float) for value in metrics.values()
+        ):
+            return f"metrics are {json.dumps(metrics)[:40]}"
     return None
 
 
