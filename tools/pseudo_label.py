@@ -231,7 +231,6 @@ class Output:
     """The file of transcripts, opened for the lines that are missing.
 
     Arguments:
-        path
         heading: First line of the file; another one is refused.
         utterances: Whose IDs alone may stand in the file.
     """

@@ -62,7 +62,6 @@ class ScanCache:
         """Look files up, and take note of them for ``add``.
 
         Arguments:
-            paths
             statistics: Whether a length alone is not enough.
             windows: For each file its offset and size in bytes within ``paths``, or
                 None.

@@ -26,7 +26,6 @@ def load_variant(
     """The merged YAML tree of a file and its bases, for the tasks that it chooses.
 
     Arguments:
-        path
         other_base: A variant that takes the place of the recipe's file below ``path``,
             of which it must be a variant itself; several are joined by ``+``.
 

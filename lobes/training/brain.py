@@ -56,7 +56,6 @@ class SpeechSpeakerBrain(sb.Brain):
             ``init_from``, ``checkpoints_to_keep``.
         run_opts (dict): SpeechBrain's run options, and ``allow_changes``
             (``lobes.runs.experiment``).
-        checkpointer
 
     Attributes:
         ending (lobes.evaluation.ending.Ending or None): How the training ended, once
