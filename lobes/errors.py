@@ -97,7 +97,7 @@ _OF_THE_MACHINE = (
 )
 
 #: Exceptions that come of damaged files, where no module told more.
-_DAMAGED = (
+DAMAGED = (
     json.JSONDecodeError,
     UnicodeDecodeError,
     csv.Error,
@@ -124,14 +124,14 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def user_errors_exit(main: Callable) -> Callable:
+def user_errors_exit(main: Callable, stopped: str = "stopped") -> Callable:
     """Decorate a command's ``main``: what a user can cause ends it in one line.
 
     That is a ``UserError``, and what the machine and its files are to blame for: a full
     disk, a folder that cannot be written, too little memory, a damaged file. The line
     goes to standard error and the exit status is 2, as for a wrong command line; after
-    Ctrl-C it is 130. Any other exception is a defect: it keeps its traceback, and says
-    where to report it.
+    Ctrl-C it is 130 and the line ``stopped``. Any other exception is a defect: it
+    keeps its traceback, and says where to report it.
 
     Whoever reads the output may go away, and a terminal may know no Unicode: neither
     ends a command.
@@ -147,7 +147,7 @@ def user_errors_exit(main: Callable) -> Callable:
         except UserError as error:
             _end(str(error))
         except KeyboardInterrupt:
-            _end("stopped", INTERRUPTED, "")
+            _end(stopped, INTERRUPTED, "")
         except Exception as error:
             told = explanation(error)
             if told is None:
@@ -160,6 +160,11 @@ def user_errors_exit(main: Callable) -> Callable:
             _end(told)
 
     return wrapped
+
+
+def resumable(main: Callable) -> Callable:
+    """As ``user_errors_exit``, where the same command goes on after Ctrl-C."""
+    return user_errors_exit(main, "stopped; the same command goes on")
 
 
 def explanation(error: BaseException) -> str | None:
@@ -177,7 +182,7 @@ def explanation(error: BaseException) -> str | None:
             return f"{meaning} ({first}); {remedy}"
     # That of ruamel.yaml or PyYAML, imported or not.
     of_yaml = any(kind.__name__ == "YAMLError" for kind in type(error).__mro__)
-    if isinstance(error, _DAMAGED) or of_yaml:
+    if isinstance(error, DAMAGED) or of_yaml:
         if isinstance(error, pickle.UnpicklingError):
             # torch's own words tell how to run what is in it.
             first = "it holds more than data, maybe code"

@@ -19,6 +19,7 @@ from lobes.system import preemption  # noqa: E402
 from tests.helpers.faults import (  # noqa: E402, F401
     pytest_addoption,
     pytest_collection_modifyitems,
+    pytest_configure,
     pytest_runtest_makereport,
     pytest_sessionfinish,
 )

@@ -11,11 +11,10 @@ OUT/convert.failed.csv, and the exit status is then 1.
 import sys
 from collections.abc import Sequence
 
-from lobes.errors import INTERRUPTED, user_errors_exit
+from lobes.errors import resumable
 from lobes.preparation.conversion import convert, summary
 from lobes.settings.signatures import Command
 from lobes.settings.table import option
-from lobes.system.terminal import say
 
 COMMAND = Command(
     convert,
@@ -25,15 +24,11 @@ COMMAND = Command(
 )
 
 
-@user_errors_exit
+@resumable
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     options = COMMAND.parse(argv)
-    try:
-        counts = convert(**options)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on")
-        sys.exit(INTERRUPTED)
+    counts = convert(**options)
     print(summary(counts, options["out"]))
     if counts["failed"]:
         sys.exit(1)

@@ -37,7 +37,7 @@ try:
     from lobes.errors import ArgumentParser, UserError, user_errors_exit
     from lobes.model.source_check import check_source
     from lobes.preparation.folders import listing
-    from lobes.preparation.published import TRIALS, Count, official_count
+    from lobes.preparation.published import TRIALS, official_count
     from lobes.runs import cost
     from lobes.system.checkout import ROOT
     from lobes.system.lazy import lazy
@@ -78,6 +78,15 @@ class Finding(NamedTuple):
     def __str__(self):
         end = f"; {self.remedy}" if self.remedy else ""
         return f"{self.status:<4}  {self.topic:<12}  {self.found}{end}"
+
+
+def judged(good, topic, found, remedy, otherwise="FAIL"):
+    """A ``Finding`` that is OK where it is ``good``; a remedy is for what is not."""
+    return (
+        Finding("OK", topic, found)
+        if good
+        else Finding(otherwise, topic, found, remedy)
+    )
 
 
 @user_errors_exit
@@ -139,12 +148,9 @@ def python():
     version = ".".join(map(str, sys.version_info[:3]))
     if (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding("OK", "python", f"{version}, {sys.executable}")
-    return Finding(
-        "FAIL",
-        "python",
-        f"{version}, but 3.11, 3.12 or 3.13 is needed",
-        "make .venv anew: rm -r .venv, then make PYTHON=python3.12 test",
-    )
+    found = f"{version}, but 3.11, 3.12 or 3.13 is needed"
+    remedy = "make .venv anew: rm -r .venv, then make PYTHON=python3.12 test"
+    return Finding("FAIL", "python", found, remedy)
 
 
 def packages():
@@ -157,21 +163,18 @@ def packages():
             # Of an extra: where it matters it has a line of its own.
             continue
         found = version(one.name)
+        known = found and Version(found).public  # without the build: 2.11.0+cu130
+        wanted = tested.get(one.name, known)
         if found is None:
             yield Finding("FAIL", one.name, "not installed", INSTALL)
         elif not one.specifier.contains(found, prereleases=True):
-            yield Finding(
-                "FAIL", one.name, f"{found}, but {one.specifier} is needed", INSTALL
-            )
+            found = f"{found}, but {one.specifier} is needed"
+            yield Finding("FAIL", one.name, found, INSTALL)
         elif one.name == "torch":
             yield torch_and_torchaudio(tested)
-        elif public(found) != tested.get(one.name, public(found)):
-            yield Finding(
-                "WARN",
-                one.name,
-                f"{found}, tested with {tested[one.name]}",
-                f"if anything is odd: pip install {one.name}=={tested[one.name]}",
-            )
+        elif known != wanted:
+            remedy = f"if anything is odd: pip install {one.name}=={wanted}"
+            yield Finding("WARN", one.name, f"{found}, tested with {wanted}", remedy)
         elif one.name in _MAIN:
             yield Finding("OK", one.name, f"{found}, as tested")
         elif one.name != "torchaudio":
@@ -215,11 +218,6 @@ def version(package):
         return None
 
 
-def public(text):
-    """A version without the label of its build (2.11.0+cu130: 2.11.0)."""
-    return Version(text).public
-
-
 # Machine ------------------------------------------------------------------------
 
 
@@ -233,50 +231,36 @@ def devices():
         found = f"cuda:{index} {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         if free < 0.9 * total:
             yield Finding("WARN", "device", found, "another process uses it, too")
-        elif bf16:
-            yield Finding("OK", "device", f"{found}, bf16", "use --precision=bf16")
-        else:
-            yield Finding("OK", "device", f"{found}, no bf16", "use --precision=fp16")
+            continue
+        precision = "bf16" if bf16 else "fp16"
+        found += ", bf16" if bf16 else ", no bf16"
+        yield Finding("OK", "device", found, f"use --precision={precision}")
     if not torch.cuda.device_count():
         yield no_device()
     cores = usable_cores()
-    yield Finding(
-        "OK" if cores >= 4 else "WARN",
-        "cores",
-        f"{cores} to be used by this process, {memory() / 1e9:.0f} GB of memory",
-        "" if cores >= 4 else "read with --num_workers=1; a GPU may have to wait",
-    )
+    found = f"{cores} to be used by this process, {memory() / 1e9:.0f} GB of memory"
+    remedy = "read with --num_workers=1; a GPU may have to wait"
+    yield judged(cores >= 4, "cores", found, remedy, "WARN")
 
 
 def no_device():
     """Why torch sees no GPU."""
-    if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        return Finding(
-            "WARN",
-            "device",
-            f"torch {torch.__version__} was built for CPUs, but there is nvidia-smi",
-            "uv pip install --reinstall --torch-backend=auto torch torchaudio",
-        )
-    if shutil.which("nvidia-smi"):
-        driver = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Finding(
-            "WARN",
-            "device",
-            f"no GPU for torch's CUDA {torch.version.cuda}; nvidia-smi says: "
-            f"{' '.join((driver.stdout or driver.stderr).split())}",
-            "update the driver, or unset CUDA_VISIBLE_DEVICES",
-        )
-    return Finding(
-        "WARN",
-        "device",
-        "CPU only",
-        "the demo and the tests run; for corpora of full size use a machine with a GPU",
+    found = "CPU only"
+    remedy = (
+        "the demo and the tests run; for corpora of full size use a machine with a GPU"
     )
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        found = f"torch {torch.__version__} was built for CPUs, but there is nvidia-smi"
+        remedy = "uv pip install --reinstall --torch-backend=auto torch torchaudio"
+    elif shutil.which("nvidia-smi"):
+        query = ["--query-gpu=name,driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, check=False
+        )
+        said = " ".join((driver.stdout or driver.stderr).split())
+        found = f"no GPU for torch's CUDA {torch.version.cuda}; nvidia-smi says: {said}"
+        remedy = "update the driver, or unset CUDA_VISIBLE_DEVICES"
+    return Finding("WARN", "device", found, remedy)
 
 
 def audio():
@@ -288,22 +272,15 @@ def audio():
             soundfile.read(io.BytesIO(encode_audio(samples, kind)))
         yield Finding("OK", "wav, flac", name)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        yield Finding(
-            "FAIL",
-            "wav, flac",
-            f"{name}: no {kind} ({' '.join(str(error).split())})",
-            "pip install --force-reinstall soundfile, whose wheels contain libsndfile",
-        )
+        found = f"{name}: no {kind} ({' '.join(str(error).split())})"
+        remedy = "--force-reinstall soundfile, whose wheels contain libsndfile"
+        yield Finding("FAIL", "wav, flac", found, f"pip install {remedy}")
     try:
         av = import_pyav("VoxCeleb2.m4a")
         yield Finding("OK", "m4a", f"PyAV {av.__version__}")
     except UserError:
-        yield Finding(
-            "WARN",
-            "m4a",
-            "PyAV is not installed: VoxCeleb2 cannot be read as published",
-            "pip install -e .[m4a]",
-        )
+        found = "PyAV is not installed: VoxCeleb2 cannot be read as published"
+        yield Finding("WARN", "m4a", found, "pip install -e .[m4a]")
 
 
 def tensorboard():
@@ -321,11 +298,8 @@ def shared_memory(needed=2e8, folder="/dev/shm"):
         return
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e6:,.0f} MB free, loading processes need {needed / 1e6:.0f}"
-    if free >= needed:
-        yield Finding("OK", folder, found)
-        return
     remedy = "read with --num_workers=0, or start the container with --shm-size=1g"
-    yield Finding("FAIL", folder, found, remedy)
+    yield judged(free >= needed, folder, found, remedy)
 
 
 def source(name):
@@ -355,17 +329,12 @@ def disk(folder, needed=5e9):
     folder = Path(os.path.abspath(folder))
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
-    found = f"{folder}: {free / 1e9:.1f} GB free, a run needs {needed / 1e9:.1f}"
-    elsewhere = "make room, or give another --output_folder"
     if not os.access(there, os.W_OK):
         found = f"{folder}: it cannot be written to"
         return Finding("FAIL", "disk", found, "give another --output_folder")
-    return Finding(
-        "OK" if free >= needed else "FAIL",
-        "disk",
-        found,
-        "" if free >= needed else elsewhere,
-    )
+    found = f"{folder}: {free / 1e9:.1f} GB free, a run needs {needed / 1e9:.1f}"
+    remedy = "make room, or give another --output_folder"
+    return judged(free >= needed, "disk", found, remedy)
 
 
 # Corpora ------------------------------------------------------------------------
@@ -373,11 +342,9 @@ def disk(folder, needed=5e9):
 
 def corpora(hparams):
     """CSVs, or folders where these are not prepared, and trial lists."""
-    speech, voices = hparams.get("librispeech"), hparams.get("voxceleb")
-    if speech is not None:
-        yield from librispeech(speech)
-    if voices is not None:
-        yield from voxceleb(voices)
+    for name, findings_of in (("librispeech", librispeech), ("voxceleb", voxceleb)):
+        if hparams.get(name) is not None:
+            yield from findings_of(hparams[name])
     streams = hparams["train_streams"].values()
     for label in {id(one): one for s in streams for one in s.labels.values()}.values():
         for task in hparams["tasks"].values():
@@ -438,27 +405,23 @@ def prepared(topic, csvs, official):
         speakers, found = count(csvs)
     except UserError as error:
         return Finding("FAIL", topic, str(error), "prepare it again")
-    where = " and ".join(map(str, csvs))
+    good = True
     if speakers is None:
-        text = f"{found:,} utterances without speakers (no column spk_id) in {where}"
-        return Finding("OK", topic, text)
-    found = Count(len(speakers), found)
-    if official is None:
-        text = f"{found.utterances:,} utterances, {found.speakers:,} speakers"
-        return Finding("OK", topic, f"{text} in {where}")
-    text = (
-        f"{found.utterances:,} of {official.utterances:,} utterances, "
-        f"{found.speakers:,} of {official.speakers:,} speakers in {where}"
-    )
-    if found == official:
-        return Finding("OK", topic, text)
-    return Finding(
-        "WARN",
-        topic,
-        text,
+        text = f"{found:,} utterances without speakers (no column spk_id)"
+    elif official is None:
+        text = f"{found:,} utterances, {len(speakers):,} speakers"
+    else:
+        text = (
+            f"{found:,} of {official.utterances:,} utterances, "
+            f"{len(speakers):,} of {official.speakers:,} speakers"
+        )
+        good = (len(speakers), found) == official
+    remedy = (
         "if that is not the part that you want: complete the download, see the "
-        "*.skipped.csv beside it, and prepare it again",
+        "*.skipped.csv beside it, and prepare it again"
     )
+    text += f" in {' and '.join(map(str, csvs))}"
+    return judged(good, topic, text, remedy, "WARN")
 
 
 def listed(topic, settings, root, option, places, official):
@@ -507,28 +470,22 @@ def trials(path):
         f"{found[0]:,} of {official.positives:,} positive and {found[1]:,} of "
         f"{official.negatives:,} negative trials in {path}"
     )
-    if found == official:
-        return Finding("OK", path.name, text)
-    return Finding(
-        "WARN",
-        path.name,
-        text,
+    remedy = (
         "an error rate on it is not one on the published list: download it again, and "
-        "complete VoxCeleb1",
+        "complete VoxCeleb1"
     )
+    return judged(found == official, path.name, text, remedy, "WARN")
 
 
 def opened(hparams):
     """What opening all sets says, of those whose CSVs are there, as train.py does."""
-    train, valid, test = (
-        hparams[key] for key in ("train_streams", "valid_sets", "test_sets")
+    train = hparams["train_streams"].items()
+    train = {t: s for t, s in train if all(map(os.path.isfile, s.csvs))}
+    valid, *groups = (
+        {name: one for name, one in sets.items() if os.path.isfile(one.csv)}
+        for sets in (hparams["valid_sets"], *hparams["test_sets"].values())
     )
-    train = {t: s for t, s in train.items() if all(map(os.path.isfile, s.csvs))}
-    valid = {t: s for t, s in valid.items() if os.path.isfile(s.csv)}
-    test = {
-        task: {n: s for n, s in sets.items() if os.path.isfile(s.csv)}
-        for task, sets in test.items()
-    }
+    test = dict(zip(hparams["test_sets"], groups, strict=True))
     evaluated = [*valid.values(), *(s for sets in test.values() for s in sets.values())]
     if not train and not evaluated:
         return
@@ -574,15 +531,11 @@ def classes(csvs, n_speakers):
         # Opening the sets says so.
         return
     found = len(speakers)
+    text = f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}"
     if found == n_speakers:
-        yield Finding("OK", "n_speakers", f"{found:,}, as in the training CSVs")
-    else:
-        yield Finding(
-            "FAIL",
-            "n_speakers",
-            f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}",
-            f"--speaker.n_speakers={found}",
-        )
+        text = f"{found:,}, as in the training CSVs"
+    remedy = f"--speaker.n_speakers={found}"
+    yield judged(found == n_speakers, "n_speakers", text, remedy)
 
 
 def count(csvs):
@@ -612,14 +565,11 @@ def training(hparams, estimate, output_folder):
         total = torch.cuda.mem_get_info(index)[1]
         fits = [n for n, size in needed.items() if size <= total and n > factor]
         there = f"{text}, cuda:{index} has {total / 1e9:.1f}"
-        if needed[factor] <= total:
-            yield Finding("OK", "memory", there)
-            continue
         remedy = "use a larger GPU, or --encoder.gradient_checkpointing=True"
         if fits:
             batch = hparams["max_batch_samples"] * factor // fits[0]
             remedy = f"--max_batch_samples={batch} --grad_accumulation_factor={fits[0]}"
-        yield Finding("FAIL", "memory", there, remedy)
+        yield judged(needed[factor] <= total, "memory", there, remedy)
     device = "cuda" if torch.cuda.device_count() else "cpu"
     # CPUs multiply in low precision, too, but many do it element by element.
     precision = hparams["precision"] if device == "cuda" else "fp32"
@@ -633,9 +583,8 @@ def training(hparams, estimate, output_folder):
     if device == "cpu":
         for name, tflops in cost.MACHINES.items():
             text += f", {estimate['run_flops'] / 3.6e15 / tflops:,.1f} h on an {name}"
-    slow = hours > 24 * 14
-    remedy = "use a GPU, a recent one with --precision=bf16" if slow else ""
-    yield Finding("WARN" if slow else "OK", "time", text, remedy)
+    remedy = "use a GPU, a recent one with --precision=bf16"
+    yield judged(hours <= 24 * 14, "time", text, remedy, "WARN")
     # Best, last, and the one being written.
     yield disk(output_folder, 3 * estimate["checkpoint"] + estimate["results"])
 

@@ -21,7 +21,6 @@ import hashlib
 import http.client
 import io
 import json
-import lzma
 import os
 import re
 import shutil
@@ -34,18 +33,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lobes.errors import (
-    INTERRUPTED,
-    ArgumentParser,
-    UserError,
-    enumeration,
-    user_errors_exit,
-)
+from lobes.errors import DAMAGED, ArgumentParser, UserError, enumeration, resumable
 from lobes.preparation.folders import writable_folder
 from lobes.system.files import read_json, write_atomically
 from lobes.system.locks import one_writer
@@ -106,10 +98,7 @@ ACCESS = (
 )
 
 # vox2_dev_aac_partab and the like.
-_PART = re.compile(r"(?P<archive>.+)_part(?P<letters>a[a-z])")
-
-# Number of parts, where there are more than the names given may show.
-_PARTS = {"vox1_dev_wav": 4, "vox2_dev_aac": 8}
+_PART = re.compile("(?P<archive>.+)_parta[a-z]")
 
 # Put beside the audio as they are.
 _PLAIN = (".txt", ".csv")
@@ -132,7 +121,7 @@ class File(NamedTuple):
     md5: str | None
 
 
-@user_errors_exit
+@resumable
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = ArgumentParser(
@@ -156,12 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         add("--md5", default=[], metavar="NAME=SUM", help=told, **several)
         told = "delete downloaded archives once they are unpacked"
         add("--delete", action="store_true", help=told)
-    options = parser.parse_args(argv)
-    try:
-        print(_run(options))
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on")
-        sys.exit(INTERRUPTED)
+    print(_run(parser.parse_args(argv)))
 
 
 def _run(options):
@@ -261,15 +245,17 @@ def _groups(files):
         groups.setdefault(part["archive"] if part else file.name, []).append(file)
     for name, parts in groups.items():
         parts.sort(key=lambda file: file.name)
-        letters = [_PART.fullmatch(file.name) for file in parts]
-        if letters[0] is None:
+        given = [file.name for file in parts]
+        if name in given:
             continue
-        count = _PARTS.get(name, ord(letters[-1]["letters"][1]) - ord("a") + 1)
-        wanted = [f"{name}_parta{chr(ord('a') + n)}" for n in range(count)]
-        missing = [part for part in wanted if part not in {f.name for f in parts}]
+        # Those given may not show how many there are.
+        known = [part for part in MD5 if part.startswith(f"{name}_part")]
+        last = max(given + known)[-1]
+        wanted = [f"{name}_parta{chr(n)}" for n in range(ord("a"), ord(last) + 1)]
+        missing = [part for part in wanted if part not in given]
         if missing:
             raise UserError(
-                f"{name}: {len(missing)} of its {count} parts are not given: "
+                f"{name}: {len(missing)} of its {len(wanted)} parts are not given: "
                 f"{', '.join(missing)}; name all parts in one command"
             )
     return groups
@@ -472,7 +458,7 @@ def _transfer(url, name, part, bar):
 def _range(response):
     """First byte that a response holds, and the size of the whole file or None."""
     if response.status != 206:
-        return 0, _length(response)
+        return 0, response.length
     sent = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
     if sent is None:
         raise http.client.HTTPException("the server does not say what it sends")
@@ -481,11 +467,7 @@ def _range(response):
 
 def _open(url, method="GET", **headers):
     """The response to a request; raises ``urllib.error.URLError``."""
-    headers = {
-        "User-Agent": "speech-speaker-mtl",
-        "Accept-Encoding": "identity",
-        **headers,
-    }
+    headers |= {"User-Agent": "speech-speaker-mtl", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
@@ -493,17 +475,12 @@ def _open(url, method="GET", **headers):
         raise UserError(f"{_shown(url)}: it is not a URL ({error})") from error
 
 
-def _length(response):
-    """Content-Length as a number, or None."""
-    length = response.headers["Content-Length"]
-    return int(length) if length else None
-
-
 def _remote_size(url, name):
     """Bytes of the file at ``url``, or None where the server does not say."""
     try:
         with _open(url, method="HEAD") as response:
-            return _length(response)
+            length = response.headers["Content-Length"]
+            return int(length) if length else None
     except urllib.error.HTTPError as error:
         # Others may refuse only to tell: a personal link often allows one method.
         if error.code in (404, 410):
@@ -546,9 +523,7 @@ class Joined(io.RawIOBase):
         """True."""
         return True
 
-    def seekable(self):
-        """True."""
-        return True
+    seekable = readable
 
     def seek(self, offset, whence=os.SEEK_SET):
         """Set the position; returns it."""
@@ -602,27 +577,25 @@ def unpack(name: str, parts: Sequence[File], folder: Path) -> None:
                 zipped = stream.peek(2)[:2] == b"PK"
                 extract = _extract_zip if zipped else _extract_tar
                 count = extract(name, stream, temporary, bar)
-        moves = _destinations(folder, name, temporary)
-        moves = _not_overwriting(name, moves)
-        for source, target in moves:
-            _move(source, target)
+        moves = _not_overwriting(name, _destinations(folder, name, temporary))
+        for source, target in list(_merging(moves)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
         shutil.rmtree(temporary)
         # One call: a power failure must not leave the marker without the files.
         os.sync()
-    except _DAMAGE as error:
+    except (*DAMAGED, NotImplementedError, OSError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        remedy = "correct that, and run the same command again"
         # Without an errno it is the archive's fault and not the disk's.
-        if getattr(error, "errno", None):
-            remedy = "correct that, and run the same command again"
-        else:
+        if not getattr(error, "errno", None):
             remedy = "delete the archive and get it again"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{parts[0].path}: {name} cannot be unpacked ({reason}); {remedy}"
         ) from error
-    except UserError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     marker = {
         "files": count,
         "folders": sorted(str(target.relative_to(folder)) for _, target in moves),
@@ -632,36 +605,25 @@ def unpack(name: str, parts: Sequence[File], folder: Path) -> None:
     say(f"{name}: {count:,} files unpacked to {', '.join(marker['folders'])}")
 
 
-# What damaged archives raise, whatever they are compressed with.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    OSError,
-)
-
-
 def _extract_zip(name, stream, folder, bar):
     """Unpack a zip file; returns the number of files."""
-    made = set()
     with zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
         for member in members:
             mode = stat.S_IFMT(member.external_attr >> 16)
             plain = member.is_dir() or mode in (0, stat.S_IFREG)
             _check_member(name, member.filename, plain and not member.flag_bits & 1)
-        _check_room(name, folder, sum(member.file_size for member in members))
+        size = sum(member.file_size for member in members)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{name}: unpacking takes {size / 1e9:.1f} GB but {free / 1e9:.1f} GB "
+                f"are free in {folder.parent}; make room, and run the same command "
+                f"again"
+            )
         files = [member for member in members if not member.is_dir()]
         for member in files:
-            target = folder / member.filename
-            if target.parent not in made:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.add(target.parent)
-            with archive.open(member) as source, open(target, "wb") as copy:
-                shutil.copyfileobj(source, copy, _BLOCK)
+            archive.extract(member, folder)
             bar.update(member.compress_size)
     return len(files)
 
@@ -711,16 +673,6 @@ def _check_member(archive, name, plain):
     )
 
 
-def _check_room(name, folder, size):
-    """Refuse to begin what the disk cannot hold."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{name}: unpacking takes {size / 1e9:.1f} GB but {free / 1e9:.1f} GB are "
-            f"free in {folder.parent}; make room, and run the same command again"
-        )
-
-
 def _destinations(folder, name, unpacked):
     """(source, target) of what an archive holds, so that preparation finds it."""
     corpus, subset = folder.name, name.split(".")[0]
@@ -751,13 +703,8 @@ def _not_overwriting(name, moves):
     Raises ``UserError`` where anything else does.
     """
     kept = [pair[1] for pair in moves if pair[0].is_file() and _differs(*pair)]
-    differing, left = [], [pair for pair in moves if pair[1] not in kept]
-    while left:
-        source, target = left.pop()
-        if source.is_dir() and target.is_dir():
-            left += ((entry, target / entry.name) for entry in source.iterdir())
-        elif _differs(source, target):
-            differing.append(str(target))
+    moves = [pair for pair in moves if pair[1] not in kept]
+    differing = [str(pair[1]) for pair in _merging(moves) if _differs(*pair)]
     if differing:
         raise UserError(
             f"{name}: {len(differing)} file(s) of it are there already with other "
@@ -769,7 +716,7 @@ def _not_overwriting(name, moves):
             f"{name}: not what it brings, but what was there before, is kept of "
             f"{enumeration([target.name for target in kept])}"
         )
-    return [pair for pair in moves if pair[1] not in kept]
+    return moves
 
 
 def _differs(source, target):
@@ -780,14 +727,13 @@ def _differs(source, target):
     return not (both and filecmp.cmp(source, target, shallow=False))
 
 
-def _move(source, target):
-    """Move a file or folder; a folder's content into one that is there."""
-    if source.is_dir() and target.is_dir():
-        for entry in sorted(source.iterdir()):
-            _move(entry, target / entry.name)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(source, target)
+def _merging(moves):
+    """Yield the moves; a folder's content goes into one that is there already."""
+    for source, target in moves:
+        if source.is_dir() and target.is_dir():
+            yield from _merging((e, target / e.name) for e in source.iterdir())
+        else:
+            yield source, target
 
 
 def _temporary(folder, name):

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
+from lobes.evaluation.metrics import RATES
 from lobes.runs import cost, ledger
 from lobes.runs.grids import MANY, Job, latest, members, read_grid, same_but
 from lobes.settings.kinds import Whole
@@ -114,7 +116,7 @@ def run(jobs, at_a_time):
     waiting, running = collections.deque(jobs), {}
     slots = _slots(at_a_time)
     try:
-        with progress:
+        with progress.live or contextlib.nullcontext():
             while waiting or running:
                 while waiting and len(running) < at_a_time:
                     job = waiting.popleft()
@@ -123,11 +125,10 @@ def run(jobs, at_a_time):
                     try:
                         if job.start():
                             running[slot] = job
-                            continue
-                        ended = "elsewhere", {"reason": "another grid's"}
+                        else:
+                            progress.ended(job, "elsewhere", "another grid's")
                     except (OSError, UserError) as error:
-                        ended = "failed", {"reason": str(error)}
-                    progress.ended(job, *ended)
+                        progress.ended(job, "failed", str(error))
                 time.sleep(INTERVAL)
                 _collect(running, progress)
                 progress.show(running.values(), len(waiting))
@@ -157,7 +158,7 @@ def submit(jobs, parameters, at_a_time, cluster="slurm"):
         jobs (list of lobes.runs.grids.Job)
         parameters (dict): Of submitit's executor.
         at_a_time (int): Jobs of the array that may run at once.
-        cluster (str): ``slurm``; ``local`` and ``debug`` are submitit's stand-ins.
+        cluster (str): ``slurm``; ``local`` is submitit's stand-in.
     """
     try:
         import submitit
@@ -173,13 +174,8 @@ def submit(jobs, parameters, at_a_time, cluster="slurm"):
     except (RuntimeError, ValueError, TypeError, NameError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--slurm: {reason}") from error
-    if cluster == "debug":
+    with executor.batch():
         submitted = [executor.submit(job) for job in jobs]
-        for one in submitted:
-            one.result()
-    else:
-        with executor.batch():
-            submitted = [executor.submit(job) for job in jobs]
     for job, one in zip(jobs, submitted, strict=True):
         print(f"{one.job_id}  {job.member.name}")
     print("Submitted. Look at them with squeue, and with this command and --dry_run.")
@@ -194,18 +190,8 @@ class Progress:
         self.counts = collections.Counter()
         self.rows = collections.deque(maxlen=_SHOWN)
         self.started = time.monotonic()
-        self.live = None
-        if sys.stdout.isatty():
-            self.live = Live(console=console(), auto_refresh=False)
-
-    def __enter__(self):
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_):
-        if self.live:
-            self.live.stop()
+        live = sys.stdout.isatty()
+        self.live = Live(console=console(), auto_refresh=False) if live else None
 
     def say(self, text):
         """A line of its own."""
@@ -213,13 +199,13 @@ class Progress:
         with contextlib.suppress(OSError):
             print(text, flush=True)
 
-    def ended(self, job, state, row):
-        """Take note of a run's end."""
+    def ended(self, job, state, reached):
+        """Take note of a run's end, and of what it has reached or why it has not."""
         self.counts[state] += 1
-        self.rows.append((job.member.name, state, _reached(state, row)))
+        self.rows.append((job.member.name, state, reached))
         if not self.live:
-            number = f"[{sum(self.counts.values())}/{self.total}]"
-            self.say(f"{number} {state}: {job.member.name}: {_reached(state, row)}")
+            number = f"[{self.counts.total()}/{self.total}]"
+            self.say(f"{number} {state}: {job.member.name}: {reached}")
 
     def show(self, running, waiting):
         """Draw the table, where there is a terminal."""
@@ -246,10 +232,10 @@ def _collect(running, progress):
         if job.ended():
             del running[slot]
             try:
-                ended = job.result()
+                state, row = job.result()
+                progress.ended(job, state, _reached(state, row))
             except (OSError, UserError) as error:
-                ended = "failed", {"reason": str(error)}
-            progress.ended(job, *ended)
+                progress.ended(job, "failed", str(error))
 
 
 def _stop(running, progress):
@@ -272,10 +258,8 @@ def _slots(count):
         return [{}] * count
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = given.split(",")[:gpus] if given else map(str, range(gpus))
-    return [
-        {"CUDA_VISIBLE_DEVICES": name.strip()}
-        for name, _ in zip(itertools.cycle(names), range(count))
-    ]
+    names = itertools.islice(itertools.cycle(names), count)
+    return [{"CUDA_VISIBLE_DEVICES": name.strip()} for name in names]
 
 
 def _how_far(job):
@@ -298,8 +282,7 @@ def _reached(state, row):
         return ""
     if state not in ledger.DONE:
         return row.get("reason") or ""
-    rates = [n for n in ("wer", "cer", "eer") if n in row]
-    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in rates]
+    metrics = [f"{n.upper()} {row[n]:.2f} %" for n in RATES if n in row]
     return ", ".join([*metrics, f"{row.get('seconds', 0):.0f} s"])
 
 
@@ -322,7 +305,7 @@ def _list(found, known, tflops, at_a_time):
         if row["state"] == "finished":
             seconds[same_but(row, {"lr"})].append(row["total_seconds"])
     rate, machine = tflops, f"on a GPU of {tflops or 0:g} TFLOP/s"
-    costs, total = {}, 0.0
+    costs, total, left = {}, 0.0, 0
     table = Table(box=None)
     for heading in ("", "run", "state", "estimate", "from"):
         table.add_column(heading, justify="right" if heading == "estimate" else "left")
@@ -331,17 +314,16 @@ def _list(found, known, tflops, at_a_time):
         state = row.get("state", "to be run")
         same, estimate, source = same_but(vars(member), {"lr"}), 0.0, ""
         if state not in ledger.DONE:
+            left += 1
             if seconds[same]:
-                estimate = sum(seconds[same]) / len(seconds[same])
-                source = "runs like it"
+                estimate, source = statistics.fmean(seconds[same]), "runs like it"
             else:
                 if rate is None:
                     rate, machine = _rate(known)
                 if same not in costs:
-                    costs[same] = cost.estimate(
-                        member.arguments[0],
-                        [w for w in member.arguments[1:] if "=" in w],
-                    )["run_flops"]
+                    path, *words = member.arguments
+                    words = [word for word in words if "=" in word]
+                    costs[same] = cost.estimate(path, words)["run_flops"]
                 estimate = costs[same] / (rate * 1e12)
                 source = f"{rate:.3g} TFLOP/s"
             # It goes on where it was interrupted.
@@ -351,16 +333,10 @@ def _list(found, known, tflops, at_a_time):
         table.add_row(str(number), member.name, state, time_left, source)
     wide = 110 if not sys.stdout.isatty() else None
     console(width=wide).print(table)
-    left = sum(known.get(m.key, {}).get("state") not in ledger.DONE for m in found)
-    print(
-        f"{len(found)} runs, {left} to be run: about {_duration(total)}"
-        + (
-            f", or {_duration(total / at_a_time)} with {at_a_time} at a time"
-            if at_a_time > 1
-            else ""
-        )
-        + (f"; where no run is like it: training alone, {machine}" if costs else "")
-    )
+    line = f"{len(found)} runs, {left} to be run: about {_duration(total)}"
+    if at_a_time > 1:
+        line += f", or {_duration(total / at_a_time)} with {at_a_time} at a time"
+    print(line + f"; where no run is like it: training alone, {machine}" * bool(costs))
 
 
 def _rate(known):
@@ -373,10 +349,9 @@ def _rate(known):
     here = device_name(torch.device("cuda" if gpu else "cpu"))
     rows = sorted(known.values(), key=lambda row: row.get("time", ""), reverse=True)
     for row in rows:
+        ours = (row["state"], row.get("device")) == ("finished", here)
         # Of a combination the ledger has the names, not the files.
-        if (row["state"], row.get("device")) != ("finished", here) or (
-            "base" in row["changes"]
-        ):
+        if not ours or "base" in row["changes"]:
             continue
         recipe = ROOT / "recipes" / str(row["recipe"])
         path = recipe / "hparams" / f"{row['variant']}.yaml"

@@ -23,7 +23,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ import numpy as np
 
 from lobes.data.audio import AAC_SUFFIXES, encode_audio, import_pyav_for, read_audio
 from lobes.data.utterance_tables import read_header, read_table
-from lobes.errors import INTERRUPTED, UserError, user_errors_exit
+from lobes.errors import UserError, resumable
 from lobes.preparation.folders import writable_folder
 from lobes.preparation.outputs import csv_text
 from lobes.settings.signatures import Command
@@ -178,9 +177,7 @@ def _plan(sources, out, shard_size, to):
         digest = hashlib.sha256(f"{_FORMAT} {shard_size} {to} ".encode())
         digest.update(file_hash(source.path).encode())
         groups, room = [], 0
-        for row, (path, line) in enumerate(
-            zip(source.table["wav"], source.table.index, strict=True)
-        ):
+        for row, (line, path) in enumerate(source.table["wav"].items()):
             if path not in places:
                 status = _status(path, source.path, line)
                 digest.update(b"%d %d %d\n" % (row, status.st_size, status.st_mtime_ns))
@@ -198,9 +195,7 @@ def _plan(sources, out, shard_size, to):
             table = source.table.iloc[rows][[*source.columns]]
             names = [
                 _member_name(identity, path, to, f"{source.path}, line {line}")
-                for identity, path, line in zip(
-                    table["ID"], table["wav"], table.index, strict=True
-                )
+                for line, identity, path in table[["ID", "wav"]].itertuples()
             ]
             path = out / f"{source.name}-{number:06}.tar"
             shards.append(Shard(path, source.path, table, names, sizes, to))
@@ -321,13 +316,8 @@ def _write_shard(shard):
         return windows, 0
     windows = []
     temporary = shard.path.with_name(f"{shard.path.name}.part")
-    members = zip(
-        shard.names,
-        shard.sizes,
-        shard.rows.index,
-        shard.rows.to_dict("records"),
-        strict=True,
-    )
+    rows = shard.rows.to_dict("records")
+    members = zip(shard.names, shard.sizes, shard.rows.index, rows, strict=True)
     try:
         with open(temporary, "wb") as stream:
             with tarfile.open(
@@ -363,8 +353,7 @@ def _windows(shard):
     if [member.name for member in members] != wanted:
         return None
     # Two empty blocks mark the end; a tar is filled up to whole records.
-    end = members[-1].offset_data + members[-1].size
-    end = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
+    end = tar.offset + 2 * tarfile.BLOCKSIZE
     if shard.path.stat().st_size != -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE:
         return None
     if shard.to is None and [member.size for member in audio] != shard.sizes:
@@ -425,15 +414,11 @@ COMMAND = Command(
 )
 
 
-@user_errors_exit
+@resumable
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     options = COMMAND.parse(argv)
-    try:
-        done = make_shards(**options)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on")
-        sys.exit(INTERRUPTED)
+    done = make_shards(**options)
     for name, utterances in done["utterances"].items():
         print(f"{Path(options['out']) / name}.csv: {utterances:,} utterances")
     print(

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal
 
@@ -183,20 +183,20 @@ class Recogniser:
             )
         self.whisper = self.pipeline.type == "seq2seq_whisper"
         self.language = language
-        self.settings = {}
-        self._detected = None
-        multilingual = self.whisper and hasattr(model.generation_config, "lang_to_id")
-        if self.language:
-            codes = _language_codes(model).values() if multilingual else ()
-            if self.language not in codes:
+        settings = model.generation_config if self.whisper else None
+        tokens = getattr(settings, "lang_to_id", {})
+        codes = {index: token.strip("<|>") for token, index in tokens.items()}
+        self.settings = {"task": "transcribe"} if codes else {}
+        if language:
+            if language not in codes.values():
+                known = ", ".join(sorted(codes.values())) or "no language"
                 raise UserError(
-                    f"--language={self.language}: {source} can be told "
-                    f"{', '.join(sorted(codes)) or 'no language'}; correct or omit it"
+                    f"--language={language}: {source} can be told {known}; correct or "
+                    "omit it"
                 )
-            self.settings = {"language": self.language, "task": "transcribe"}
-        elif multilingual:
-            self.settings = {"task": "transcribe"}
-            self._remember_languages(model)
+            self.settings["language"] = language
+        elif codes:
+            self._remember_languages(model, codes)
 
     def padded_length(self, samples: int) -> int:
         """Samples that an utterance costs: Whisper makes 30 s of all."""
@@ -212,12 +212,12 @@ class Recogniser:
         texts = [output["text"].strip() for output in outputs]
         return list(zip(texts, self._detected, strict=True))
 
-    def _remember_languages(self, model):
-        """Keep what Whisper detects while it transcribes.
+    def _remember_languages(self, model, codes):
+        """Keep what Whisper detects while it transcribes; ``codes`` by token.
 
         The pipeline's ``return_language`` fails for batches (transformers 5.23).
         """
-        detect, codes = model.detect_language, _language_codes(model)
+        detect = model.detect_language
 
         def detect_and_remember(*args, **kwargs):
             languages = detect(*args, **kwargs)
@@ -231,7 +231,6 @@ class Output:
     """The file of transcripts, opened for the lines that are missing.
 
     Arguments:
-        path
         heading: First line of the file; another one is refused.
         utterances: Whose IDs alone may stand in the file.
     """
@@ -300,11 +299,10 @@ class Output:
                 f"{self.path}: this tool did not begin that file; name another --output"
             )
         done = set()
-        lines = content[:complete].splitlines()
-        for number, value in json_lines(self.path, lines):
-            if number == 1:
-                _check_heading(self.path, value, self.heading)
-                continue
+        lines = json_lines(self.path, content[:complete].splitlines())
+        for _, heading in islice(lines, 1):
+            _check_heading(self.path, heading, self.heading)
+        for number, value in lines:
             if value.get("ID") not in known:
                 raise UserError(
                     f"{self.path}, line {number}: {value.get('ID')!r} is in none of "
@@ -373,12 +371,6 @@ def _check_heading(path, heading, wanted):
                 f"{path} was begun with --{key}={heading.get(key)}, not {value}; give "
                 "the same, or name another --output"
             )
-
-
-def _language_codes(model):
-    """``{token: code}`` of the languages that a Whisper model knows."""
-    tokens = model.generation_config.lang_to_id
-    return {index: token.strip("<|>") for token, index in tokens.items()}
 
 
 def _unchanged(batch):

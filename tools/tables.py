@@ -10,6 +10,7 @@ taken; its test results count, as in the paper (section 4.2). Several seeds give
 and standard deviations. "-" stands for what has not been run.
 """
 
+import collections
 import functools
 import json
 import math
@@ -73,7 +74,8 @@ README_ROWS = (
 
 _METRICS = ("wer", "eer")
 
-_WHOLE = ("steps", "parameters")
+#: Means and deviations of ``summary``, and what tables of a grid call them.
+_OURS = {f"{m}{end}": f"our_{m}{end}" for m in RATES for end in ("", "_std")}
 
 
 @user_errors_exit
@@ -146,37 +148,33 @@ def paper_table(
 ) -> "pandas.DataFrame":
     """One of the paper's tables with ours beside it, as a DataFrame."""
     given = pandas.read_csv(PAPER / f"{name}.csv", dtype=str, keep_default_na=False)
+    words = [w for w in overrides if counts(w[2:].partition("=")[0], "named")]
+    is_test = name in TEST_TABLES
     rows = []
-    for line in given.to_dict("records"):
-        recipe, variant = line.pop("recipe"), line.pop("variant")
+    for row in given.to_dict("records"):
+        recipe, variant = row.pop("recipe"), row.pop("variant")
         paper_values = {
-            m: _number(line.pop(m)) for m in ("wer", "eer", "score") if m in line
+            m: _number(row.pop(m)) for m in ("wer", "eer", "score") if m in row
         }
-        given = [w for w in overrides if counts(_setting(w), "named")]
-        steps = line.pop("steps", "")
-        long = [f"--steps={steps}"] if steps == "320000" else []
-        found = _runs_of(runs, recipe, variant, (*given, *long))
-        if name in TEST_TABLES:
-            chosen = selected(found)
-            kind = "test"
+        steps = row.pop("steps", "")
+        long = ["--steps=320000"] if steps == "320000" else []
+        found = _runs_of(runs, recipe, variant, (*words, *long))
+        if is_test:
+            ours = summary(selected(found), "test")
         else:
-            rate = float(line.pop("lr"))
-            line["lr"] = rate
-            chosen = by_rate(found).get(_rate(rate))
-            kind = "valid"
-        ours = summary(chosen or [], kind)
-        row = dict(line)
+            row["lr"] = float(row["lr"])
+            ours = summary(by_rate(found).get(_rate(row["lr"]), []), "valid")
         for metric, value in paper_values.items():
             row[f"paper_{metric}"] = value
             row[f"our_{metric}"] = ours[metric]
             row[f"our_{metric}_std"] = ours[f"{metric}_std"]
             row[f"difference_{metric}"] = ours[metric] - value
-        if name in TEST_TABLES:
+        if is_test:
             row["lr"] = ours["lr"]
-        row["steps"] = ours["steps"] if chosen else _number(steps)
+        row["steps"] = ours["steps"] if ours["seeds"] else _number(steps)
         row["seeds"], row["diverged"] = ours["seeds"], ours["diverged"]
-        if name in TEST_TABLES:
-            row["parameters"] = parameters(recipe, variant, tuple(given))
+        if is_test:
+            row["parameters"] = parameters(recipe, variant, tuple(words))
         rows.append(row)
     return pandas.DataFrame(rows)
 
@@ -202,45 +200,31 @@ def grid_tables(named: dict[str, list[Row]]) -> dict[str, "pandas.DataFrame"]:
     """``selected`` systems with their test results, and ``validation`` of all rates."""
     rows = []
     for name, found in named.items():
-        best = summary(selected(found) or [], "test")
-        valid = summary(selected(found) or [], "valid")
-        rows.append(
-            {
-                "system": name,
-                "lr": best["lr"],
-                **{f"our_{m}{s}": best[f"{m}{s}"] for m in RATES for s in _ENDS},
-                "score": valid["score"],
-                **{c: best[c] for c in ("steps", "seeds", "diverged", "parameters")},
-                "minutes": best["seconds"] / 60,
-            }
-        )
-    tables = {"selected": _told(pandas.DataFrame(rows))}
-    table = all_rates(named)
-    if len(table):
-        names = {f"{m}{s}": f"our_{m}{s}" for m in RATES for s in _ENDS}
-        tables["validation"] = _told(table.rename(columns=names))
+        best = summary(selected(found), "test")
+        rows.append({"system": name, **best, "minutes": best["total_seconds"] / 60})
+    columns = ["system", "lr", *_OURS, "score", "steps", "seeds", "diverged"]
+    columns += ["parameters", "minutes"]
+    tables = {"selected": pandas.DataFrame(rows, columns=columns)}
+    rates = all_rates(named)
+    if len(rates):
+        tables["validation"] = rates
+    for name, table in tables.items():
+        if table["cer"].isna().all():
+            # As in old ledgers.
+            table = table.drop(columns=["cer", "cer_std"])
+        tables[name] = table.rename(columns=_OURS)
     return tables
-
-
-def _told(table):
-    """The table, without the CER where no run has one (as in old ledgers)."""
-    names = [f"our_cer{end}" for end in _ENDS]
-    return table.drop(columns=names) if table[names[0]].isna().all() else table
-
-
-_ENDS = ("", "_std")
 
 
 def all_rates(named: dict[str, list[Row]]) -> "pandas.DataFrame":
     """Validation results of every learning rate of every system, as a DataFrame."""
-    kept = [f"{m}{s}" for m in RATES for s in _ENDS]
-    kept = ["lr", *kept, "score", "steps", "seeds", "diverged"]
     rows = [
-        {"system": name, **{c: found[c] for c in kept}}
+        {"system": name, **summary(group, "valid")}
         for name, rows in named.items()
-        for found in (summary(group, "valid") for group in by_rate(rows).values())
+        for group in by_rate(rows).values()
     ]
-    return pandas.DataFrame(rows, columns=["system", *kept])
+    columns = ["system", "lr", *_OURS, "score", "steps", "seeds", "diverged"]
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def systems(runs: Runs, found: Grid) -> dict[str, list[Row]]:
@@ -255,10 +239,10 @@ def systems(runs: Runs, found: Grid) -> dict[str, list[Row]]:
         for name in IGNORED
         if name != "lr" and len({str(m.changes.get(name)) for m in wanted}) == 1
     }
-    done = {}
+    done = collections.defaultdict(list)
     for row in runs.values():
         if row["state"] in ledger.DONE:
-            done.setdefault(same_but(row, ignored), []).append(row)
+            done[same_but(row, ignored)].append(row)
     named = {}
     for member in wanted:
         values = {k: v for k, v in member.values.items() if k not in ("lr", "seed")}
@@ -275,12 +259,11 @@ def by_rate(rows: list[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def selected(rows: list[Row]) -> list[Row] | None:
+def selected(rows: list[Row]) -> list[Row]:
     """The runs, one for each seed, of the rate with the best mean validation score.
 
     A diverged run's score is infinite, whatever an earlier checkpoint of it had; where
-    every rate has such runs, the one with the smallest part of them is taken. None when
-    there are no runs.
+    every rate has such runs, the one with the smallest part of them is taken.
     """
 
     def rank(group):
@@ -289,25 +272,19 @@ def selected(rows: list[Row]) -> list[Row] | None:
         mean = sum(scores) / len(scores) if scores else math.inf
         return 1 - len(scores) / len(group), mean
 
-    return min(by_rate(rows).values(), key=rank, default=None)
+    return min(by_rate(rows).values(), key=rank, default=[])
 
 
 def summary(rows: list[Row], kind: str) -> dict[str, float]:
     """Means and standard deviations over runs, ``test`` or ``valid`` results."""
+    names = ("score", "lr", "steps", "parameters", "total_seconds")
+    results = (row if kind == "test" else row.get("validation", {}) for row in rows)
     frame = pandas.DataFrame(
         [
-            {
-                **{
-                    m: (row if kind == "test" else row.get("validation", {})).get(m)
-                    for m in RATES
-                },
-                "score": row.get("score"),
-                **{c: row.get(c) for c in ("lr", "steps", "parameters")},
-                "seconds": row.get("total_seconds"),
-            }
-            for row in rows
+            {n: row.get(n) for n in names} | {m: found.get(m) for m in RATES}
+            for row, found in zip(rows, results, strict=True)
         ],
-        columns=[*RATES, "score", "lr", "steps", "parameters", "seconds"],
+        columns=[*RATES, *names],
         dtype=float,
     )
     means, stds = frame.mean(), frame.std()
@@ -321,38 +298,31 @@ def summary(rows: list[Row], kind: str) -> dict[str, float]:
 
 def _runs_of(runs, recipe, variant, words):
     """All done runs of a variant with these settings, whatever their rate."""
-    wanted = _changes(recipe, variant, words)
+    wanted = _system(recipe, variant, words)
     return [
         row
         for row in runs.values()
-        if (row["recipe"], row["variant"]) == (recipe, variant)
+        if row["variant"] == variant
         and row["state"] in ledger.DONE
-        and _kept(row["changes"]) == wanted
+        and same_but(row, IGNORED) == wanted
     ]
 
 
 @functools.cache
-def _changes(recipe, variant, words):
-    """What these words change in a variant, as a ledger has it."""
-    yaml = str(ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml")
-    known = Grid({variant: [yaml]}, {}, list(words))
-    changes = members(known, fill=True)[0].changes
-    return _kept(json.loads(json.dumps(changes, default=str)))
+def _system(recipe, variant, words):
+    """A variant with these words as ``same_but`` tells it."""
+    member = members(Grid({variant: [_yaml(recipe, variant)]}, {}, words), fill=True)[0]
+    return same_but(vars(member), IGNORED)
 
 
-def _setting(word):
-    return word[2:].partition("=")[0]
-
-
-def _kept(changes):
-    return {k: v for k, v in changes.items() if k not in IGNORED}
+def _yaml(recipe, variant):
+    return str(ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml")
 
 
 @functools.cache
 def parameters(recipe: str, variant: str, words: tuple[str, ...] = ()) -> int:
     """Parameters of a variant's model, counted on torch's meta device."""
-    yaml = ROOT / "recipes" / recipe / "hparams" / f"{variant}.yaml"
-    hparams = cost.load(yaml, words)
+    hparams = cost.load(_yaml(recipe, variant), words)
     modules = nn.ModuleList([hparams["encoder"], *hparams["tasks"].values()])
     return sum(p.numel() for p in modules.parameters())
 
@@ -378,10 +348,14 @@ def markdown(table: "pandas.DataFrame") -> str:
     """A table of this module as Markdown."""
     hidden = {c for c in table if c.endswith("_std") or c == "diverged"}
     shown = [column for column in table if column not in hidden]
-    lines = [f"| {' | '.join(map(_heading, shown))} |", "|---" * len(shown) + "|"]
-    for row in table.to_dict("records"):
-        lines.append(f"| {' | '.join(_cell(name, row) for name in shown)} |")
-    return "\n".join(lines) + "\n"
+    rows = [[_cell(n, row) for n in shown] for row in table.to_dict("records")]
+    return _lined(map(_heading, shown), rows) + "\n"
+
+
+def _lined(headings, rows):
+    """Headings and rows of cells as a table of Markdown."""
+    first, *rest = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    return "\n".join([first, "|---" * (first.count(" | ") + 1) + "|", *rest])
 
 
 def _heading(name):
@@ -405,7 +379,7 @@ def _cell(name, row):
         told = not pandas.isna(row.get(f"paper_{metric}", 0.0))
         absent = row.get("seeds") and metric in RATES
         return "-" if told and not absent and not name.startswith("paper") else ""
-    if name in _WHOLE:
+    if name in ("steps", "parameters"):
         return f"{value:,.0f}"
     if name == "lr":
         return _rate(value)
@@ -424,17 +398,12 @@ def _rates_of(table):
     """A table of learning rates, as ``plots.learning_rates_figure`` wants it."""
     names = table.columns[: list(table.columns).index("lr")]
     units = {"speaker_seconds": " s", "shared_layers": " shared layers"}
-    columns = {"lr": table["lr"]}
-    columns["system"] = [
+    systems = [
         ", ".join(row[n] + units.get(n, "") for n in names if row[n] not in ("", "-"))
         for row in table.to_dict("records")
     ]
-    for metric in _METRICS:
-        columns[metric] = table[f"our_{metric}"]
-        columns[f"{metric}_std"] = table[f"our_{metric}_std"]
-        columns[f"paper_{metric}"] = table[f"paper_{metric}"]
-    columns.update({name: table[name] for name in ("seeds", "diverged")})
-    return pandas.DataFrame(columns)
+    ours = {name: column for column, name in _OURS.items()}
+    return table.assign(system=systems).rename(columns=ours)
 
 
 def _plot(path, table, clip=None):
@@ -517,11 +486,11 @@ def _settings(pair):
     ]
     if not names:
         return "None differ."
-    lines = ["| setting | first | second |", "|---|---|---|"]
-    for name in names:
-        values = [json.dumps(tree[name]) if name in tree else "-" for tree in trees]
-        lines.append(f"| {name} | {' | '.join(values)} |")
-    return "\n".join(lines)
+    rows = [
+        [name, *(json.dumps(tree[name]) if name in tree else "-" for tree in trees)]
+        for name in names
+    ]
+    return _lined(("setting", "first", "second"), rows)
 
 
 def _metrics(pair):
@@ -541,20 +510,19 @@ def _metrics(pair):
         )
         for rows in pair
     ]
-    lines = ["| set | metric | first | second | difference |", "|---|---|---|---|---|"]
+    rows = []
     for column in frames[0].columns.intersection(frames[1].columns, sort=False):
-        name, metric = column
-        digits = 2 if metric in RATES else 3
+        digits = 2 if column[1] in RATES else 3
         means = [frame[column].mean() for frame in frames]
-        cells = []
+        cells = [*column]
         for frame, mean in zip(frames, means, strict=True):
             spread = frame[column].std()
             note = "" if pandas.isna(spread) else f" ± {spread:.{digits}f}"
             cells.append(f"{mean:.{digits}f}{note}")
-        cells.append(f"{means[1] - means[0]:+.{digits}f}")
-        lines.append(f"| {name} | {metric} | {' | '.join(cells)} |")
+        rows.append([*cells, f"{means[1] - means[0]:+.{digits}f}"])
     seeds = [", ".join(str(row["seed"]) for row in rows) for rows in pair]
-    return "\n".join(lines) + f"\n\nSeeds: {seeds[0]} and {seeds[1]}."
+    text = _lined(("set", "metric", "first", "second", "difference"), rows)
+    return f"{text}\n\nSeeds: {seeds[0]} and {seeds[1]}."
 
 
 def _significance(pair):
@@ -563,12 +531,7 @@ def _significance(pair):
     common = sorted(seeds[0].keys() & seeds[1].keys())
     one, other = [s[common[0]] for s in seeds] if common else [rows[0] for rows in pair]
     folders = [ROOT / row["output_folder"] for row in (one, other)]
-    lines = [
-        f"Seeds {one['seed']} and {other['seed']}; percent points, second minus first; "
-        f"{MEANING}.\n",
-        "| set | metric | difference | 95 % | p | over |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for pattern, metric, test in (
         ("transcripts_*.csv", "WER", compare_words),
         ("transcripts_*.csv", "CER", functools.partial(compare_words, metric="cer")),
@@ -579,14 +542,17 @@ def _significance(pair):
             found = test(path, twin) if twin.is_file() else None
             if found is None:
                 continue
-            name = path.stem.partition("_")[2]
-            lines.append(
-                f"| {name} | {metric} | {found.difference:+.2f} | {found.low:+.2f} to "
-                f"{found.high:+.2f} | {found.p:.3g} | {found.count:,} {found.over} |"
-            )
-    if len(lines) == 3:
+            extent = f"{found.low:+.2f} to {found.high:+.2f}"
+            cells = [path.stem.partition("_")[2], metric, f"{found.difference:+.2f}"]
+            cells += [extent, f"{found.p:.3g}", f"{found.count:,} {found.over}"]
+            rows.append(cells)
+    if not rows:
         return "Their folders hold no evaluation of the same set."
-    return "\n".join(lines)
+    return (
+        f"Seeds {one['seed']} and {other['seed']}; percent points, second minus first; "
+        f"{MEANING}.\n\n"
+        + _lined(("set", "metric", "difference", "95 %", "p", "over"), rows)
+    )
 
 
 # Documents --------------------------------------------------------------------
@@ -631,10 +597,8 @@ def documents() -> dict[Path, str]:
 
 def _readme_table(runs):
     """The table of README.md."""
-    lines = [
-        "| system | command | paper WER | our WER | paper EER | our EER |",
-        "|---" * 6 + "|",
-    ]
+    headings = "system", "command", "paper WER", "our WER", "paper EER", "our EER"
+    rows = []
     for name, recipe, variant in README_ROWS:
         paper_values = paper_results()[recipe, variant, 100_000]
         ours = _ours(runs, recipe, variant)
@@ -644,8 +608,8 @@ def _readme_table(runs):
             cells.append(f"{paper_values[metric]:.2f}" if known else "")
             cells.append(ours[metric] if known else "")
         command = f"`{recipe.rpartition('/')[2]}: train.py hparams/{variant}.yaml`"
-        lines.append(f"| {name} | {command} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, command, *cells])
+    return _lined(headings, rows) + "\n"
 
 
 def _with_ours(text, recipe, runs):
@@ -667,24 +631,17 @@ def _with_ours(text, recipe, runs):
 def _ours(runs, recipe, variant, steps=100_000):
     """Our test results as text by metric, "-" where there are none."""
     words = () if steps == 100_000 else (f"--steps={steps}",)
-    best = summary(selected(_runs_of(runs, recipe, variant, words)) or [], "test")
-    row = {**best, "our_wer": best["wer"], "our_eer": best["eer"]}
-    row.update({f"our_{m}_std": best[f"{m}_std"] for m in _METRICS})
-    return {
-        m: "-" if pandas.isna(best[m]) else _cell(f"our_{m}", row) for m in _METRICS
-    }
+    best = summary(selected(_runs_of(runs, recipe, variant, words)), "test")
+    return {m: "-" if pandas.isna(best[m]) else _cell(m, best) for m in _METRICS}
 
 
 @functools.cache
 def paper_results() -> dict[tuple[str, str, int], dict[str, float]]:
     """``{(recipe, variant, steps): {"wer": percent, "eer": percent}}`` of its tests."""
-    found = {}
-    for name in TEST_TABLES:
-        table = pandas.read_csv(PAPER / f"{name}.csv")
-        for row in table.to_dict("records"):
-            key = row["recipe"], row["variant"], row["steps"]
-            found[key] = {metric: row[metric] for metric in _METRICS}
-    return found
+    tables = [pandas.read_csv(PAPER / f"{name}.csv") for name in TEST_TABLES]
+    keys = ["recipe", "variant", "steps"]
+    table = pandas.concat(tables).drop_duplicates(keys, keep="last")
+    return table.set_index(keys)[list(_METRICS)].to_dict("index")
 
 
 if __name__ == "__main__":

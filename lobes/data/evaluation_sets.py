@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lobes.data.streams import TaskStream
 
 
+@dataclass(eq=False)
 class EvaluationSet:
     """Every utterance of a CSV once, whole or its first seconds.
 
@@ -43,21 +45,23 @@ class EvaluationSet:
     Raises ``UserError`` for two trial lists of one name.
     """
 
-    def __init__(
-        self,
-        csv: str | PathLike,
-        labels: dict[str, Label] | None = None,
-        trial_lists: Sequence[str | PathLike] = (),
-        trial_paths: Sequence[str | PathLike] = (),
-        crop_seconds: float | None = None,
-        max_batch_samples: int | None = None,
-        num_workers: int = 0,
-        timeout: float = 0,
-    ):
-        self.csv = csv
-        self.labels = labels or {}
-        prepared = [Path(csv).parent / Path(name).name for name in trial_lists]
-        self.trial_paths = [*prepared, *map(Path, trial_paths)]
+    csv: str | PathLike
+    labels: dict[str, Label] | None = None
+    trial_lists: Sequence[str | PathLike] = ()
+    trial_paths: Sequence[str | PathLike] = ()
+    crop_seconds: float | None = None
+    max_batch_samples: int | None = None
+    num_workers: int = 0
+    timeout: float = 0
+    #: The opened lists by the name of their file without its ending.
+    trials: dict[str, Trials] | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        self.labels = self.labels or {}
+        self.crop = self.crop_seconds and round(self.crop_seconds * SAMPLE_RATE)
+        folder = Path(self.csv).parent
+        prepared = [folder / Path(name).name for name in self.trial_lists]
+        self.trial_paths = [*prepared, *map(Path, self.trial_paths)]
         stems = [path.stem for path in self.trial_paths]
         for path in self.trial_paths:
             if stems.count(path.stem) > 1:
@@ -65,12 +69,6 @@ class EvaluationSet:
                     f"{path}: {stems.count(path.stem)} trial lists have the name "
                     f"{path.stem}, by which results go; rename one"
                 )
-        #: The opened lists by the name of their file without its ending.
-        self.trials: dict[str, Trials] | None = None
-        self.crop = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
-        self.max_batch_samples = max_batch_samples
-        self.num_workers = num_workers
-        self.timeout = timeout
 
     def open(self, rank: int = 0, world_size: int = 1) -> None:
         """Read the CSV and trial lists, once; this process takes its share of batches.
@@ -155,6 +153,7 @@ def open_sets(
         raise UserError("; ".join(problems))
 
 
+@dataclass(eq=False)
 class EvaluationStream(LoopedLoader):
     """The batches of several evaluation sets as ``{task: Batch}``, one after another.
 
@@ -164,16 +163,12 @@ class EvaluationStream(LoopedLoader):
         title: What a progress bar calls it; None shows none.
     """
 
-    def __init__(
-        self,
-        sets: Sequence[tuple[str, EvaluationSet]],
-        pin_memory: bool = False,
-        title: str | None = None,
-    ):
-        super().__init__(loader=None, epoch_length=sum(len(s) for _, s in sets))
-        self.sets = sets
-        self.pin_memory = pin_memory
-        self.title = title
+    sets: Sequence[tuple[str, EvaluationSet]]
+    pin_memory: bool = False
+    title: str | None = None
+
+    def __post_init__(self):
+        super().__init__(loader=None, epoch_length=sum(len(s) for _, s in self.sets))
         self._batches = None
 
     def close(self) -> None:

@@ -12,14 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lobes.data.audio import (
-    AAC_SUFFIXES,
-    MINIMUM_SAMPLES,
-    SAMPLE_RATE,
-    import_pyav_for,
-    read_audio,
-    usable_frames,
-)
+from lobes.data import audio
+from lobes.data.audio import SAMPLE_RATE
 from lobes.data.markers import vouched_since
 from lobes.data.scan_cache import ScanCache
 from lobes.data.utterance_tables import file_names, read_header, windows_of
@@ -94,13 +88,13 @@ def checked_stops(
     def short(row):
         return (
             f"column {extent}: the utterance has {ends[row] - starts[row]} samples, "
-            f"fewer than the {MINIMUM_SAMPLES} that one wav2vec2 frame needs"
+            f"fewer than the {audio.MINIMUM_SAMPLES} that one wav2vec2 frame needs"
         )
 
     problems = [
         (frames == _UNUSABLE, lambda row: f"column wav: {reasons[row]}"),
         (behind & ~rounded, beyond),
-        (ends - starts < MINIMUM_SAMPLES, short),
+        (ends - starts < audio.MINIMUM_SAMPLES, short),
     ]
     if extent == "stop" and "duration" in table:
         problems.append(_contradictions(table, frames))
@@ -204,12 +198,12 @@ def _unchanged(path, since):
 
 def _lengths_of_files(csv, paths, windows):
     """Samples of each file, and the first reasons for ``_UNUSABLE``; both by place."""
-    import_pyav_for(paths)
+    audio.import_pyav_for(paths)
     csv = Path(csv)
     memory = ScanCache(csv.with_suffix(".headers"), csv.resolve().parent)
     known, frames, *_ = memory.find(paths, statistics=False, windows=windows)
     places = np.flatnonzero(~known)
-    aac = any(paths[i].lower().endswith(AAC_SUFFIXES) for i in places)
+    aac = any(paths[i].lower().endswith(audio.AAC_SUFFIXES) for i in places)
     if len(places) < _WORTH_REMEMBERING and not aac:
         memory = None
     files = [(paths[i], windows[i]) for i in places.tolist()]
@@ -231,23 +225,16 @@ def _lengths_of_files(csv, paths, windows):
                 frames[place] = _UNUSABLE if unusable else result
                 if unusable and len(reasons) < _SHOWN:
                     reasons[place] = result
-            memory = _remember(memory, chunk, frames)
             progress.update(len(results))
+            usable = chunk[frames[chunk] > 0]
+            if memory is None or not len(usable):
+                continue
+            try:
+                memory.add(usable, frames[usable], np.nan, np.nan)
+            except UserError as error:
+                logger.info("The headers of these files will be read again: %s", error)
+                memory = None
     return frames, reasons
-
-
-def _remember(memory, places, frames):
-    """Add the usable files; the memory, or None where it cannot be written."""
-    usable = places[frames[places] > 0]
-    if memory is None or not len(usable):
-        return memory
-    unknown = np.full(len(usable), np.nan)
-    try:
-        memory.add(usable, frames[usable], unknown, unknown)
-    except UserError as error:
-        logger.info("The headers of these files will be read again: %s", error)
-        return None
-    return memory
 
 
 def _read_headers(files):
@@ -255,7 +242,7 @@ def _read_headers(files):
     lengths = []
     for path, window in files:
         try:
-            lengths.append(usable_frames(path, window))
+            lengths.append(audio.usable_frames(path, window))
         except UserError as error:
             lengths.append(str(error))
     return lengths
@@ -304,7 +291,7 @@ def _statistics_problems(table, frames) -> list[_Problem]:
 def _measure(table, frames):
     """Mean and standard deviation of the audio of a table's only row."""
     start, stop = (min(int(table[name].iloc[0]), frames) for name in ("start", "stop"))
-    samples = read_audio(table["wav"].iloc[0], start, stop, *windows_of(table))
+    samples = audio.read_audio(table["wav"].iloc[0], start, stop, *windows_of(table))
     if not len(samples):
         return 0.0, 0.0
     return samples.mean(dtype=np.float64), samples.std(dtype=np.float64)

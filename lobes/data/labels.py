@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lobes.data.utterance_tables import (
-    CSVPaths,
-    as_paths,
-    read_values,
-    refuse_cell,
-    refuse_empty,
-)
+from lobes.data import utterance_tables
 from lobes.data.vocabulary import Vocabulary
 from lobes.errors import UserError
 
@@ -109,8 +103,8 @@ class Categories(Label):
         column: The column, ``spk_id`` for speakers.
     """
 
-    def __init__(self, csv: CSVPaths, column: str = "spk_id"):
-        self.csvs = as_paths(csv)
+    def __init__(self, csv: utterance_tables.CSVPaths, column: str = "spk_id"):
+        self.csvs = utterance_tables.as_paths(csv)
         self.column = column
         self._index = None
 
@@ -118,9 +112,8 @@ class Categories(Label):
     def index(self) -> dict[str, int]:
         """The class index of each value."""
         if self._index is None:
-            values = set()
-            for csv in self.csvs:
-                values.update(read_values(csv, self.column))
+            read = utterance_tables.read_values
+            values = set().union(*(read(csv, self.column) for csv in self.csvs))
             self._index = {value: i for i, value in enumerate(sorted(values))}
         return self._index
 
@@ -136,9 +129,9 @@ class Categories(Label):
                 f"{next(iter(self.index), '')!r}; training needs at least two"
             )
         cells = table[self.column]
-        refuse_empty(path, cells)
+        utterance_tables.refuse_empty(path, cells)
         problem = f"is not among the {len(self)} of {csvs}; prepare both from the same"
-        refuse_cell(
+        utterance_tables.refuse_cell(
             path,
             cells,
             ~cells.isin(self.index),

@@ -62,7 +62,6 @@ class ScanCache:
         """Look files up, and take note of them for ``add``.
 
         Arguments:
-            paths
             statistics: Whether a length alone is not enough.
             windows: For each file its offset and size in bytes within ``paths``, or
                 None.
@@ -92,8 +91,8 @@ class ScanCache:
         self,
         indices: Sequence[int],
         frames: np.ndarray,
-        mean: np.ndarray,
-        std: np.ndarray,
+        mean: np.ndarray | float,
+        std: np.ndarray | float,
     ) -> None:
         """Remember files, given by their indices in the ``paths`` of ``find``."""
         records = np.zeros(len(indices), _RECORD)

@@ -14,17 +14,13 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
+from speechbrain.utils import checkpoints
 from speechbrain.utils.distributed import if_main_process
 
 from lobes.data.audio import MINIMUM_SAMPLES, SAMPLE_RATE
@@ -38,6 +34,7 @@ from lobes.settings.changes import differences, record_changes
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, kw_only=True)
 class TaskStream:
     """Endless batches of one task; subclasses decide which.
 
@@ -55,29 +52,24 @@ class TaskStream:
     """
 
     #: Where a new stream stands; each subclass has its own kind of position.
-    first_position: object = None
+    first_position: ClassVar[object] = None
 
-    def __init__(
-        self,
-        csv: CSVPaths,
-        labels: dict[str, Label],
-        seed: int = 0,
-        num_workers: int = 0,
-        timeout: float = 0,
-        length_grid_seconds: float = 0.0,
-    ):
-        self.csvs = as_paths(csv)
+    csv: CSVPaths = field(kw_only=False)
+    labels: dict[str, Label] = field(kw_only=False)
+    seed: int = 0
+    num_workers: int = 0
+    timeout: float = 0
+    length_grid_seconds: float = 0.0
+
+    def __post_init__(self):
+        self.csvs = as_paths(self.csv)
         self.csv = " and ".join(map(str, self.csvs))
-        self.labels = labels
-        self.seed = seed
-        self.num_workers = num_workers
-        self.timeout = timeout
-        if length_grid_seconds < 0:
+        if self.length_grid_seconds < 0:
             raise UserError(
-                f"length_grid_seconds is {length_grid_seconds}; give the seconds that "
-                "lengths are padded to a multiple of, or 0 for none"
+                f"length_grid_seconds is {self.length_grid_seconds}; give the seconds "
+                "that lengths are padded to a multiple of, or 0 for none"
             )
-        self.grid = max(1, round(length_grid_seconds * SAMPLE_RATE))
+        self.grid = max(1, round(self.length_grid_seconds * SAMPLE_RATE))
         self.position = self.first_position
         self.utterances: Utterances | None = None
 
@@ -139,6 +131,7 @@ class TaskStream:
         return np.random.default_rng([self.seed, *key])
 
 
+@dataclass(eq=False)
 class LengthBuckets(TaskStream):
     """Whole utterances of similar length under a budget of samples.
 
@@ -148,7 +141,7 @@ class LengthBuckets(TaskStream):
     (pass, batch within the pass).
 
     Arguments:
-        csv, labels, options: See ``TaskStream``.
+        csv, labels, ...: See ``TaskStream``.
         max_batch_samples: Budget of all processes together, without accumulation per
             optimizer step. With it the step has as many budgets as parts, as one: its
             batch is cut whole, then divided, so that the parts differ by an utterance
@@ -161,19 +154,9 @@ class LengthBuckets(TaskStream):
 
     first_position = (0, 0)
 
-    def __init__(
-        self,
-        csv: CSVPaths,
-        labels: dict[str, Label],
-        max_batch_samples: int = 3_200_000,
-        length_jitter: float = 0.05,
-        max_utterance_seconds: float | None = None,
-        **options,
-    ):
-        super().__init__(csv, labels, **options)
-        self.max_batch_samples = max_batch_samples
-        self.length_jitter = length_jitter
-        self.max_utterance_seconds = max_utterance_seconds
+    max_batch_samples: int = 3_200_000
+    length_jitter: float = 0.05
+    max_utterance_seconds: float | None = None
 
     def plan(self) -> None:
         """Raise ``UserError`` when an utterance exceeds one process's budget.
@@ -254,7 +237,6 @@ class LengthBuckets(TaskStream):
     def requests(
         self, position: tuple[int, int]
     ) -> Iterator[tuple[tuple[int, int], list[Request]]]:
-        """See ``TaskStream``."""
         first_pass, first_batch = position
         lengths = self.utterances.lengths
         for number in itertools.count(first_pass):
@@ -265,6 +247,7 @@ class LengthBuckets(TaskStream):
             first_batch = 0
 
 
+@dataclass(eq=False)
 class RandomCrops(TaskStream):
     """A fixed number of random crops per batch, one per utterance.
 
@@ -273,35 +256,28 @@ class RandomCrops(TaskStream):
     counts crops from the start.
 
     Arguments:
-        csv, labels, options: See ``TaskStream``.
+        csv, labels, ...: See ``TaskStream``.
         crop_seconds: Length of a crop in seconds.
-        max_batch_samples: Budget of all processes together, without accumulation per
-            optimizer step; a batch has floor(budget / crop) crops: 66 x 3 s, 22 x 9 s
-            (paper section 4.4). With accumulation the step has as many budgets as
-            parts, as one.
+        max_batch_samples: Budget as for ``LengthBuckets``; a batch has floor(budget /
+            crop) crops: 66 x 3 s, 22 x 9 s (paper section 4.4).
     """
 
     first_position = 0
 
-    def __init__(
-        self,
-        csv: CSVPaths,
-        labels: dict[str, Label],
-        crop_seconds: float = 3.0,
-        max_batch_samples: int = 3_200_000,
-        **options,
-    ):
-        super().__init__(csv, labels, **options)
-        self.crop = round(crop_seconds * SAMPLE_RATE)
+    crop_seconds: float = 3.0
+    max_batch_samples: int = 3_200_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.crop = round(self.crop_seconds * SAMPLE_RATE)
         if self.crop < MINIMUM_SAMPLES:
             raise UserError(
-                f"crop_seconds is {crop_seconds}, but one frame of the encoder needs "
-                f"{MINIMUM_SAMPLES / SAMPLE_RATE} seconds; raise crop_seconds"
+                f"crop_seconds is {self.crop_seconds}, but one frame of the encoder "
+                f"needs {MINIMUM_SAMPLES / SAMPLE_RATE} seconds; raise crop_seconds"
             )
         if self.grid > 1:
             self.grid = self.crop
-        self.max_batch_samples = max_batch_samples
-        self.batch_size = max_batch_samples // self.crop
+        self.batch_size = self.max_batch_samples // self.crop
         # The number and the order of the pass that was drawn last.
         self._order = (None, None)
 
@@ -316,7 +292,6 @@ class RandomCrops(TaskStream):
             )
 
     def requests(self, position: int) -> Iterator[tuple[int, list[Request]]]:
-        """See ``TaskStream``."""
         total = len(self.utterances)
         for first in itertools.count(position, self.step_size):
             after = first + self.step_size
@@ -326,7 +301,8 @@ class RandomCrops(TaskStream):
     def _crop(self, number, index):
         """Request for the ``index``-th utterance of one pass."""
         if self._order[0] != number:
-            self._order = (number, self._random(number).permutation(len(self.ids)))
+            rows = self._random(number).permutation(len(self.utterances))
+            self._order = (number, rows)
         row = int(self._order[1][index])
         length = int(self.utterances.lengths[row])
         room = length - self.crop
@@ -334,11 +310,6 @@ class RandomCrops(TaskStream):
             return row, 0, length
         start = int(self._random(number, row).integers(room + 1))
         return row, start, start + self.crop
-
-    @property
-    def ids(self) -> np.ndarray:
-        """Utterance IDs of the corpus."""
-        return self.utterances.ids
 
 
 class TrainState(TypedDict):
@@ -356,14 +327,13 @@ class TrainState(TypedDict):
     corpora: dict[str, object]
 
 
-@register_checkpoint_hooks
+@checkpoints.register_checkpoint_hooks
+@dataclass(eq=False)
 class TrainStream(LoopedLoader):
     """One batch of every task per step, in nominal epochs.
 
-    It yields ``{task: Batch}``; no more than ``limit`` of them in all, when that is
-    set. The epoch then ends early, and a run without the limit continues it. The
-    checkpoint holds the position of every stream and the step within the epoch, as
-    JSON (``TrainState``).
+    It yields ``{task: Batch}``. The checkpoint holds the position of every stream and
+    the step within the epoch, as JSON (``TrainState``).
 
     Arguments:
         streams: The opened stream of each task. Tasks that share a stream share its
@@ -376,31 +346,24 @@ class TrainStream(LoopedLoader):
         allow_changes: Whether a checkpoint of a run with other data may be gone on
             from.
         output_folder: Where such changes are recorded; None records none.
+        limit: Batches in all after which an epoch ends early, for a run without it to
+            continue; None: there is no such end.
     """
 
+    streams: dict[str, TaskStream]
+    steps: int
+    epoch_length: int
+    pin_memory: bool = False
+    batches_per_step: int = 1
+    valid_sets: dict[str, EvaluationSet] = field(default_factory=dict)
+    allow_changes: bool = False
+    output_folder: str | PathLike | None = None
     limit: int | None = None
-    #: Whether the last epoch has given all of its batches.
-    ended = False
 
-    def __init__(
-        self,
-        streams: dict[str, TaskStream],
-        steps: int,
-        epoch_length: int,
-        pin_memory: bool = False,
-        batches_per_step: int = 1,
-        valid_sets: dict[str, EvaluationSet] | None = None,
-        allow_changes: bool = False,
-        output_folder: str | PathLike | None = None,
-    ):
-        super().__init__(loader=None, epoch_length=epoch_length)
-        self.streams = streams
-        self.steps = steps
-        self.pin_memory = pin_memory
-        self.batches_per_step = batches_per_step
-        self.valid_sets = valid_sets or {}
-        self.allow_changes = allow_changes
-        self.output_folder = output_folder
+    def __post_init__(self):
+        super().__init__(loader=None, epoch_length=self.epoch_length)
+        #: Whether the last epoch has given all of its batches.
+        self.ended = False
         self._corpora = None
 
     def __iter__(self) -> "TrainStream":
@@ -460,7 +423,7 @@ class TrainStream(LoopedLoader):
             }
         return validation | training
 
-    @mark_as_saver
+    @checkpoints.mark_as_saver
     def save(self, path: str | PathLike) -> None:
         """Write the positions to ``path``."""
         if self._corpora is None:
@@ -476,7 +439,7 @@ class TrainStream(LoopedLoader):
         with open(path, "w", encoding="utf-8") as stream:
             json.dump(state, stream)
 
-    @mark_as_loader
+    @checkpoints.mark_as_loader
     def load(self, path: str | PathLike, end_of_epoch: bool) -> None:
         """Continue from the positions in ``path``.
 
@@ -543,6 +506,5 @@ def divided(items: list, parts: int) -> list[list]:
 
     Of utterances in order of their lengths the shorter ones make the larger pieces.
     """
-    size, larger = divmod(len(items), parts)
-    ends = [size * i + min(i, larger) for i in range(parts + 1)]
-    return [items[first:last] for first, last in itertools.pairwise(ends)]
+    places = np.array_split(np.arange(len(items)), parts)
+    return [[items[place] for place in piece] for piece in places]

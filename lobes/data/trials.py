@@ -159,14 +159,13 @@ def check_trials(
     remedy = "prepare both from the same corpus"
     if "/" in unknown[0]:
         remedy = "name utterances by the column ID, or by a path that one file ends in"
-    for line, pair in enumerate(zip(trials.enrol, trials.test, strict=True), start=1):
-        first = next((name for name in pair if name in missing), None)
-        if first is not None:
-            raise UserError(
-                f"{trials.path}, line {line}: {first} is not in {source} "
-                f"({len(unknown)} of the list's {len(trials.utterances())} utterances "
-                f"are not); {remedy}"
-            )
+    pairs = enumerate(zip(trials.enrol, trials.test, strict=True), start=1)
+    line, first = next((i, n) for i, names in pairs for n in names if n in missing)
+    raise UserError(
+        f"{trials.path}, line {line}: {first} is not in {source} "
+        f"({len(unknown)} of the list's {len(trials.utterances())} utterances "
+        f"are not); {remedy}"
+    )
 
 
 def _ids_by_path(names, ids, paths):

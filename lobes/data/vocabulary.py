@@ -65,15 +65,10 @@ class Vocabulary:
         Repeats collapse, blanks vanish, ``|`` becomes a space. The other special
         symbols carry no letter and are left out.
         """
-        letters = []
-        previous = None
-        for index in indices:
-            if index != previous and index != self.blank_index:
-                symbol = self.symbols[index]
-                if len(symbol) == 1:
-                    letters.append(" " if symbol == "|" else symbol)
-            previous = index
-        return " ".join("".join(letters).split())
+        runs = [index for index, _ in itertools.groupby(indices)]
+        symbols = [self.symbols[i] for i in runs if i != self.blank_index]
+        text = "".join(s for s in symbols if len(s) == 1)
+        return " ".join(text.replace("|", " ").split())
 
 
 def ctc_frames(symbols: Sequence) -> int:

@@ -97,7 +97,6 @@ def baseline_scores(
     """Scores ``[trials]`` of the mean vectors as they are, ``raw``, and ``znorm``.
 
     Arguments:
-        trials
         vectors: ID to ``[COEFFICIENTS]``, of at least all utterances of the trials.
     """
     names = trials.utterances()
@@ -121,7 +120,6 @@ def mean_mfccs(
     """Mean MFCC vector of every utterance.
 
     Arguments:
-        pieces
         cache: A file that keeps the vectors by place and change time of the audio, so
             that they are computed once. The log tells where it cannot be written.
         threads: Threads that read and compute.

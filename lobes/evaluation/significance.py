@@ -124,7 +124,6 @@ def rate_interval(
     Arguments:
         counts: Errors and lengths, ``[utterances]`` each: ``Words.wer`` or
             ``Words.cer``.
-        ids
         speakers: ID to speaker; where one is missing, utterances are drawn.
     """
     units, over = _units(ids, speakers)
@@ -137,7 +136,6 @@ def eer_interval(
     """Interval of the EER of a trial list; None below two units.
 
     Arguments:
-        trials
         scores: ``[trials]``.
         speakers: ID to speaker. Where one is missing, the utterances that same-speaker
             trials link are taken for those of one speaker.

@@ -23,7 +23,6 @@ def cosine_scores(
     """Cosine similarity of the two embeddings of every trial.
 
     Arguments:
-        trials
         embeddings: ``{ID: numpy.ndarray [channel]}``, or ``(IDs, numpy.ndarray
             [utterance, channel])``. Utterances in no trial are ignored.
 

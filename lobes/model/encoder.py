@@ -278,7 +278,7 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph and not self.freeze_cnn):
             features, mask = self.features(wavs, lengths, frame_lengths)
         with torch.set_grad_enabled(graph):
-            tokens = self.project(features)
+            tokens = self.model.feature_projection(features)[0]
             if self.model.training:
                 tokens = self.augment(tokens, frame_lengths)
             speech, speaker = self._towers(tokens, mask, need)
@@ -314,36 +314,29 @@ class Wav2Vec2Encoder(nn.Module):
         hidden = encoder.dropout(hidden)
         layers = list(encoder.layers)
         shared, own = layers[: self.shared_layers], layers[self.shared_layers :]
-        hidden = self._layers(shared, hidden, attention)
+        norm = encoder.layer_norm if self._norm_comes_last else None
         if not self.speaker_layers:
-            if self._norm_comes_last:
-                hidden = encoder.layer_norm(hidden)
+            hidden = self._layers(shared, hidden, attention, norm)
             return hidden, hidden
+        hidden = self._layers(shared, hidden, attention)
         speech = speaker = None
         if "speech" in need or "letters" in need:
             with torch.set_grad_enabled(torch.is_grad_enabled() and "speech" in need):
-                speech = self._layers(own, hidden, attention)
-                if self._norm_comes_last:
-                    speech = encoder.layer_norm(speech)
+                speech = self._layers(own, hidden, attention, norm)
         if "speaker" in need or "cls" in need:
-            speaker = self._layers(self.speaker_layers, hidden, attention)
-            if self._norm_comes_last:
-                speaker = self.speaker_norm(speaker)
+            own, norm = self.speaker_layers, self.speaker_norm
+            speaker = self._layers(own, hidden, attention, norm)
         return speech, speaker
 
-    def _layers(self, layers, hidden, attention):
-        """Run some layers one after another; LayerDrop leaves out some of them."""
+    def _layers(self, layers, hidden, attention, norm=None):
+        """Run some layers, and a norm if one ends them; LayerDrop leaves out some."""
         layerdrop = self.model.config.layerdrop if self.model.training else 0.0
         for layer in layers:
             # Draw on the host, so that it need not wait for a device.
             if layerdrop > 0 and torch.rand([]) < layerdrop:
                 continue
             hidden = layer(hidden, attention_mask=attention)
-        return hidden
-
-    def project(self, features: torch.Tensor) -> torch.Tensor:
-        """The CNN's features as the transformer's input [batch, time, channel]."""
-        return self.model.feature_projection(features)[0]
+        return hidden if norm is None else norm(hidden)
 
     def augment(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Mask frames and channels of [batch, time, channel] (SpecAugment).

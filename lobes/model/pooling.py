@@ -17,10 +17,12 @@ class Pooling(nn.Module):
     """What most poolings share: they take speaker frames and keep a frame's size."""
 
     need = ("speaker",)
+    #: Numbers that each channel gives.
+    values = 1
 
     def output_size(self, channels: int) -> int:
         """Size of the embedding of frames with this many channels."""
-        return channels
+        return self.values * channels
 
     def forward(self, frames: Frames) -> torch.Tensor:
         """Embeddings [batch, size], float32."""
@@ -38,7 +40,6 @@ class MeanPooling(Pooling):
     """
 
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         return masked_mean(frames.speaker, frames.mask)
 
 
@@ -51,7 +52,6 @@ class ClassTokenPooling(Pooling):
     need = ("cls",)
 
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         return frames.cls.float()
 
 
@@ -59,7 +59,6 @@ class FirstPooling(Pooling):
     """The first speaker frame."""
 
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         return frames.speaker[:, 0].float()
 
 
@@ -67,7 +66,6 @@ class MaxPooling(Pooling):
     """Every channel's maximum over the valid speaker frames."""
 
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         hidden = frames.speaker.float()
         if frames.mask is not None:
             hidden = hidden.masked_fill(~frames.mask[:, :, None], -torch.inf)
@@ -77,12 +75,9 @@ class MaxPooling(Pooling):
 class MeanStdPooling(Pooling):
     """Mean and standard deviation over the valid speaker frames, concatenated."""
 
-    def output_size(self, channels: int) -> int:
-        """Twice the channels."""
-        return 2 * channels
+    values = 2
 
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         mean = masked_mean(frames.speaker, frames.mask)
         centred = frames.speaker.float() - mean[:, None]
         variance = masked_mean(centred.square(), frames.mask)
@@ -124,12 +119,15 @@ class FrameNorm(nn.BatchNorm1d):
 class AttentivePooling(Pooling):
     """SpeechBrain's attentive statistics pooling (of its ECAPA-TDNN).
 
-    ``FrameNorm`` replaces its batch norm: padding is no part of the statistics.
+    It gives mean and standard deviation. ``FrameNorm`` replaces its batch norm: padding
+    is no part of the statistics.
 
     Arguments:
         encoder: Gives the size of its speaker frames.
         attention_channels: Size of the attention's hidden layer.
     """
+
+    values = 2
 
     def __init__(self, encoder: Wav2Vec2Encoder, attention_channels: int = 128):
         super().__init__()
@@ -142,12 +140,7 @@ class AttentivePooling(Pooling):
     def _norm(self):
         return self.statistics.tdnn.norm.norm
 
-    def output_size(self, channels: int) -> int:
-        """Twice the channels: mean and standard deviation."""
-        return 2 * channels
-
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         hidden = frames.speaker.float().transpose(1, 2)
         shares = None
         if frames.mask is not None:
@@ -174,17 +167,11 @@ class CTCPooling(Pooling):
 
     def __init__(self, speech: nn.Module, blank: bool):
         super().__init__()
-        # The tuple hides the head from torch: its parameters are the speech task's.
-        self._speech = (speech,)
+        # This hides the head from torch: its parameters are the speech task's.
+        object.__setattr__(self, "speech", speech)
         self.blank = blank
 
-    @property
-    def speech(self) -> nn.Module:
-        """The speech head."""
-        return self._speech[0]
-
     def forward(self, frames: Frames) -> torch.Tensor:
-        """See the module's docstring."""
         with torch.no_grad():
             symbols = self.speech.linear(frames.speech.float()).argmax(-1)
             chosen = (symbols == self.speech.vocabulary.blank_index) == self.blank

@@ -191,8 +191,13 @@ def _from_hub(name, weights):
 
     Raises ``UserError`` when it is in neither.
     """
-    if not _is_hub_name(name):
-        raise UserError(f"source: the folder {name} does not exist; {_REMEDY}")
+    absent = UserError(f"source: the folder {name} does not exist; {_REMEDY}")
+    try:
+        hub_utils.validate_repo_id(name)
+    except ValueError as error:
+        raise absent from error
+    if name.startswith("."):
+        raise absent
     cached = huggingface_hub.try_to_load_from_cache
     paths = {file: cached(name, file) for file in ("config.json", *WEIGHTS)}
     folders = {n: os.path.dirname(p) for n, p in paths.items() if isinstance(p, str)}
@@ -238,12 +243,3 @@ def _ask_hub(name):
             f"({reason}); connect to it once, or name a folder with "
             "--encoder.source=FOLDER"
         ) from error
-
-
-def _is_hub_name(name):
-    """Whether a name can be one of the hub's: ``owner/model`` or ``model``."""
-    try:
-        hub_utils.validate_repo_id(name)
-    except ValueError:
-        return False
-    return not name.startswith(".")

@@ -43,11 +43,7 @@ from lobes.data.trials import write_scores
 from lobes.data.utterances import Batch
 from lobes.data.vocabulary import Vocabulary, ctc_frames, edit_distances
 from lobes.errors import UserError
-from lobes.evaluation.verification import (
-    TARGET_PRIORS,
-    cosine_scores,
-    verification_metrics,
-)
+from lobes.evaluation import verification
 from lobes.model.encoder import Frames, Wav2Vec2Encoder
 from lobes.system.distributed import gather
 from lobes.system.files import write_atomically
@@ -304,7 +300,7 @@ class SpeakerRecognition(Task):
     reports = (
         "eer",
         "threshold",
-        *(f"min_dcf_{prior}" for prior in TARGET_PRIORS),
+        *(f"min_dcf_{prior}" for prior in verification.TARGET_PRIORS),
         "trials",
         "positives",
         "speaker_loss",
@@ -391,8 +387,9 @@ class SpeakerRecognition(Task):
         embeddings = gather(self.collected)
         results = {}
         for trials_name, trials in evaluation_set.trials.items():
-            scores = cosine_scores(trials, embeddings)
-            results[trials_name] = verification_metrics(scores, trials.labels)
+            scores = verification.cosine_scores(trials, embeddings)
+            metrics = verification.verification_metrics(scores, trials.labels)
+            results[trials_name] = metrics
             if folder is not None:
                 write_scores(Path(folder) / f"scores_{trials_name}.txt", trials, scores)
         if name == "valid" and results:
@@ -409,10 +406,9 @@ class SpeakerRecognition(Task):
         names = [known[identity] for identity in embeddings]
         if not set(names) <= self.speakers.index.keys():
             return {}
-        weight, losses = self.weight.detach().float().cpu(), []
-        for first in range(0, len(names), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            vectors = torch.from_numpy(np.stack(list(embeddings.values())[part]))
-            speakers = self.speakers.encode(names[part])
-            losses.append(self._loss(vectors, speakers, weight, "none"))
+        weight = self.weight.detach().float().cpu()
+        vectors = torch.from_numpy(np.stack(list(embeddings.values()))).split(_CHUNK)
+        speakers = self.speakers.encode(names).split(_CHUNK)
+        parts = zip(vectors, speakers, strict=True)
+        losses = [self._loss(*part, weight, "none") for part in parts]
         return {"speaker_loss": float(torch.cat(losses).double().mean())}

@@ -87,7 +87,6 @@ class DynamicWeightAverage(nn.Module):
     Checkpoints hold the losses seen. Losses that are not finite are not remembered.
 
     Arguments:
-        tasks
         temperature: A large one gives equal weights.
         scale: Sum of the weights.
         window: Losses remembered of each task.

@@ -12,6 +12,7 @@ Every output is either complete or absent. A conversion that was killed goes on 
 stopped, and its outputs are the same bytes.
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -32,7 +33,7 @@ from lobes.data.audio import (
     read_audio,
 )
 from lobes.errors import UserError
-from lobes.preparation.folders import existing_folder, shown, writable_folder
+from lobes.preparation.folders import existing_folder, listing, shown, writable_folder
 from lobes.preparation.outputs import csv_text
 from lobes.system.files import write_atomically
 from lobes.system.locks import one_writer
@@ -180,18 +181,15 @@ def _list_files(folder):
     say(f"{folder}: listing its audio files")
     audio, lists, others, folders = [], [], Counter(), [os.fspath(folder)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(_SUFFIXES):
-                    audio.append(entry.path)
-                elif not entry.name.lower().endswith(_LISTS):
-                    others[os.path.splitext(entry.name)[1].lower()] += 1
-                elif entry.name != FAILED:
-                    lists.append(entry.path)
+        below, files = listing(folders.pop())
+        folders += [entry.path for entry in below]
+        for entry in files:
+            if entry.name.lower().endswith(_SUFFIXES):
+                audio.append(entry.path)
+            elif not entry.name.lower().endswith(_LISTS):
+                others[os.path.splitext(entry.name)[1].lower()] += 1
+            elif entry.name != FAILED:
+                lists.append(entry.path)
     if others:
         told = (
             f"{count:,} {shown(suffix) or 'without ending'}"
@@ -246,7 +244,11 @@ def _convert_all(pairs, out, to, num_workers, delete):
             speed = counts["samples"] / SAMPLE_RATE / (time.monotonic() - began)
             progress.set_postfix_str(f"{speed:.0f} h of audio per h", refresh=False)
             progress.update(len(outcomes))
-    _list_failures(out / FAILED, failed)
+    # Without any, a list of an earlier run goes.
+    (out / FAILED).unlink(missing_ok=True)
+    if failed:
+        columns = list(zip(*failed, strict=True))
+        write_atomically(out / FAILED, csv_text(("path", "reason"), columns))
     return Conversion(
         files=len(pairs),
         converted=counts["converted"],
@@ -309,12 +311,11 @@ def _convert_file(source, target, to, delete):
 
 def _reads_back(path, samples):
     """Whether a file holds these samples, but for rounding."""
-    try:
+    with contextlib.suppress(UserError):
         stored = read_audio(path)
-    except UserError:
-        return False
-    same_length = stored.shape == samples.shape
-    return same_length and np.abs(stored - samples).max() <= _ROUNDING
+        same_length = stored.shape == samples.shape
+        return same_length and np.abs(stored - samples).max() <= _ROUNDING
+    return False
 
 
 def _check_not_another(source, target):
@@ -334,13 +335,11 @@ def _check_not_another(source, target):
 
 def _is_complete(path, thorough):
     """Whether the output is there, judged by its header or by all its samples."""
-    if not os.path.exists(path):
-        return False
-    try:
-        (read_audio if thorough else audio_frames)(path)
-    except UserError:
-        return False
-    return True
+    with contextlib.suppress(UserError):
+        if os.path.exists(path):
+            (read_audio if thorough else audio_frames)(path)
+            return True
+    return False
 
 
 def _write(path, content, sync):
@@ -356,22 +355,11 @@ def _write(path, content, sync):
     os.replace(temporary, path)
 
 
-def _list_failures(path, failed):
-    """Write what failed; without any, a list of an earlier run goes."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    columns = list(zip(*failed, strict=True))
-    write_atomically(path, csv_text(("path", "reason"), columns))
-
-
 def _remove_empty_folders(folder, sources):
     """Remove the folders below ``folder`` that deleting ``sources`` emptied."""
     emptied = {parent for path in sources for parent in Path(path).parents}
     inside = (path for path in emptied if folder in path.parents)
     for path in sorted(inside, key=lambda path: -len(path.parts)):
-        try:
+        # Something else may lie there, such as what could not be converted.
+        with contextlib.suppress(OSError):
             path.rmdir()
-        except OSError:
-            # Something else lies there, such as what could not be converted.
-            continue

@@ -36,11 +36,7 @@ class Inputs:
 
 
 class LeftOut:
-    """What lies in a corpus and is no utterance, counted by kind.
-
-    Arguments:
-        root: Of the corpus: examples are told relative to it.
-    """
+    """What lies in a corpus, ``root``, and is no utterance, counted by kind."""
 
     def __init__(self, root: str | Path):
         self._prefix = os.path.join(root, "")
@@ -48,7 +44,7 @@ class LeftOut:
         self._examples = {}
 
     def add(self, kind: str, path: str, count: int = 1) -> None:
-        """Count something; the first ``path`` of a kind becomes its example."""
+        """Count something; the first ``path`` of a kind is told as its example."""
         self._counts[kind] += count
         self._examples.setdefault(kind, path)
 
@@ -102,7 +98,7 @@ def listing(folder: str | Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.name.startswith("."):
                     (folders if entry.is_dir() else files).append(entry)
     except OSError as error:
@@ -110,11 +106,7 @@ def listing(folder: str | Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
             f"{folder}: the folder cannot be listed ({error.strerror}); check its path "
             f"and permissions"
         ) from error
-
-    def by_name(entry):
-        return entry.name
-
-    return sorted(folders, key=by_name), sorted(files, key=by_name)
+    return folders, files
 
 
 def folders_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEntry]:
@@ -135,8 +127,8 @@ def files_in(folder: str | Path, left_out: LeftOut, stray: str) -> list[os.DirEn
 
 def best_audio(
     entries: Iterable[os.DirEntry], suffixes: Sequence[str], left_out: LeftOut
-) -> dict[str, os.DirEntry]:
-    """One file per stem: ``{stem: entry}``, where ``suffixes`` come best first.
+) -> dict[str, str]:
+    """One file per stem: ``{stem: path}``, where ``suffixes`` come best first.
 
     Files with other suffixes are added to ``left_out``; the stems come sorted.
     """
@@ -150,7 +142,7 @@ def best_audio(
             continue
         rank = suffixes.index(suffix)
         if stem not in best or rank < best[stem][0]:
-            best[stem] = (rank, entry)
+            best[stem] = (rank, entry.path)
     return {stem: best[stem][1] for stem in sorted(best)}
 
 

@@ -15,6 +15,9 @@ from lobes.system.terminal import say
 # Rows turned into text at once.
 _ROWS = 1 << 14
 
+#: Text and counts of files by their names.
+Outputs = dict[str, tuple[str, Mapping | None]]
+
 
 class CsvCounts(TypedDict):
     """What one CSV holds, and how many utterances were left out of it."""
@@ -78,18 +81,17 @@ def read_prepared(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def rows_csv(
     name: str, header: Sequence[str], rows: Sequence[Mapping[str, str]], skipped: int
-) -> tuple[str, CsvCounts]:
-    """Text and counts of a CSV with some rows of ``read_prepared``."""
+) -> Outputs:
+    """The CSV ``name`` with some rows of ``read_prepared``."""
     speakers = [row["spk_id"] for row in rows]
     frames = np.array([round(float(row["duration"]) * SAMPLE_RATE) for row in rows])
     counts = csv_counts(name, speakers, frames, skipped)
-    return csv_text(header, [[row[name] for row in rows] for name in header]), counts
+    text = csv_text(header, [[row[column] for row in rows] for column in header])
+    return {name: (text, counts)}
 
 
-def trial_text(
-    name: str, ids: Sequence[str], trials: TrialRows
-) -> tuple[str, TrialCounts]:
-    """Lines ``label enrol_ID test_ID``, and their counts, also on standard error."""
+def trial_list(name: str, ids: Sequence[str], trials: TrialRows) -> Outputs:
+    """Lines ``label enrol_ID test_ID``; their counts also go to standard error."""
     columns = (column.tolist() for column in trials)
     lines = [f"{x} {ids[i]} {ids[j]}\n" for x, i, j in zip(*columns, strict=True)]
     positives = int(trials.label.sum())
@@ -97,4 +99,4 @@ def trial_text(
         trials=len(lines), positives=positives, negatives=len(lines) - positives
     )
     say(f"{name}: {positives} positive, {counts['negatives']} negative trials")
-    return "".join(lines), counts
+    return {name: ("".join(lines), counts)}

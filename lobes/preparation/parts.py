@@ -7,10 +7,9 @@ built again where its marker does not fit in any of the three, so that a stale,
 half-written or edited file is never trusted.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from lobes.errors import UserError, enumeration
 from lobes.preparation.folders import shown
 from lobes.preparation.outputs import csv_text
 from lobes.system.files import file_hash, write_atomically
-from lobes.system.locks import one_writer
 from lobes.system.terminal import say
 
 # Raised when the content of the output files changes for the same input.
@@ -39,21 +37,15 @@ class Part:
 
     Arguments:
         save_folder: Where the outputs and the marker ``<name>.prepared.json`` lie.
-        name
         corpus: Kept in the marker: two corpora must not share a part's files.
         options: Everything but the input files that decides the outputs (JSON types).
         inputs: ``Inputs.digest()`` of the files that the outputs are made from.
     """
 
     def __init__(
-        self,
-        save_folder: str | Path,
-        name: str,
-        corpus: str,
-        options: dict,
-        inputs: str,
+        self, save_folder: Path, name: str, corpus: str, options: dict, inputs: str
     ):
-        self.folder = Path(save_folder)
+        self.folder = save_folder
         self.name = name
         self.marker = marker_path(save_folder, name)
         self._key = {
@@ -146,28 +138,12 @@ class Part:
         return None
 
 
-@contextlib.contextmanager
-def one_preparation(
-    save_folder: str | Path, journal_folder: str | Path
-) -> Iterator[None]:
-    """Be the only process that prepares into either folder; wait for others."""
-    with contextlib.ExitStack() as stack:
-        # All processes take this order, so that no two wait for each other.
-        for folder in dict.fromkeys((Path(save_folder), Path(journal_folder))):
-            lock = folder / ".prepare.lock"
-            stack.enter_context(one_writer(lock, wait=True))
-        yield
-
-
 def check_owner(
     save_folder: Path, name: str, corpus: str, outputs: Iterable[str]
 ) -> None:
     """Raise ``UserError`` where a part's files would overwrite what is not its own.
 
-    Arguments:
-        save_folder
-        name, corpus: Of the part, as for ``Part``.
-        outputs: Names of the files that it writes.
+    ``name`` and ``corpus`` are the part's, ``outputs`` the names of its files.
     """
     marker = marker_path(save_folder, name)
     other = read_marker(marker).get("corpus", corpus)

@@ -7,7 +7,8 @@ done here.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,12 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
 from lobes.preparation.folders import LeftOut, writable_folder
-from lobes.preparation.outputs import CsvCounts, csv_counts, csv_text
-from lobes.preparation.parts import Part, Problem, check_owner, one_preparation
+from lobes.preparation.outputs import Outputs, csv_counts, csv_text
+from lobes.preparation.parts import Part, Problem, check_owner
 from lobes.preparation.report import write_report
 from lobes.preparation.scan import scan_audio
-from lobes.preparation.splitting import check_budget
 from lobes.system.files import file_hash
+from lobes.system.locks import one_writer
 from lobes.system.parallel import worker_count
 
 
@@ -60,11 +61,11 @@ class Utterances(NamedTuple):
         )
 
 
+@dataclass
 class Preparation:
     """One call of a corpus's prepare function.
 
     Arguments:
-        corpus
         save_folder, journal_folder: For the outputs, and for what decoding found out
             (None: the same).
         skip_budget: How many bad utterances of a part may be left out.
@@ -74,63 +75,69 @@ class Preparation:
     Raises ``UserError`` for impossible numbers; only ``make_folders`` makes folders.
     """
 
-    def __init__(
-        self,
-        corpus: str,
-        save_folder: str | Path,
-        journal_folder: str | Path | None,
-        skip_budget: int,
-        header_only: bool,
-        num_workers: int | None,
-    ):
-        check_budget(skip_budget)
-        worker_count(num_workers)
-        self.corpus = corpus
-        self.save_folder = Path(save_folder)
-        self.journal_folder = Path(journal_folder or save_folder)
-        self.skip_budget = skip_budget
-        self.header_only = header_only
-        self.num_workers = num_workers
-        self.counts = {}
+    corpus: str
+    save_folder: str | Path
+    journal_folder: str | Path | None
+    skip_budget: int
+    header_only: bool
+    num_workers: int | None
+    counts: dict[str, dict] = field(default_factory=dict, init=False)
+    outputs: Mapping[str, Iterable[str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.skip_budget < 0:
+            raise UserError(
+                f"skip_budget={self.skip_budget}: it is the number of bad utterances "
+                f"that may be left out; use 0 or more"
+            )
+        worker_count(self.num_workers)
 
     def make_folders(self) -> None:
         """Make both folders; ``UserError`` where nothing can be written."""
+        journal_folder = self.journal_folder or self.save_folder
         self.save_folder = writable_folder(self.save_folder)
-        self.journal_folder = writable_folder(self.journal_folder, "journal_folder")
+        self.journal_folder = writable_folder(journal_folder, "journal_folder")
 
-    def writing(
-        self, outputs: Mapping[str, Iterable[str]]
-    ) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def writing(self, outputs: Mapping[str, Iterable[str]]) -> Iterator[None]:
         """The ``with`` in which no other process writes; ``outputs`` by part.
 
-        Raises ``UserError`` where one of them is not this corpus's.
+        Two trainings that start together share one folder: one waits. Raises
+        ``UserError`` where an output is not this corpus's.
         """
+        self.outputs = outputs
         for name, files in outputs.items():
             check_owner(self.save_folder, name, self.corpus, files)
-        # Two trainings that start together share one folder.
-        return one_preparation(self.save_folder, self.journal_folder)
+        with contextlib.ExitStack() as stack:
+            # All processes take this order, so that no two wait for each other.
+            for folder in dict.fromkeys((self.save_folder, self.journal_folder)):
+                stack.enter_context(one_writer(folder / ".prepare.lock", wait=True))
+            yield
 
     def part(
         self,
         name: str,
         options: dict,
         inputs: str | Sequence[Path],
-        build: Callable[[Part], tuple[dict[str, tuple[str, dict | None]], int]],
-        skip_budget: int = 0,
+        build: Callable[[Part], tuple[Outputs, int]],
+        folder: Path | None = None,
     ) -> None:
         """Keep a part, or build and write it; its counts join ``counts``.
 
         Arguments:
             name, options: As for ``Part``.
             inputs: A hash of the audio, or the files that the part is made from.
-            build: Returns text and counts of every output by its name (None: the output
-                is not told), and how many utterances were left out.
-            skip_budget: How many utterances a part that is kept may have left out.
+            build: Returns the outputs (counts None: the output is not told), and how
+                many utterances were left out.
+            folder: That of the audio, if the part is made from audio.
         """
-        if not isinstance(inputs, str):
+        if folder is None:
             inputs = json.dumps([file_hash(path) for path in inputs])
+        else:
+            audio = {"folder": os.fspath(folder), "header_only": self.header_only}
+            options = {**audio, **options}
         part = Part(self.save_folder, name, self.corpus, options, inputs)
-        counts, csv = part.reusable(skip_budget), f"{name}.csv"
+        counts, csv = part.reusable(self.skip_budget if folder else 0), f"{name}.csv"
         if counts is None:
             outputs, skipped = build(part)
             files = {name: text for name, (text, _) in outputs.items()}
@@ -153,7 +160,6 @@ class Preparation:
         Arguments:
             part: Lists what is dropped in ``<part>.skipped.csv``.
             folder: The files are remembered by their path below it.
-            listed
             problems: Utterances that are in no row, because they cannot be used.
             rule: Takes the decoded table; returns the reasons of rows that break a
                 rule.
@@ -185,12 +191,15 @@ class Preparation:
 
     def report(
         self,
-        parts: Mapping[str, Sequence[str]],
         official: Mapping[tuple[str, ...], Sequence[str]],
         left_out: Mapping[str, LeftOut],
     ) -> dict[str, dict]:
-        """Write the report (see ``write_report``); the counts with each file's path."""
-        folder = self.save_folder
+        """Write the report (see ``write_report``), and return the counts of each file.
+
+        A CSV has ``{path, speakers, utterances, hours, skipped}``, a trial list has
+        ``{path, trials, positives, negatives}``.
+        """
+        folder, parts = self.save_folder, self.outputs
         write_report(folder, self.corpus, self.counts, parts, official, left_out)
         return {
             name: {"path": os.path.join(folder, name), **count}
@@ -204,8 +213,8 @@ def utterances_csv(
     utterances: Utterances,
     skipped: int,
     rows: Iterable[int] | None = None,
-) -> tuple[str, CsvCounts]:
-    """Text and counts of a CSV of decoded utterances (all, or ``rows``), sorted by ID.
+) -> Outputs:
+    """The CSV ``name`` of decoded utterances (all, or ``rows``), sorted by ID.
 
     ``mean`` and ``std`` of ``header`` are left out where they are not known.
     """
@@ -224,4 +233,4 @@ def utterances_csv(
     }
     header = [column for column in header if cells[column] is not None]
     text = csv_text(header, [cells[column] for column in header])
-    return text, csv_counts(name, table.speakers, table.frames, skipped)
+    return {name: (text, csv_counts(name, table.speakers, table.frames, skipped))}

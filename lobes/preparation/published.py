@@ -52,13 +52,6 @@ def official_count(*splits: str) -> Count | None:
     """``Count`` of several splits together, or None where one is unknown.
 
     No two published splits share a speaker.
-
-    >>> official_count(
-    ...     "LibriSpeech/train-clean-100",
-    ...     "LibriSpeech/train-clean-360",
-    ...     "LibriSpeech/train-other-500",
-    ... )
-    Count(speakers=2338, utterances=281241)
     """
     if not splits or any(split not in COUNTS for split in splits):
         return None

@@ -28,11 +28,9 @@ def write_report(
     The report is that of the last call: the same files give the same report.
 
     Arguments:
-        save_folder
-        corpus
         counts: By file name.
-        parts: The CSVs of each part; ``<part>.skipped.csv`` lists what is not in them.
-            Those that were not written do not count.
+        parts: The outputs of each part; where there is a ``<part>.skipped.csv``, it
+            lists what is not in them.
         official: Names of published splits by the CSVs that hold them. Trial lists are
             known by their names.
         left_out: What lies in the corpus and is no utterance, by part.
@@ -41,9 +39,10 @@ def write_report(
         "corpus": corpus,
         "files": counts,
         "skipped": {
-            part: _reasons(Path(save_folder) / f"{part}.skipped.csv")
+            part: _reasons(path)
             for part, names in parts.items()
-            if any(counts[name]["skipped"] for name in names if name in counts)
+            if any(counts.get(name, {}).get("skipped") for name in names)
+            and (path := Path(save_folder) / f"{part}.skipped.csv").is_file()
         },
         "left_out": {
             part: kinds for part, rest in left_out.items() if (kinds := rest.counts())
@@ -105,35 +104,32 @@ def reason_kind(reason: str) -> str:
 def _reasons(path):
     """How often each kind of reason stands in a list of the skipped."""
     rows = read_rows(path, ["reason"], "delete the list, and prepare again")
-    kinds = Counter(reason_kind(row["reason"]) for row in rows)
-    return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    kinds = sorted(reason_kind(row["reason"]) for row in rows)
+    return dict(Counter(kinds).most_common())
 
 
 def _compared(counts, official):
     """Entries ``{files, published, counts: {what: [prepared, published]}}``."""
-    entries = []
+    compared = []
     for files, splits in official.items():
-        published = official_count(*splits)
-        if published is None:
-            continue
-        # A validation split has speakers of its training split.
-        speakers = counts[files[0]]["speakers"]
-        utterances = sum(counts[name]["utterances"] for name in files)
-        compared = {
-            "utterances": [utterances, published.utterances],
-            "speakers": [speakers, published.speakers],
-        }
-        names = [split.rpartition("/")[2] for split in splits]
-        corpus = splits[0].partition("/")[0]
-        entries.append(_entry(files, f"{corpus} {' + '.join(names)}", compared))
+        if published := official_count(*splits):
+            names = [split.rpartition("/")[2] for split in splits]
+            title = f"{splits[0].partition('/')[0]} {' + '.join(names)}"
+            held = {
+                "utterances": sum(counts[name]["utterances"] for name in files),
+                # A validation split has speakers of its training split.
+                "speakers": counts[files[0]]["speakers"],
+            }
+            compared.append((files, title, held, published))
     for name, count in counts.items():
         if "trials" in count and name in TRIALS:
-            published = TRIALS[name]._asdict()
-            compared = {kind: [count[kind], published[kind]] for kind in published}
-            entries.append(_entry((name,), f"VoxCeleb1's {name}", compared))
-    return entries
-
-
-def _entry(files, published, compared):
-    """One comparison."""
-    return {"files": " + ".join(files), "published": published, "counts": compared}
+            held = {"positives": count["positives"], "negatives": count["negatives"]}
+            compared.append(((name,), f"VoxCeleb1's {name}", held, TRIALS[name]))
+    return [
+        {
+            "files": " + ".join(files),
+            "published": title,
+            "counts": {what: [held[what], getattr(published, what)] for what in held},
+        }
+        for files, title, held, published in compared
+    ]

@@ -1,15 +1,12 @@
 """Decoding every audio file once, in parallel: its length, mean and deviation."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from lobes.data.audio import (
-    audio_statistics,
-    import_pyav_for,
-    usable_frames,
-)
+from lobes.data.audio import audio_statistics, import_pyav_for, usable_frames
 from lobes.data.scan_cache import ScanCache
 from lobes.errors import UserError
 from lobes.system.parallel import map_in_chunks
@@ -43,17 +40,15 @@ def scan_audio(
 ) -> Scan:
     """Decode every file once, in parallel, for its length, mean and std.
 
+    The result is in the order of ``paths``, whatever the number of workers.
+
     Arguments:
-        paths
         num_workers: Processes; None for all cores, 1 to stay in this process.
         title: Label of the progress bar on standard error.
         cache: Files that it knows are not decoded, and those that are become known to
             it. Bad files never do. None: every file is decoded.
         header_only: Take the length from the header of wav and flac files, which is
             fast and overlooks damage behind it.
-
-    Returns:
-        In the order of ``paths``, whatever the number of workers.
 
     Raises ``UserError`` when PyAV is needed and absent, or a worker died.
     """
@@ -70,12 +65,12 @@ def scan_audio(
             )
     unknown = np.flatnonzero(~known)
     left = [paths[i] for i in unknown]
-    function = _read_headers if header_only else _scan_chunk
+    function = partial(_scan_chunk, header_only)
     with progress_bar(title, len(paths), initial=len(paths) - len(left)) as progress:
         for start, results in map_in_chunks(function, left, _CHUNK, num_workers):
             good = []
-            for place, result in enumerate(results, start):
-                index = int(unknown[place])
+            chunk = unknown[start : start + len(results)].tolist()
+            for index, result in zip(chunk, results, strict=True):
                 if isinstance(result, str):
                     scan.reasons[index] = result
                 else:
@@ -87,19 +82,15 @@ def scan_audio(
     return scan
 
 
-def _scan_chunk(paths):
+def _scan_chunk(header_only, paths):
     """``(frames, mean, std)`` of each file, or the reason why it has none."""
-    return [_tried(audio_statistics, path) for path in paths]
-
-
-def _read_headers(paths):
-    """Like ``_scan_chunk``, with NaN for mean and standard deviation."""
-    return [_tried(lambda p: (usable_frames(p), np.nan, np.nan), p) for p in paths]
-
-
-def _tried(function, path):
-    """What ``function`` gives for a file as a tuple, or the reason it gives none."""
-    try:
-        return tuple(function(path))
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
+    results = []
+    for path in paths:
+        try:
+            if header_only:
+                results.append((usable_frames(path), np.nan, np.nan))
+            else:
+                results.append(tuple(audio_statistics(path)))
+        except UserError as error:
+            results.append(str(error).removeprefix(f"{path}: "))
+    return results

@@ -28,10 +28,8 @@ def check_split_settings(
 ) -> None:
     """Raise ``UserError`` for numbers that cannot describe a split.
 
-    Arguments:
-        fractions, counts: Value by the name of the argument: fractions of utterances,
-            and numbers of trials or recordings.
-        seed
+    ``fractions`` (of utterances) and ``counts`` (of trials or recordings) have the
+    value of each argument by its name.
     """
     for argument, value in fractions.items():
         if not 0 < value < 1:
@@ -44,15 +42,6 @@ def check_split_settings(
             raise UserError(f"{argument}={value}: use at least 1")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: use a number from 0 to 4294967295")
-
-
-def check_budget(skip_budget: int) -> None:
-    """Raise ``UserError`` for a number of bad utterances that cannot be one."""
-    if skip_budget < 0:
-        raise UserError(
-            f"skip_budget={skip_budget}: it is the number of bad utterances that may "
-            f"be left out; use 0 or more"
-        )
 
 
 def hold_out(
@@ -69,7 +58,6 @@ def hold_out(
         speakers, recordings: Of each utterance: keys that can be sorted.
         fraction: Of the utterances; the last recording may exceed it.
         per_speaker: Recordings of one speaker at most; in any case one stays.
-        random
         together: Take a speaker's recordings one after another, so that a small
             fraction, too, has speakers with two of them.
 
@@ -80,7 +68,7 @@ def hold_out(
     speaker_of = dict(zip(recordings, speakers, strict=True))
     owner = [speaker_of[key] for key in keys]
     sizes = np.bincount(recording)
-    staying, taken = Counter(owner), Counter()
+    owned, taken = Counter(owner), Counter()
     held_out = np.zeros(len(keys), dtype=bool)
     total = 0
     order = random.permutation(len(keys)).tolist()
@@ -93,9 +81,8 @@ def hold_out(
         if total >= fraction * len(recording):
             break
         speaker = owner[index]
-        if taken[speaker] < per_speaker and staying[speaker] > 1:
+        if taken[speaker] < min(per_speaker, owned[speaker] - 1):
             taken[speaker] += 1
-            staying[speaker] -= 1
             held_out[index] = True
             total += int(sizes[index])
     return held_out[recording]
@@ -134,7 +121,6 @@ def draw_trials(
             be none.
         across_recordings: Take no positive trial within one recording (it is easy: same
             room, same microphone).
-        random
         groups: The group of each speaker: both speakers of a negative trial are of one
             group. None: any two speakers.
 
@@ -177,19 +163,14 @@ def report_shortage(
 def _positive_pairs(speaker, recording, wanted, across_recordings, random):
     """Up to ``wanted`` pairs ``[pair, 2]`` of one speaker, sorted."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for rows in np.split(*_runs(speaker)):
+    ends = np.cumsum(np.bincount(speaker))
+    for rows in np.split(np.argsort(speaker, kind="stable"), ends[:-1]):
         first, second = np.triu_indices(len(rows), 1)
         some = np.stack([rows[first], rows[second]], axis=1)
         if across_recordings:
             some = some[recording[some[:, 0]] != recording[some[:, 1]]]
         pairs.append(some)
     return _sample(np.concatenate(pairs), wanted, random)
-
-
-def _runs(values):
-    """Arguments for ``np.split`` that give the rows of each distinct value."""
-    order = np.argsort(values, kind="stable")
-    return order, np.flatnonzero(np.diff(values[order])) + 1
 
 
 def _negative_pairs(speaker, wanted, random, group):

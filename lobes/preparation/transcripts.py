@@ -16,7 +16,6 @@ An ID may also be a path, ``.../id00012/video/00001.m4a``. Its last three parts 
 """
 
 import csv
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import NamedTuple
 from lobes.data.audio import SAMPLE_RATE, encoder_frames
 from lobes.data.vocabulary import Vocabulary, ctc_frames
 from lobes.errors import UserError
-from lobes.system.files import read_text
+from lobes.system.files import parse_json, read_text
 
 #: Utterances of this length, in seconds, and longer ones are left out.
 MAXIMUM_SECONDS = 25
@@ -186,18 +185,9 @@ def json_lines(path: str | Path, lines: Iterable[bytes]) -> Iterator[tuple[int, 
     Raises ``UserError``, which names ``path`` and the line, for one that is no
     complete object.
     """
+    remedy = "correct or remove the line, or let tools/pseudo_label.py finish the file"
     for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path}, line {number}: it is no JSON object "
-                f"({_shown(line.decode('utf-8', 'replace'))}); correct or remove "
-                "it, or let tools/pseudo_label.py finish the file"
-            )
-        yield number, value
+        yield number, parse_json(line, path, remedy, line=number)
 
 
 def _json(path):
@@ -233,16 +223,15 @@ def _table(path):
                 f"{path}, line 1: the columns ID and text (or wrd) are needed; there "
                 f"are {', '.join(header) or 'none'}"
             )
-        for row in reader:
-            if row and len(row) != len(header):
+        for row in filter(None, reader):
+            if len(row) != len(header):
                 raise UserError(
                     f"{path}, line {reader.line_num}: the row has {len(row)} fields, "
                     f"the header {len(header)}; correct the row"
                 )
-            if row:
-                cells = dict(zip(header, row, strict=True))
-                language = cells.get("language") or None
-                yield reader.line_num, cells["ID"], cells[column], language
+            cells = dict(zip(header, row, strict=True))
+            language = cells.get("language") or None
+            yield reader.line_num, cells["ID"], cells[column], language
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num}: {error}; correct it"
@@ -302,9 +291,3 @@ def _problem(transcript, text, samples, vocabulary):
     if needed > frames:
         return REASONS[6], f"{needed} > {frames}"
     return None
-
-
-def _shown(text):
-    """The start of ``text``, on one line."""
-    text = " ".join(text.split())
-    return repr(text[:40] + "..." if len(text) > 40 else text)

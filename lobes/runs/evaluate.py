@@ -55,7 +55,6 @@ def evaluate(
     shows them. Only progress is printed: ``conclude`` prints the results.
 
     Arguments:
-        brain
         hparams: The loaded YAML (``test_sets``, ``headline_sets``, ``output_folder``).
         checkpoint: ``best`` (lowest selection score), ``last``, or a checkpoint's
             folder.

@@ -179,9 +179,7 @@ def members(
     points = _points(grid.axes, draws, draw_seed)
     for word in filter(_other_corpus, grid.options):
         # Left out where a recipe has not that corpus, it must be known to one.
-        if not any(
-            _has(load(words[0], None)[0], word) for words in grid.runs.values()
-        ):
+        if not any(_has(load(words[0], None)[0], word) for words in grid.runs.values()):
             raise UserError(f"{word} is a setting of none of the runs")
     count = len(grid.runs) * len(points)
     if count > MANY and not many:
@@ -207,15 +205,14 @@ def members(
 def _member(run, values, words, load, fill):
     """One training, its command line resolved."""
     path, *overrides = words
-    bases = [w.partition("=")[2] for w in overrides if _name(w) == "base"]
-    base = bases[-1] if bases else None
-    tree = load(path, base)[0]
-    overrides = [w for w in overrides if not _other_corpus(w) or _has(tree, w)]
-    empty = dict.fromkeys(placeholders(tree), "unused")
     # The last of several words about one setting counts, as in train.py.
-    latest = {_name(word): word for word in overrides}
-    arguments = [path, *latest.values()]
-    changes = {k: v for k, v in empty.items() if fill and k not in latest}
+    given = {_name(word): word for word in overrides}
+    base = given["base"].partition("=")[2] if "base" in given else None
+    tree = load(path, base)[0]
+    kept = [w for w in given.values() if not _other_corpus(w) or _has(tree, w)]
+    arguments = [path, *kept]
+    empty = [key for key in placeholders(tree) if fill and key not in given]
+    changes = dict.fromkeys(empty, "unused")
     try:
         _, end, tree, origin, _ = resolve(
             arguments, changes, lambda *names: copy.deepcopy(load(*names))

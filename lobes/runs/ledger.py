@@ -25,7 +25,7 @@ from lobes.data.trials import read_trials
 from lobes.data.utterance_tables import read_values
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import COMPLETE, DIVERGED, PATIENCE, Ending
-from lobes.evaluation.metrics import CHANCE
+from lobes.evaluation.metrics import CHANCE, RATES
 from lobes.evaluation.progress import ProgressLog
 from lobes.settings import yamls
 from lobes.settings.table import counts
@@ -113,9 +113,7 @@ _PACKAGES = ("speech-speaker-mtl", "torch", "speechbrain", "transformers")
 
 
 @contextlib.contextmanager
-def entry(
-    hparams: dict, run_opts: "ExperimentOptions | None" = None
-) -> Iterator[dict]:
+def entry(hparams: dict, run_opts: "ExperimentOptions | None" = None) -> Iterator[dict]:
     """Note what happens within this context in the ledger, however it ends.
 
     Arguments:
@@ -131,15 +129,16 @@ def entry(
     path = path_of(hparams)
     first = distributed.rank_and_world_size()[0] == 0
     noted = first and not (run_opts and run_opts["debug"])
+    folder = Path(hparams["output_folder"])
     if noted:
         _check(path)
-    if noted and not run_opts:
-        # Read it now: a fault in it must not show after the tests.
-        _identity(Path(hparams["output_folder"]))
     if noted and run_opts:
         identity = {**run_opts.origin, "seed": hparams["seed"]}
         text = json.dumps(identity, indent=2, default=str)
-        write_atomically(Path(hparams["output_folder"]) / IDENTITY, text + "\n")
+        write_atomically(folder / IDENTITY, text + "\n")
+    elif noted:
+        # Read it now: a fault in it must not show after the tests.
+        _identity(folder)
     began, started, results, error = time.time(), time.perf_counter(), {}, None
     try:
         yield results
@@ -187,7 +186,7 @@ def ending(hparams: dict) -> Ending:
 def path_of(hparams: dict) -> Path:
     """Where the ledger of a run is."""
     # Runs from before there was a ledger have no such key.
-    return Path((hparams["ledger"] if "ledger" in hparams else None) or DEFAULT)
+    return Path(hparams.get("ledger") or DEFAULT)
 
 
 def append(path: str | Path, row: Row) -> None:
@@ -226,12 +225,12 @@ def _problem(row):
     for name, kinds in _HOLDS.items():
         if name in row and not _is(row[name], kinds):
             return f"{name} is {json.dumps(row[name])[:40]}"
-    for sets in ({"": {"": row.get("validation", {})}}, row.get("sets", {})):
-        for metrics in (m for named in sets.values() for m in _values(named)):
-            if not isinstance(metrics, dict) or not all(
-                _is(value, float) for value in metrics.values()
-            ):
-                return f"metrics are {json.dumps(metrics)[:40]}"
+    of_sets = [m for named in row.get("sets", {}).values() for m in _values(named)]
+    for metrics in (row.get("validation", {}), *of_sets):
+        if not isinstance(metrics, dict) or not all(
+            _is(value, float) for value in metrics.values()
+        ):
+            return f"metrics are {json.dumps(metrics)[:40]}"
     return None
 
 
@@ -308,9 +307,8 @@ def _check(path):
 def _outcome(hparams, results, error, training):
     """How the run ended, and what it reached."""
     rows = ProgressLog(hparams["output_folder"]).rows()
-    end = ending(hparams)
-    if "training" in results:
-        end = Ending(**results["training"])
+    told = results.get("training")
+    end = Ending(**told) if told else ending(hparams)
     state, reason = "finished", None
     if error is not None:
         state, reason = _ended_by(error)
@@ -323,15 +321,13 @@ def _outcome(hparams, results, error, training):
         # The tables have a row for a diverged run, too.
         validation = _last_validation(hparams, rows)
     if validation is not None:
-        weights = hparams["selection"]
-        if "rate_selection" in hparams:  # not in runs of before there was one
-            weights = hparams["rate_selection"] or weights
+        # Runs of before there was a rate_selection have no such key.
+        weights = hparams.get("rate_selection") or hparams["selection"]
         known = [weights[n] * validation[n] for n in weights if n in validation]
-        score = sum(known) if known else None
-        outcome.update(validation=validation, score=score)
+        outcome |= {"validation": validation, "score": sum(known) if known else None}
     if results:
         outcome.update(
-            {name: results[name] for name in ("wer", "cer", "eer") if name in results},
+            {name: results[name] for name in RATES if name in results},
             sets=results["sets"],
             checkpoint=Path(results["checkpoint"]).name,
             checkpoint_step=results["step"],
@@ -351,12 +347,10 @@ def _last_validation(hparams, rows):
 
 def _ended_by(error):
     """State and reason of a run that an exception ended."""
-    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-    if isinstance(error, DivergedError):
-        state = "diverged"
-    else:
-        state = "pre-empted" if stopped else "failed"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    state = "diverged" if isinstance(error, DivergedError) else "failed"
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        state = "pre-empted"
+    lines = filter(None, map(str.strip, str(error).splitlines()))
     text = " ".join(lines)[:500].replace(str(ROOT), ".")
     name = type(error).__name__
     return state, text if isinstance(error, UserError) else f"{name}: {text}"
@@ -382,23 +376,20 @@ def _ended(end, rows):
 def _circumstances(hparams):
     """Which run it is, its data, its program and its machine."""
     folder = Path(hparams["output_folder"])
-    identity = _identity(folder)
-    settings = folder / "hyperparams.yaml"
-    tree = yamls.read(settings)
-    weights = next(hparams["encoder"].parameters())
+    device = next(hparams["encoder"].parameters()).device
     resolved = folder.resolve()
     inside = resolved.is_relative_to(ROOT)
     return {
-        **identity,
+        **_identity(folder),
         "seed": hparams["seed"],
         "lr": hparams["lr"],
-        "settings": settings_hash(tree),
+        "settings": settings_hash(yamls.read(folder / "hyperparams.yaml")),
         "output_folder": str(resolved.relative_to(ROOT) if inside else resolved),
         "data": data_hashes(hparams),
-        "device": device_name(weights.device),
+        "device": device_name(device),
         "processes": distributed.rank_and_world_size()[1],
         "threads": torch.get_num_threads(),
-        "memory": peak_memory(weights.device),
+        "memory": peak_memory(device),
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
@@ -424,21 +415,15 @@ def data_hashes(hparams: dict) -> dict[str, str]:
     """
     files = {f"train {t}": s.csvs for t, s in hparams["train_streams"].items()}
     lists = {}
-    groups = {"valid": hparams["valid_sets"]}
-    for task, sets in hparams["test_sets"].items():
-        groups[f"test {task}"] = sets
-    for group, sets in groups.items():
+    tests = {f"test {task}": sets for task, sets in hparams["test_sets"].items()}
+    for group, sets in {"valid": hparams["valid_sets"], **tests}.items():
         for name, found in sets.items():
-            if not isinstance(found, evaluation_sets.EvaluationSet):
-                continue
-            files[f"{group} {name}"] = [found.csv]
-            for path in found.trial_paths:
-                lists[f"{group} {name} {path.stem}"] = path
-    hashes = {}
-    for name, paths in files.items():
-        hashes[name] = _hash(_utterances, paths)
-    for name, path in lists.items():
-        hashes[name] = _hash(_trials, path)
+            if isinstance(found, evaluation_sets.EvaluationSet):
+                files[f"{group} {name}"] = [found.csv]
+                for path in found.trial_paths:
+                    lists[f"{group} {name} {path.stem}"] = path
+    hashes = {name: _hash(_utterances, paths) for name, paths in files.items()}
+    hashes |= {name: _hash(_trials, path) for name, path in lists.items()}
     return {name: found for name, found in hashes.items() if found is not None}
 
 

@@ -76,8 +76,7 @@ def _check_weights(weighting, tasks):
 def _check_metrics(hparams):
     """What chooses checkpoints and ends a training must be measured."""
     measured = {n: hparams["tasks"][n].reports for n in hparams["valid_sets"]}
-    selection = hparams["selection"]
-    stopping = hparams["stopping"]
+    selection, stopping = hparams["selection"], hparams["stopping"]
     named = {
         "selection": selection,
         "rate_selection": hparams.get("rate_selection") or {},
@@ -138,6 +137,7 @@ def _check_headline_sets(hparams):
     tasks, test_sets = hparams["tasks"], hparams["test_sets"]
     by_task = {t: [n for n, _ in set_names(sets)] for t, sets in test_sets.items()}
     everything = sorted({name for names in by_task.values() for name in names})
+    reports = {task: tasks[task].reports for task in by_task}
     for metric, name in hparams["headline_sets"].items():
         if name not in everything:
             raise UserError(
@@ -145,21 +145,14 @@ def _check_headline_sets(hparams):
                 f"the test sets ({', '.join(everything)}); set "
                 f'--headline_sets="{{{metric}: ...}}"'
             )
-        reports = {task: tasks[task].reports for task in by_task}
         owners = [task for task, names in by_task.items() if name in names]
         if any(reports[task] is None or metric in reports[task] for task in owners):
             continue
-        known = [one for task in reports for one in reports[task] or ()]
-        fitting = [
-            one
-            for task, names in by_task.items()
-            if metric in (reports[task] or ())
-            for one in names
-        ]
+        known = [one for told in reports.values() for one in told or ()]
+        fit = [task for task in by_task if metric in (reports[task] or ())]
+        sets = ", ".join(one for task in fit for one in by_task[task])
         hint = "" if metric in known else similar(metric, known)
-        remedy = (
-            f"take one of {', '.join(fitting)}" if fitting else "correct the metric"
-        )
+        remedy = f"take one of {sets}" if sets else "correct the metric"
         raise UserError(
             f"headline_sets: {name} is a set of {' and '.join(owners)}, which gives no "
             f"{metric}{hint}; {remedy}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
@@ -25,7 +26,6 @@ def load_variant(
     """The merged YAML tree of a file and its bases, for the tasks that it chooses.
 
     Arguments:
-        path
         other_base: A variant that takes the place of the recipe's file below ``path``,
             of which it must be a variant itself; several are joined by ``+``.
 
@@ -97,7 +97,9 @@ def _targets(node):
         yield from _targets(child)
 
 
-def place_of(tree: CommentedMap, key: str, where: str, file) -> tuple:
+def place_of(
+    tree: CommentedMap, key: str, where: str, file: str | Path
+) -> tuple[CommentedMap, str]:
     """The mapping or object that holds a dotted key, and its last name.
 
     Arguments:
@@ -150,7 +152,7 @@ def placeholders(tree: CommentedMap) -> list[str]:
     return [key for key in keys if tag_of(value_of(tree, key)) == "!PLACEHOLDER"]
 
 
-def put(tree: CommentedMap, key: str, value, where: str, file):
+def put(tree: CommentedMap, key: str, value: Any, where: str, file: str | Path):
     """Set a dotted key; arguments as for ``place_of``.
 
     Raises ``UserError`` for a value that the enclosing mapping may not hold.

@@ -4,13 +4,14 @@ import copy
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml.comments import TaggedScalar
 
 from lobes.settings import table as settings
 
 
-def differences(old, new) -> list[str]:
+def differences(old: Any, new: Any) -> list[str]:
     """One line, ``key: old -> new``, for every leaf in which two trees differ.
 
     The trees are mappings and sequences of plain values, or of a YAML file's nodes.

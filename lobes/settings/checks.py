@@ -40,7 +40,6 @@ def check_file(tree: dict, file: str | Path, top: tuple[str, ...] = ()):
     """Check, and bring into their kind, the values of one YAML file's tree.
 
     Arguments:
-        tree
         file: For messages.
         top: The key that a fragment is included under.
 

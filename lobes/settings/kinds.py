@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from ruamel.yaml.comments import TaggedScalar
 
@@ -39,11 +40,11 @@ class Kind:
     for argparse, too.
     """
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """The value."""
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The value of a YAML text."""
         try:
             value = yamls.value(text)
@@ -67,7 +68,7 @@ class Flag(Kind):
     def __str__(self):
         return "True or False"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """A bool."""
         if isinstance(value, bool):
             return value
@@ -98,7 +99,7 @@ class Number(Kind):
             end = f", below {_short(self.below)}"
         return f"{self.name}{start}{end}"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """A number within the range."""
         value = self._number(value)
         if not (
@@ -118,7 +119,7 @@ class Number(Kind):
             raise Wrong
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The number that a text is; it is a float where it may be one."""
         try:
             value = float(text)
@@ -142,7 +143,7 @@ class Whole(Number):
             value = int(value)
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The whole number that a text is."""
         try:
             return self.check(int(text))
@@ -157,7 +158,7 @@ class Text(Kind):
     def __str__(self):
         return "text"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """A text that can stand in the stored settings as it is."""
         if not isinstance(value, str):
             raise Wrong("put it into quotes")
@@ -175,7 +176,7 @@ class Text(Kind):
             raise Wrong("it is empty")
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The text."""
         return self.check(text)
 
@@ -187,7 +188,7 @@ class PathText(Text):
     def __str__(self):
         return "a path"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """The path with the home folder in place of ``~``."""
         return os.path.expanduser(super().check(value))
 
@@ -202,14 +203,14 @@ class Choice(Kind):
         *most, last = self.words
         return f"{', '.join(most)} or {last}" if most else last
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """The word."""
         if not isinstance(value, str) or value not in self.words:
             close = difflib.get_close_matches(str(value), self.words, n=1)
             raise Wrong(f"did you mean {close[0]}?" if close else "")
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The word."""
         return self.check(text)
 
@@ -230,7 +231,7 @@ class ListOf(Kind):
         one = f"{self.kind} or " if self.alone else ""
         return f"{one}a {full}list{some}{of}, say {example}"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """The list, its entries checked; tagged ones are references and objects."""
         if self.alone and not isinstance(value, list):
             return self.kind.check(value)
@@ -245,7 +246,7 @@ class ListOf(Kind):
                 entries[place] = self.kind.check(entry)
         return value
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """The list, or the one value, that a text is."""
         if self.alone and not text.startswith("["):
             return self.kind.parse(text)
@@ -267,7 +268,7 @@ class MappingOf(Kind):
         zero = ", not all 0" if self.some else ""
         return f"a {full}mapping of names to {self.kind}{zero}, say {{a: {example}}}"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """The mapping, its values checked; tagged ones are references and objects."""
         if not isinstance(value, dict) or len(value) < self.least:
             raise Wrong
@@ -299,24 +300,24 @@ class Object(Kind):
     def __str__(self):
         return "an object (!new:...)"
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """A node with a tag, a mapping or a list."""
         if tag_of(value) or isinstance(value, (dict, list)):
             return value
         raise Wrong
 
-    def parse(self, text):
+    def parse(self, text: str) -> Any:
         """Never: an object has no text."""
         raise Wrong("replace it in a variant file (base: ...)")
 
 
-def similar(key, candidates: Iterable) -> str:
+def similar(key: Any, candidates: Iterable) -> str:
     """A hint at the nearest names, for the end of a message."""
     close = difflib.get_close_matches(str(key), [str(c) for c in candidates], n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
     """A value in a message: its text in one line, not too long."""
     if isinstance(value, TaggedScalar):
         value = value.value
@@ -328,12 +329,12 @@ def shown(value) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} letters)"
 
 
-def tag_of(node) -> str:
+def tag_of(node: Any) -> str:
     """A node's tag as text, or an empty one."""
     return getattr(getattr(node, "tag", None), "value", None) or ""
 
 
-def because(error):
+def because(error: Exception) -> str:
     return f": {error}" if str(error) else ""
 
 

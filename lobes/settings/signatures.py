@@ -25,7 +25,6 @@ class Command:
     documentation.
 
     Attributes:
-        function
         positional: The arguments that are given by their place. Where the hint allows
             None, ``-`` stands for it.
         names: What the command line calls an argument, where that differs. A switch

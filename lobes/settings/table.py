@@ -43,7 +43,6 @@ class Setting:
     """One row.
 
     Attributes:
-        kind
         unit: What a number counts or measures.
         null: Whether null may be given.
         named: Whether a value of the command line is part of the output folder's name.

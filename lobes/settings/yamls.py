@@ -7,6 +7,7 @@ text and its hash are the same before and after ``load_hyperpyyaml``.
 
 import io
 import re
+from pathlib import Path
 
 import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap
@@ -56,7 +57,7 @@ def _yaml(typ="rt"):
     return yaml
 
 
-def read(path, remedy="name a recipe's YAML file"):
+def read(path: str | Path, remedy: str = "name a recipe's YAML file") -> CommentedMap:
     """The tree of a YAML file.
 
     Raises ``UserError``, with the line where one is known and the ``remedy``, for a
@@ -75,7 +76,7 @@ def read(path, remedy="name a recipe's YAML file"):
     return tree
 
 
-def load(text, name="the YAML"):
+def load(text: str, name: str | Path = "the YAML") -> CommentedMap:
     """The tree of a YAML text; ``name`` stands in the message of a ``UserError``."""
     try:
         return _yaml().load(text)
@@ -92,7 +93,7 @@ def load(text, name="the YAML"):
         raise UserError(f"{name}: {problem}; correct the YAML") from error
 
 
-def value(text):
+def value(text: str):
     """The plain value of a word of the command line; raises ``ValueError``."""
     try:
         return _yaml("safe").load(text)
@@ -100,7 +101,7 @@ def value(text):
         raise ValueError(f"{text} is no YAML") from error
 
 
-def dump(tree):
+def dump(tree: CommentedMap) -> str:
     """A tree as text, which stock ``load_hyperpyyaml`` loads."""
     stream = io.StringIO()
     yaml = _yaml()

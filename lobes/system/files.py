@@ -50,7 +50,6 @@ def read_text(path: str | Path, remedy: str) -> str:
     """A file's UTF-8 text, without a byte order mark.
 
     Arguments:
-        path
         remedy: What the user can do about a file that cannot be read; it ends the
             message.
 
@@ -136,10 +135,8 @@ def usable_rows(
     were before.
 
     Arguments:
-        path
         remedy: As for ``read_text``.
         problem_of: Takes an object; returns why it cannot be used, or None.
-        report
 
     Raises ``UserError`` when the file itself cannot be read.
     """

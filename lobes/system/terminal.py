@@ -48,7 +48,7 @@ def progress_bar(title: str, total: int | None, unit: str = "utt", **settings) -
 class _LoggedBar(tqdm):
     """A bar for a log: whole lines, and few of them."""
 
-    _began = _told = None
+    _began = _told = _steps_told = None
 
     def display(self, msg=None, pos=None):
         """Write a line, unless the last one is too new."""
@@ -61,12 +61,14 @@ class _LoggedBar(tqdm):
 
     def close(self):
         """Write a last line for a bar that had others and is to stay."""
-        if not self.disable and self.leave and self._told != self._began:
+        others = not self.disable and self._told != self._began
+        if others and self.leave and self._steps_told != self.n:
             self._write_line()
         self.leave = False
         super().close()
 
     def _write_line(self):
+        self._steps_told = self.n
         self.fp.write(f"{self}\n")
         self.fp.flush()
 

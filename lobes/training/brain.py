@@ -8,11 +8,7 @@ from typing import Any
 import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
+from speechbrain.utils import checkpoints
 from speechbrain.utils.distributed import if_main_process
 
 from lobes.data.audio import SAMPLE_RATE
@@ -25,15 +21,7 @@ from lobes.errors import UserError
 from lobes.evaluation.ending import COMPLETE, DEBUG, DIVERGED, STEP_LIMIT, Ending
 from lobes.evaluation.plots import plot_curves
 from lobes.evaluation.progress import ProgressLog, StepAverages
-from lobes.system import preemption
-from lobes.system.distributed import (
-    average_gradients,
-    broadcast_parameters,
-    global_losses,
-    of_first_process,
-    rank_and_world_size,
-    spread_random_state,
-)
+from lobes.system import distributed, preemption
 from lobes.system.terminal import progress_bar
 from lobes.training.checkpoints import Checkpointer, RandomState
 from lobes.training.faults import continuable, enough_memory
@@ -51,7 +39,7 @@ RECOMPILE_LIMIT = 32
 Batches = dict[str, Batch]
 
 
-@register_checkpoint_hooks
+@checkpoints.register_checkpoint_hooks
 class SpeechSpeakerBrain(sb.Brain):
     """Trains and evaluates one encoder with any set of tasks.
 
@@ -68,7 +56,6 @@ class SpeechSpeakerBrain(sb.Brain):
             ``init_from``, ``checkpoints_to_keep``.
         run_opts (dict): SpeechBrain's run options, and ``allow_changes``
             (``lobes.runs.experiment``).
-        checkpointer
 
     Attributes:
         ending (lobes.evaluation.ending.Ending or None): How the training ended, once
@@ -108,7 +95,7 @@ class SpeechSpeakerBrain(sb.Brain):
             # cuDNN's attention plans anew for every shape, and ours hardly ever
             # repeat. torch 2.11 prefers it on an H100 or H200.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self.rank, self.world_size = rank_and_world_size()
+        self.rank, self.world_size = distributed.rank_and_world_size()
         self.allow_changes = bool((run_opts or {}).get("allow_changes"))
         self.guard = NonFiniteGuard(self.nonfinite_patience, hparams["output_folder"])
         self.bar = progress_bar("training", None, disable=True)
@@ -140,6 +127,7 @@ class SpeechSpeakerBrain(sb.Brain):
         checkpointer. Raises ``UserError`` when the data do not fit a task.
         """
         hparams, parts = self.hparams, self.grad_accumulation_factor
+        limit = self.optimizer_step_limit
         # Joint training puts one stream under several tasks.
         for stream in {id(s): s for s in hparams.train_streams.values()}.values():
             stream.open(self.rank, self.world_size, parts)
@@ -162,9 +150,8 @@ class SpeechSpeakerBrain(sb.Brain):
             valid_sets=hparams.valid_sets,
             allow_changes=self.allow_changes,
             output_folder=hparams.output_folder,
+            limit=None if limit is None else limit * parts,
         )
-        if self.optimizer_step_limit is not None:
-            self._train_stream.limit = self.optimizer_step_limit * parts
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("train_stream", self._train_stream)
         return self._train_stream
@@ -255,8 +242,8 @@ class SpeechSpeakerBrain(sb.Brain):
 
     def _wrap_distributed(self):
         """Start all processes from the same weights (``lobes.system.distributed``)."""
-        broadcast_parameters(self.modules)
-        spread_random_state()
+        distributed.broadcast_parameters(self.modules)
+        distributed.spread_random_state()
 
     def init_optimizers(self) -> None:
         """Make one optimizer for all that ever trains; a frozen CNN never does."""
@@ -300,7 +287,7 @@ class SpeechSpeakerBrain(sb.Brain):
                 for task, output in outputs.items()
             }
             counts = {task: len(batch) for task, batch in batches.items()}
-            losses = global_losses(losses, counts)
+            losses = distributed.global_losses(losses, counts)
             if stage == sb.Stage.TRAIN and self.grad_accumulation_factor > 1:
                 for task, loss in losses.items():
                     # A step's gradient is the mean over its utterances, not over its
@@ -379,7 +366,8 @@ class SpeechSpeakerBrain(sb.Brain):
         rate = self.hparams.schedule(self.optimizer_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._signal = average_gradients(self.parameters, preemption.requested())
+        asked = preemption.requested()
+        self._signal = distributed.average_gradients(self.parameters, asked)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -420,7 +408,7 @@ class SpeechSpeakerBrain(sb.Brain):
         steps_since_ckpt //= self.grad_accumulation_factor
         if self.ckpt_interval_minutes > 0:  # __init__ lets steps win over minutes
             minutes = (time.time() - last_ckpt_time) / 60
-            return of_first_process(minutes > self.ckpt_interval_minutes)
+            return distributed.of_first_process(minutes > self.ckpt_interval_minutes)
         return 0 < self.ckpt_interval_steps <= steps_since_ckpt
 
     def _save_intra_epoch_ckpt(self):
@@ -582,13 +570,13 @@ class SpeechSpeakerBrain(sb.Brain):
 
     # Checkpoints ------------------------------------------------------------
 
-    @mark_as_saver
+    @checkpoints.mark_as_saver
     def _save(self, path):
         super()._save(path)
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(f"skipped_steps: {self.guard.skipped_steps}\n")
 
-    @mark_as_loader
+    @checkpoints.mark_as_loader
     def _recover(self, path, end_of_epoch):
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as stream:

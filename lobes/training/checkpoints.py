@@ -15,16 +15,7 @@ import numpy as np
 import speechbrain.utils.checkpoints as stock
 import torch
 import yaml
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
-from speechbrain.utils.distributed import (
-    MainProcessContext,
-    ddp_barrier,
-    if_main_process,
-)
+from speechbrain.utils import distributed
 
 from lobes.errors import UserError
 from lobes.system.distributed import spread_random_state
@@ -61,10 +52,10 @@ class Checkpointer(stock.Checkpointer):
         self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO
     ):
         """See SpeechBrain. The values of ``meta`` must be plain and finite."""
-        if not if_main_process():
+        if not distributed.if_main_process():
             return None
         try:
-            with MainProcessContext():
+            with distributed.MainProcessContext():
                 written = super().save_checkpoint(
                     meta or {}, end_of_epoch, name, logging.DEBUG
                 )
@@ -97,8 +88,7 @@ class Checkpointer(stock.Checkpointer):
         ckpt_predicate=None,
         verbosity=logging.INFO,
     ):
-        """See SpeechBrain."""
-        if not if_main_process():
+        if not distributed.if_main_process():
             return
         orders = [{"min_key": key} for key in min_keys or ()]
         orders += [{"max_key": key} for key in max_keys or ()]
@@ -121,7 +111,7 @@ class Checkpointer(stock.Checkpointer):
 
         None when there is no checkpoint at all of the wanted kind.
         """
-        ddp_barrier()  # The first process may still be deleting.
+        distributed.ddp_barrier()  # The first process may still be deleting.
         ranked = self.find_checkpoints(*args, **kwargs)
         for checkpoint in ranked:
             problem = checkpoint_problem(checkpoint.path)
@@ -143,7 +133,7 @@ class Checkpointer(stock.Checkpointer):
 
         Damaged checkpoints are renamed: none of them stays the best one.
         """
-        if if_main_process():
+        if distributed.if_main_process():
             self._remove_leftovers()
             folders = self._list_checkpoint_dirs()
             problems = {path: checkpoint_problem(path) for path in folders}
@@ -157,7 +147,6 @@ class Checkpointer(stock.Checkpointer):
         return super().recover_if_possible(*args, **kwargs)
 
     def load_checkpoint(self, checkpoint):
-        """See SpeechBrain."""
         try:
             super().load_checkpoint(checkpoint)
         except pickle.UnpicklingError as error:
@@ -278,7 +267,7 @@ def _plain(name, value):
     return value
 
 
-@register_checkpoint_hooks
+@stock.register_checkpoint_hooks
 class RandomState:
     """The global random generators (dropout, LayerDrop, masks), as a recoverable.
 
@@ -286,7 +275,7 @@ class RandomState:
     dropout masks differ.
     """
 
-    @mark_as_saver
+    @stock.mark_as_saver
     def save(self, path) -> None:
         """Write the states of Python, NumPy and torch to ``path``."""
         version, keys, gauss = random.getstate()
@@ -303,7 +292,7 @@ class RandomState:
         with open(path, "w", encoding="utf-8") as stream:
             json.dump(state, stream)
 
-    @mark_as_loader
+    @stock.mark_as_loader
     def load(self, path, end_of_epoch) -> None:
         """Restore the states in ``path``."""
         with open(path, encoding="utf-8") as stream:

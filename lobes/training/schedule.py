@@ -1,6 +1,9 @@
 """Learning rate as a function of the optimizer step."""
 
+from dataclasses import dataclass
 
+
+@dataclass(eq=False)
 class TriStage:
     """Linear warm-up, constant, exponential decay (paper section 4.2).
 
@@ -24,24 +27,20 @@ class TriStage:
         ['5.0000e-06', '3.0603e-05', '5.6200e-05', '1.6764e-05']
     """
 
-    def __init__(
-        self,
-        lr: float,
-        steps: int,
-        initial_lr: float = 5e-6,
-        final_lr: float = 5e-6,
-        warmup: float = 0.1,
-        hold: float = 0.4,
-        relative_ends: bool = False,
-    ):
-        self.lr = lr
-        self.steps = steps
-        if relative_ends:
-            initial_lr, final_lr = lr * initial_lr, lr * final_lr
-        self.initial_lr = min(initial_lr, lr)
-        self.final_lr = min(final_lr, lr)
-        self.warmup_end = round(warmup * steps)
-        self.hold_end = round((warmup + hold) * steps)
+    lr: float
+    steps: int
+    initial_lr: float = 5e-6
+    final_lr: float = 5e-6
+    warmup: float = 0.1
+    hold: float = 0.4
+    relative_ends: bool = False
+
+    def __post_init__(self):
+        unit = self.lr if self.relative_ends else 1.0
+        self.initial_lr = min(unit * self.initial_lr, self.lr)
+        self.final_lr = min(unit * self.final_lr, self.lr)
+        self.warmup_end = round(self.warmup * self.steps)
+        self.hold_end = round((self.warmup + self.hold) * self.steps)
 
     def __call__(self, step: int) -> float:
         """Learning rate of the update number ``step``, counted from 0."""

@@ -1,22 +1,19 @@
 """What the validations decide: which checkpoint is best, and when training ends."""
 
-import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
+from speechbrain.utils import checkpoints
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from lobes.errors import DivergedError, UserError
 from lobes.evaluation.ending import DIVERGED, PATIENCE
 
 
-@register_checkpoint_hooks
+@checkpoints.register_checkpoint_hooks
+@dataclass(eq=False)
 class EarlyStopping:
     """Stop when any watched metric stalls, or when one rises above its limit.
 
@@ -39,27 +36,19 @@ class EarlyStopping:
             stop, and the same in words.
     """
 
-    def __init__(
-        self,
-        patience_steps: int | None = 20_000,
-        metrics: Sequence[str] = ("wer", "eer"),
-        limits: dict[str, float] | None = None,
-    ):
-        self.patience_steps = patience_steps or None
-        self.metrics = tuple(metrics)
-        self.limits = dict(limits or {})
-        self._forget()
+    patience_steps: int | None = 20_000
+    metrics: Sequence[str] = ("wer", "eer")
+    limits: dict[str, float] | None = None
 
-    def _forget(self):
+    def __post_init__(self):
+        self.limits = self.limits or {}
         self.best = {}
         self.within = set()
         self.last = self.kind = self.reason = None
 
-    def anew(self):
+    def anew(self) -> "EarlyStopping":
         """The same rules for another run's validations."""
-        other = copy.copy(self)
-        other._forget()
-        return other
+        return replace(self)
 
     def update(self, step: int, metrics: dict[str, float]) -> str | None:
         """Judge the metrics of one validation; sets and returns ``reason``."""
@@ -89,20 +78,20 @@ class EarlyStopping:
             if name not in self.best or metrics[name] < self.best[name][1]:
                 self.best[name] = [step, metrics[name]]
             since = step - self.best[name][0]
-            stalled = self.patience_steps is not None and since >= self.patience_steps
+            stalled = self.patience_steps and since >= self.patience_steps
             if stalled and reason is None:
                 self.kind = PATIENCE
                 reason = f"{name} has not improved for {since} steps"
         return reason
 
-    @mark_as_saver
+    @checkpoints.mark_as_saver
     def save(self, path) -> None:
         """Write the best and the last values to ``path``."""
         with open(path, "w", encoding="utf-8") as stream:
             state = {"best": self.best, "last": self.last, "within": [*self.within]}
             json.dump(state, stream)
 
-    @mark_as_loader
+    @checkpoints.mark_as_loader
     def load(self, path, end_of_epoch) -> None:
         """Restore what ``save`` wrote, and judge it by the patience of this run."""
         with open(path, encoding="utf-8") as stream:

@@ -74,11 +74,7 @@ def prepare_librispeech(
 ) -> dict[str, outputs.CsvCounts | outputs.TrialCounts]:
     """Write ``<save_folder>/<split>.csv`` for every split, rows sorted by ID.
 
-    Every audio file is decoded once, also when the preparation is killed and started
-    again (``<split>.scan``); what an earlier call wrote is kept where neither the
-    options nor the input files changed and the CSV is as it was; what no preparation
-    wrote is never overwritten. At the end ``prepare_report.json`` tells what there is,
-    and what lies in each split and is no utterance, by kind.
+    The parts are the splits; docs/preparation.md says what every part has beside it.
 
     Arguments:
         data_folder: The corpus: it holds the split folders, or a folder ``LibriSpeech``
@@ -88,8 +84,7 @@ def prepare_librispeech(
         dev_splits: Splits for validation, not one for training.
         te_splits: Splits for evaluation, not one for training.
         merge_name: CSV with all training splits together. None: there is none.
-        journal_folder: Where what decoding found out (``*.scan``) is kept, for
-            preparations with other options, too. None: ``save_folder``.
+        journal_folder: As for ``Preparation``.
         speaker_valid_fraction: Whole recordings (chapters), shuffled by ``seed``, are
             held out of each training split until they have this fraction of its
             utterances: at most two of a speaker, of whom at least one chapter stays.
@@ -117,9 +112,7 @@ def prepare_librispeech(
         skip_prep: Do nothing: the CSVs are the user's own.
 
     Returns:
-        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV and
-        ``{path, trials, positives, negatives}`` for a trial list; empty with
-        ``skip_prep``.
+        As ``Preparation.report``; empty with ``skip_prep``.
 
     Raises ``UserError`` for missing folders, empty splits, transcripts that
     cannot be parsed, utterances that occur twice, too many bad utterances, a
@@ -130,6 +123,7 @@ def prepare_librispeech(
         return {}
     tr_splits, dev_splits, te_splits = map(_as_list, (tr_splits, dev_splits, te_splits))
     trial_splits, other_splits = _as_list(trial_splits), dev_splits + te_splits
+    merge_name = merge_name if tr_splits else None
     _check_splits(tr_splits, other_splits, merge_name)
     drawing = Drawing(positive_trials, negative_trials, trials_across_chapters, seed)
     _check_drawing(drawing, trial_splits, other_splits)
@@ -151,24 +145,22 @@ def prepare_librispeech(
     _check_leak(split_folders, tr_splits, other_splits)
     run.make_folders()
     files = {split: [f"{split}.csv"] for split in splits}
-    if tr_splits and merge_name:
+    official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
+    if merge_name:
         files[Path(merge_name).stem] = [merge_name]
+        official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
     if speaker_valid_fraction is not None:
         files[_SPEAKER_PARTS[0]] = [f"{name}.csv" for name in _SPEAKER_PARTS]
     files |= {f"{split}_trials": [f"{split}_trials.txt"] for split in trial_splits}
-    speakers_file = None
-    if trial_splits or speaker_valid_fraction is not None:
-        speakers_file = _find_speakers_file(data_folder)
+    need_sexes = trial_splits or speaker_valid_fraction is not None
+    speakers_file = _find_speakers_file(data_folder) if need_sexes else None
     left_out = {
         split: folders.LeftOut(folder) for split, folder in split_folders.items()
     }
-    official = {(f"{split}.csv",): [f"{CORPUS}/{split}"] for split in splits}
-    if tr_splits and merge_name:
-        official[(merge_name,)] = [f"{CORPUS}/{split}" for split in tr_splits]
     with run.writing(files):
         for split, folder in split_folders.items():
             _prepare_split(run, split, folder, left_out[split])
-        if merge_name and merge_name not in run.counts and tr_splits:
+        if merge_name and merge_name not in run.counts:
             _merge(run, merge_name, tr_splits)
         if speaker_valid_fraction is not None:
             _prepare_speakers(
@@ -176,8 +168,7 @@ def prepare_librispeech(
             )
         for split in trial_splits:
             _prepare_trials(run, split, speakers_file, drawing)
-        csvs = {split: [f"{split}.csv"] for split in splits}
-        return run.report(csvs, official, left_out)
+        return run.report(official, left_out)
 
 
 def _check_leak(split_folders, tr_splits, other_splits):
@@ -210,11 +201,9 @@ def _prepare_split(run, split, folder, left_out):
                 f"{split} is unpacked there"
             )
         usable, skipped = run.decode(part, folder, utterances, problems, _too_long)
-        csv = f"{split}.csv"
-        return {csv: utterances_csv(csv, HEADER, usable, skipped)}, skipped
+        return utterances_csv(f"{split}.csv", HEADER, usable, skipped), skipped
 
-    options = {"folder": os.fspath(folder), "header_only": run.header_only}
-    run.part(split, options, inputs, build, run.skip_budget)
+    run.part(split, {}, inputs, build, folder)
 
 
 def _too_long(utterances):
@@ -243,20 +232,14 @@ def _list_split(folder, left_out):
         for chapter in folders.folders_in(speaker.path, left_out, stray):
             deeper = "folder(s) below <speaker>/<chapter>"
             entries = folders.files_in(chapter.path, left_out, deeper)
-            transcripts = [e for e in entries if e.name.endswith(".trans.txt")]
+            transcripts = [e.path for e in entries if e.name.endswith(".trans.txt")]
             others = [e for e in entries if not e.name.endswith(".trans.txt")]
             audio = folders.best_audio(others, _SUFFIXES, left_out)
             if not transcripts and not audio:
                 left_out.add("chapter(s) without an utterance", chapter.path)
-            for entry in (*transcripts, *audio.values()):
-                inputs.add(entry.path.removeprefix(prefix), entry.path)
-            chapters.append(
-                (
-                    speaker.name,
-                    [entry.path for entry in transcripts],
-                    {stem: entry.path for stem, entry in audio.items()},
-                )
-            )
+            for path in (*transcripts, *audio.values()):
+                inputs.add(path.removeprefix(prefix), path)
+            chapters.append((speaker.name, transcripts, audio))
     return chapters, inputs.digest()
 
 
@@ -266,57 +249,55 @@ def _read_chapters(chapters):
     rows, problems = [], []
     seen = {}
     for speaker, transcripts, audio in chapters:
-        spoken = {}
-        for transcript in transcripts:
-            for line, utterance, text in _read_transcript(transcript):
-                if utterance in spoken:
-                    raise UserError(
-                        f"{transcript}, line {line}: {utterance} has a transcript "
-                        f"already; remove one of the two"
-                    )
-                spoken[utterance] = (f"{transcript}, line {line}", text)
+        spoken = _read_transcripts(transcripts)
         for utterance in sorted({*audio, *spoken}):
             path = audio.get(utterance)
-            where, text = spoken.get(utterance, (None, None))
-            if path is None:
-                reason = "there is no audio file for this transcript"
-                problems.append(Problem(utterance, where, reason))
-                continue
-            if utterance in seen:
+            where, text = spoken.get(utterance, (path, None))
+            if path and (other := seen.setdefault(utterance, path)) != path:
                 raise UserError(
                     f"{path}: the utterance {utterance} occurs twice, also as "
-                    f"{seen[utterance]}; remove one of the two"
+                    f"{other}; remove one of the two"
                 )
-            seen[utterance] = path
-            if reason := folders.name_problem(utterance, path):
-                problems.append(Problem(utterance, path, reason))
+            if path is None:
+                reason = "there is no audio file for this transcript"
+            elif reason := folders.name_problem(utterance, path):
+                where = path
             elif text is None:
                 reason = "no .trans.txt beside the file has a transcript for it"
-                problems.append(Problem(utterance, path, reason))
             elif not text:
-                problems.append(Problem(utterance, where, "the transcript is empty"))
+                reason = "the transcript is empty"
             elif unknown := vocabulary.unknown(text):
                 reason = (
                     f"the transcript has characters outside the vocabulary: "
                     f"{' '.join(map(repr, unknown))} (spell it with A-Z and ')"
                 )
-                problems.append(Problem(utterance, where, reason))
             else:
                 rows.append((utterance, path, speaker, os.path.dirname(path), text))
+            if reason:
+                problems.append(Problem(utterance, where, reason))
     return Utterances.of(rows), problems
 
 
-def _read_transcript(path):
-    """Lines of a transcript file as (line number, ID, upper-case text).
+def _read_transcripts(paths):
+    """``{ID: (place, upper-case text)}`` of the transcript files of a chapter.
 
     84-121123-0000 GO DO YOU HEAR
     84-121123-0001 BUT IN LESS THAN FIVE MINUTES
     """
-    lines = read_text(path, "save the file as UTF-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        utterance, *words = line.split() or [None]
-        if utterance is not None:
-            yield number, utterance, " ".join(words).upper()
+    spoken = {}
+    for path in paths:
+        lines = read_text(path, "save the file as UTF-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
+            utterance, *words = line.split() or [None]
+            if utterance in spoken:
+                raise UserError(
+                    f"{place}: {utterance} has a transcript already; remove one of "
+                    f"the two"
+                )
+            if utterance is not None:
+                spoken[utterance] = (place, " ".join(words).upper())
+    return spoken
 
 
 def _merge(run, merge_name, tr_splits):
@@ -368,20 +349,15 @@ def _prepare_speakers(run, tr_splits, speakers_file, fraction, drawing):
         train = [row for row in rows if row["ID"] not in held_out]
         valid = [row for row in rows if row["ID"] in held_out]
         skipped = sum(run.counts[path.name]["skipped"] for path in sources)
-        texts = {
-            csv: outputs.rows_csv(csv, header, chosen, left_out)
-            for csv, chosen, left_out in (
-                (f"{_SPEAKER_PARTS[0]}.csv", train, skipped),
-                (f"{_SPEAKER_PARTS[1]}.csv", valid, 0),
-            )
-        }
-        trials = f"{_SPEAKER_PARTS[1]}_trials.txt"
         remedy = (
             "raise speaker_valid_fraction, or use training splits with speakers of "
             "three or more chapters"
         )
-        texts[trials] = _draw(trials, valid, speakers_file, remedy, drawing)
-        return texts, 0
+        return {
+            **outputs.rows_csv("train_speakers.csv", header, train, skipped),
+            **outputs.rows_csv("valid_speakers.csv", header, valid, 0),
+            **_draw("valid_speakers", valid, speakers_file, remedy, drawing),
+        }, 0
 
     options = {"splits": tr_splits, "per_speaker": _CHAPTERS_PER_SPEAKER}
     options |= {"fraction": fraction, **drawing._asdict()}
@@ -408,19 +384,19 @@ def _held_out_ids(path, fraction, seed):
 def _prepare_trials(run, split, speakers_file, drawing):
     """Write one split's trial list, or keep it."""
     source = run.save_folder / f"{split}.csv"
-    name = f"{split}_trials.txt"
 
     def build(_):
         _, rows = outputs.read_prepared(source)
         remedy = f"take {split} out of trial_splits"
-        return {name: _draw(name, rows, speakers_file, remedy, drawing)}, 0
+        return _draw(split, rows, speakers_file, remedy, drawing), 0
 
-    options = drawing._asdict()
-    run.part(f"{split}_trials", options, [source, speakers_file], build)
+    sources = [source, speakers_file]
+    run.part(f"{split}_trials", drawing._asdict(), sources, build)
 
 
-def _draw(name, rows, speakers_file, remedy, drawing):
-    """Text and counts of a trial list over the utterances of some CSV rows."""
+def _draw(split, rows, speakers_file, remedy, drawing):
+    """The trial list over the utterances of some CSV rows."""
+    name = f"{split}_trials.txt"
     speakers, chapters = [row["spk_id"] for row in rows], _chapters(rows)
     distinct = sorted(set(speakers))
     sexes = _read_sexes(speakers_file)
@@ -459,7 +435,7 @@ def _draw(name, rows, speakers_file, remedy, drawing):
             f"they give no negative trial; use more speakers"
         )
     splitting.report_shortage(name, trials, positives, negatives)
-    return outputs.trial_text(name, [row["ID"] for row in rows], trials)
+    return outputs.trial_list(name, [row["ID"] for row in rows], trials)
 
 
 def _chapters(rows):
@@ -543,7 +519,7 @@ def _check_splits(tr_splits, other_splits, merge_name):
             f"{min(shared)} is both a training split and a dev or test split; a model "
             f"must not be tested on what it learnt from: take it out of one"
         )
-    if not merge_name or not tr_splits:
+    if not merge_name:
         return
     if Path(merge_name).name != merge_name or not merge_name.endswith(".csv"):
         raise UserError(

@@ -55,15 +55,6 @@ _SUFFIXES = (".wav", ".flac", ".m4a")
 # What else may be audio, where other files are expected, too.
 _OTHER_AUDIO = (".mp4", ".aac", ".mp3", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 
-_TRAIN_FILES = ("train.csv", "valid.csv", "valid_trials.txt")
-
-# The CSVs of each part that lack the utterances in <part>.skipped.csv.
-_PARTS = {
-    "train": ("train.csv",),
-    "test": ("test.csv",),
-    "transcripts": ("train_transcribed.csv", "valid_transcribed.csv"),
-}
-
 
 class Splitting(NamedTuple):
     """How validation data are chosen; ``prepare_voxceleb`` tells the arguments."""
@@ -102,13 +93,8 @@ def prepare_voxceleb(
 
     Training data become ``train.csv``, ``valid.csv`` and ``valid_trials.txt``;
     test data become ``test.csv``, with every utterance of any trial list, and
-    one trial list under the name of each list given. Every audio file is
-    decoded once, also when the preparation is killed and started again or when
-    the validation split changes (``train.scan``, ``test.scan``); what an earlier
-    call wrote is kept where neither the options nor the input files changed and
-    the outputs are as they were; what no preparation wrote is never overwritten. At
-    the end ``prepare_report.json`` tells what there is, and what lies in the training
-    folder and is no utterance (other endings, other folders), by kind.
+    one trial list under the name of each list given. docs/preparation.md says what the
+    parts ``train``, ``test`` and ``transcripts`` have beside them.
 
     Arguments:
         data_folder: VoxCeleb2 for training and validation; None (``-``) for no training
@@ -122,8 +108,7 @@ def prepare_voxceleb(
         trial_lists: Files with lines ``label speaker/video/file speaker/video/file``,
             whose paths are absolute or relative to ``test_folder``. Their order and
             duplicates are kept: published error rates count them.
-        journal_folder: Where what decoding found out (``*.scan``) is kept, for
-            preparations with other options, too. None: ``save_folder``.
+        journal_folder: As for ``Preparation``.
         without_test_speakers: Take the speakers of the trial lists out of the training
             data: for all of VoxCeleb1 in one folder, as ``data_folder`` and
             ``test_folder``.
@@ -161,9 +146,7 @@ def prepare_voxceleb(
         skip_prep: Do nothing: the files are the user's own.
 
     Returns:
-        By file name ``{path, speakers, utterances, hours, skipped}`` for a CSV and
-        ``{path, trials, positives, negatives}`` for a trial list; empty with
-        ``skip_prep``.
+        As ``Preparation.report``; empty with ``skip_prep``.
 
     Raises ``UserError`` for missing folders, lists and files, malformed lists,
     a speaker in both training and test data, fewer than two training speakers,
@@ -194,16 +177,17 @@ def prepare_voxceleb(
     files, without, train, test, sexes = {}, set(), None, None, None
     if test_folder is not None:
         test = Trialled(test_folder, trial_lists, run.save_folder)
-        files["test"] = ["test.csv", *test.trials]
         without = set(test.utterances.speakers) if without_test_speakers else set()
     if data_folder is not None:
         train = Training(data_folder, without)
-        files["train"] = _TRAIN_FILES
+        files["train"] = ["train.csv", "valid.csv", "valid_trials.txt"]
         train.left_out.say("train")
         if valid_same_sex:
             sexes = _read_sexes(data_folder / META, train.utterances.speakers)
-        if transcripts is not None:
-            files["transcripts"] = _PARTS["transcripts"]
+    if test:
+        files["test"] = ["test.csv", *test.trials]
+    if transcripts is not None:
+        files["transcripts"] = ["train_transcribed.csv", "valid_transcribed.csv"]
     if train and test:
         _check_leak(train.utterances.speakers, test.utterances.speakers)
     half = "VoxCeleb1/dev" if without_test_speakers else "VoxCeleb2/dev"
@@ -218,7 +202,7 @@ def prepare_voxceleb(
         if test:
             _prepare_test(run, test)
         left_out = {"train": train.left_out} if train else {}
-        return run.report(_PARTS, official, left_out)
+        return run.report(official, left_out)
 
 
 def check_voxceleb(
@@ -360,36 +344,25 @@ def _prepare_train(run, train, rules, sexes):
             valid, trials = _split(usable, sexes, rules)
         splitting.report_few_held_out("valid.csv", valid, *rules[:2], "recordings")
         splitting.report_shortage("valid_trials.txt", trials, *rules[2:4])
-        texts = {}
-        for name, chosen, left_out in (
-            ("train.csv", ~valid, skipped),
-            ("valid.csv", valid, 0),
-        ):
-            rows = np.flatnonzero(chosen)
-            texts[name] = utterances_csv(name, HEADER, usable, left_out, rows)
-        _report_single(np.array(usable.speakers, dtype=object)[~valid].tolist())
-        name = "valid_trials.txt"
-        texts[name] = outputs.trial_text(name, usable.ids, trials)
-        return texts, skipped
+        held_out, staying = np.flatnonzero(valid), np.flatnonzero(~valid)
+        files = utterances_csv("train.csv", HEADER, usable, skipped, staying)
+        files |= utterances_csv("valid.csv", HEADER, usable, 0, held_out)
+        # How many speakers have one training utterance.
+        counts = Counter(usable.speakers[row] for row in staying).values()
+        if single := list(counts).count(1):
+            say(f"train.csv: warning: {single} speaker(s) have a single utterance")
+        else:
+            say("train.csv: every speaker has at least two utterances")
+        files |= outputs.trial_list("valid_trials.txt", usable.ids, trials)
+        return files, skipped
 
     options = {
-        "folder": os.fspath(train.folder),
-        "header_only": run.header_only,
         "sexes": sexes and file_hash(train.folder / META),
         # Absent otherwise: what was prepared before stays as it is.
         **({"without": sorted(train.without)} if train.without else {}),
         **rules._asdict(),
     }
-    run.part("train", options, train.inputs, build, run.skip_budget)
-
-
-def _report_single(speakers):
-    """Say how many speakers have one training utterance."""
-    single = list(Counter(speakers).values()).count(1)
-    if single:
-        say(f"train.csv: warning: {single} speaker(s) have a single utterance")
-    else:
-        say("train.csv: every speaker has at least two utterances")
+    run.part("train", options, train.inputs, build, train.folder)
 
 
 def _prepare_transcribed(run, transcripts):
@@ -398,7 +371,7 @@ def _prepare_transcribed(run, transcripts):
 
     def build(_):
         spoken = read_transcripts(transcripts)
-        texts, skipped, known = {}, [], set()
+        files, skipped, known = {}, [], set()
         for name, path in sources.items():
             header, rows = outputs.read_prepared(path)
             samples = {row["ID"]: int(row["stop"]) - int(row["start"]) for row in rows}
@@ -413,7 +386,7 @@ def _prepare_transcribed(run, transcripts):
                     "docs/transcripts.md says what is usable"
                 )
             csv = f"{name}_transcribed.csv"
-            texts[csv] = outputs.rows_csv(csv, [*header, "wrd"], rows, len(left_out))
+            files |= outputs.rows_csv(csv, [*header, "wrd"], rows, len(left_out))
             say(f"{csv}: left out: {reason_counts(left_out)}")
             skipped += left_out
             known |= samples.keys()
@@ -422,8 +395,8 @@ def _prepare_transcribed(run, transcripts):
             say(f"transcripts: left out: {reason_counts(strangers)}")
         columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
         header = ("ID", "reason", "detail")
-        texts["transcripts.skipped.csv"] = outputs.csv_text(header, columns), None
-        return texts, 0
+        files["transcripts.skipped.csv"] = outputs.csv_text(header, columns), None
+        return files, 0
 
     run.part("transcripts", {}, [*transcripts, *sources.values()], build)
 
@@ -434,7 +407,7 @@ def _prepare_test(run, test):
     def build(part):
         ids = test.utterances.ids
         usable, skipped = run.decode(part, test.folder, test.utterances, ())
-        texts = {"test.csv": utterances_csv("test.csv", HEADER, usable, skipped)}
+        files = utterances_csv("test.csv", HEADER, usable, skipped)
         good = np.isin(ids, usable.ids)
         for name, listed in test.trials.items():
             scorable = good[listed.enrol] & good[listed.test]
@@ -446,15 +419,11 @@ def _prepare_test(run, test):
                 )
                 listed = splitting.TrialRows(*(column[scorable] for column in listed))
             _check_both_labels(name, listed)
-            texts[name] = outputs.trial_text(name, ids, listed)
-        return texts, skipped
+            files |= outputs.trial_list(name, ids, listed)
+        return files, skipped
 
-    options = {
-        "folder": os.fspath(test.folder),
-        "header_only": run.header_only,
-        "lists": list(map(str, test.lists)),
-    }
-    run.part("test", options, test.inputs, build, run.skip_budget)
+    options = {"lists": list(map(str, test.lists))}
+    run.part("test", options, test.inputs, build, test.folder)
 
 
 class Training:
@@ -477,13 +446,13 @@ class Training:
         for speaker in sorted(speakers):
             for video, audio in self._videos(speaker, speakers[speaker]):
                 recording = (speaker, video)
-                for stem, entry in audio.items():
-                    inputs.add(entry.path.removeprefix(prefix), entry.path)
+                for stem, path in audio.items():
+                    inputs.add(path.removeprefix(prefix), path)
                     utterance = f"{speaker}--{video}--{stem}"
-                    if reason := folders.name_problem(utterance, entry.path):
-                        self.problems.append(Problem(utterance, entry.path, reason))
+                    if reason := folders.name_problem(utterance, path):
+                        self.problems.append(Problem(utterance, path, reason))
                     else:
-                        rows.append((utterance, entry.path, speaker, recording))
+                        rows.append((utterance, path, speaker, recording))
         if not rows and not self.problems:
             raise self._nothing(speakers)
         self.utterances = Utterances.of(rows)
@@ -491,24 +460,22 @@ class Training:
         self._check_ids()
 
     def _videos(self, speaker, places):
-        """Yield each video of a speaker, and its audio: ``{stem: entry}``."""
+        """Yield each video of a speaker, and its audio: ``{stem: path}``."""
         videos = {}
         for path in places:
             kind = "file(s) that lie in no id*/<video>"
             for entry in folders.folders_in(path, self.left_out, kind):
                 videos.setdefault(entry.name, []).append(entry.path)
         for video in sorted(videos):
-            entries = []
+            entries, kind = [], "folder(s) below id*/<video>"
             for path in videos[video]:
-                entries += folders.files_in(
-                    path, self.left_out, "folder(s) below id*/<video>"
-                )
+                entries += folders.files_in(path, self.left_out, kind)
             audio = folders.best_audio(entries, _SUFFIXES, self.left_out)
             if not audio:
                 self.left_out.add("video(s) without an utterance", videos[video][0])
             elif speaker in self.without:
                 kind = "utterance(s) of speakers of the trial lists"
-                self.left_out.add(kind, next(iter(audio.values())).path, len(audio))
+                self.left_out.add(kind, next(iter(audio.values())), len(audio))
             else:
                 yield video, audio
 
@@ -722,12 +689,9 @@ class Trialled:
 def _find_audio(roots, file):
     """Path of a listed file, if need be with another suffix; None if absent."""
     stem = os.path.splitext(file)[0]
-    for root in roots:
-        for candidate in (file, *(stem + suffix for suffix in _SUFFIXES)):
-            path = os.path.join(root, candidate)
-            if os.path.isfile(path):
-                return path
-    return None
+    names = (file, *(stem + suffix for suffix in _SUFFIXES))
+    paths = (os.path.join(root, name) for root in roots for name in names)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def _check_leak(train_speakers, test_speakers):

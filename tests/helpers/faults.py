@@ -2,7 +2,7 @@
 
 ``@pytest.mark.fault("F04", "newest model file truncated")`` says which case a test
 proves and what it injects; the first line of its docstring says what must come of it,
-or a third argument where one test proves several. ``pytest -m fault
+or a third argument where one test proves several. ``pytest -n 2 -m fault
 --fault-table=docs/reliability.md`` runs them and writes what came.
 """
 
@@ -66,19 +66,35 @@ def faults_of(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Keep the result of a marked test."""
+    """Let a marked test's report carry its rows, from a process of xdist, too."""
     report = yield
     # A test that passes is reported three times; the call is what counts.
     if report.when == "call" or not report.passed:
-        for row in faults_of(item):
-            item.config.stash[FAULTS][row].append(report.outcome)
+        report.faults = [list(row) for row in faults_of(item)]
     return report
 
 
+def pytest_configure(config):
+    """Listen to the reports of all processes."""
+    config.pluginmanager.register(_Results(config))
+
+
+class _Results:
+    """Keeps the results of marked tests."""
+
+    def __init__(self, config):
+        self.found = config.stash.setdefault(FAULTS, {})
+
+    def pytest_runtest_logreport(self, report):
+        """Note the outcome of each row of a report."""
+        for row in getattr(report, "faults", ()):
+            self.found.setdefault(tuple(row), []).append(report.outcome)
+
+
 def pytest_sessionfinish(session):
-    """Write the table where it is asked for."""
+    """Write the table where it is asked for, from the first process."""
     page = session.config.getoption("--fault-table")
-    if page:
+    if page and not hasattr(session.config, "workerinput"):
         page = Path(page)
         found = session.config.stash.get(FAULTS, {})
         page.write_text(_with_table(page.read_text("utf-8"), found), "utf-8")

@@ -111,6 +111,16 @@ def test_ctrl_c_is_no_traceback(tmp_path):
     assert run("raise KeyboardInterrupt", tmp_path)[:2] == (130, "stopped\n")
 
 
+def test_ctrl_c_in_what_can_be_resumed_says_so(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        errors.resumable(main)()
+    assert stop.value.code == errors.INTERRUPTED
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
 @pytest.mark.fault(
     "C7", "nobody reads the output any more (`| head -1`)", "the command goes on"
 )

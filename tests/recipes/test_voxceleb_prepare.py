@@ -909,7 +909,7 @@ def test_transcripts_that_cannot_be_used_are_refused(corpora, everything, monkey
     with pytest.raises(UserError, match="train.csv has a usable .* no transcript"):
         prepare(corpora, transcripts=path)
     path.write_text(path.read_text() + "{")
-    with pytest.raises(UserError, match="transcripts.jsonl, line 2: it is no JSON"):
+    with pytest.raises(UserError, match="transcripts.jsonl, line 2: no JSON: "):
         prepare(corpora, transcripts=path)
     # Before anything is looked at, and without transcripts nothing is.
     monkeypatch.setattr(voxceleb_prepare, "Training", None)

@@ -370,7 +370,7 @@ def test_another_model_or_corpus_is_refused(ctc, whisper, table, tmp_path, capsy
     assert "line 1: this tool did not begin that file" in line
     output.write_text("some words\nmore\n")
     line = error_of(capsys, table, f"--model={ctc}", given)
-    assert "a.jsonl, line 1: it is no JSON object" in line
+    assert "a.jsonl, line 1: no JSON: Expecting value" in line
 
 
 @pytest.mark.fault(
@@ -383,7 +383,7 @@ def test_a_foreign_file_is_not_cut(ctc, table, tmp_path, capsys, content):
     output = tmp_path / "mine.txt"
     output.write_text(content)
     line = error_of(capsys, table, f"--model={ctc}", f"--output={output}")
-    assert "did not begin that file" in line or "it is no JSON object" in line
+    assert "did not begin that file" in line or "line 1: no JSON: " in line
     assert output.read_text() == content
 
 

@@ -225,14 +225,14 @@ def test_a_duration_against_start_and_stop(tmp_path):
 @pytest.fixture
 def looked_at(monkeypatch):
     """The files whose headers are read, in this process."""
-    read, real = [], file_checks.usable_frames
+    read, real = [], file_checks.audio.usable_frames
     monkeypatch.setattr(file_checks, "_WORTH_REMEMBERING", 1)
 
     def usable_frames(path, window):
         read.append(Path(path).name)
         return real(path, window)
 
-    monkeypatch.setattr(file_checks, "usable_frames", usable_frames)
+    monkeypatch.setattr(file_checks.audio, "usable_frames", usable_frames)
     return read
 
 

@@ -53,7 +53,7 @@ def test_best_audio_takes_one_file_of_each_stem(tmp_path):
         (tmp_path / name).touch()
     left_out = LeftOut(tmp_path)
     best = best_audio(listing(tmp_path)[1], (".wav", ".flac", ".m4a"), left_out)
-    assert {stem: entry.name for stem, entry in best.items()} == {
+    assert {stem: os.path.basename(path) for stem, path in best.items()} == {
         "a": "a.flac",
         "b": "b.wav",
         "c": "c.M4A",

@@ -42,11 +42,11 @@ def prepare(tmp_path, listed, problems=(), rule=None, **options):
     def build(part):
         usable, skipped = run.decode(part, tmp_path, listed, problems, rule)
         built.append(usable)
-        return {"one.csv": utterances_csv("one.csv", HEADER, usable, skipped)}, skipped
+        return utterances_csv("one.csv", HEADER, usable, skipped), skipped
 
     with run.writing({"one": ["one.csv"]}):
-        run.part("one", {}, "inputs", build, run.skip_budget)
-        counts = run.report({"one": ["one.csv"]}, {}, {"one": LeftOut(tmp_path)})
+        run.part("one", {}, "inputs", build, tmp_path)
+        counts = run.report({}, {"one": LeftOut(tmp_path)})
     return built, counts
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lobes.errors import UserError
-from lobes.preparation.outputs import trial_text
+from lobes.preparation.outputs import trial_list
 from lobes.preparation.splitting import (
     TrialRows,
     check_split_settings,
@@ -171,7 +171,7 @@ def test_a_speaker_without_utterances_is_no_obstacle():
 
 def test_lines_and_counts(capsys):
     trials = TrialRows(np.array([1, 0, 0]), np.array([0, 0, 1]), np.array([1, 2, 2]))
-    text, found = trial_text("list.txt", ["a", "b", "c"], trials)
+    text, found = trial_list("list.txt", ["a", "b", "c"], trials)["list.txt"]
     assert text == "1 a b\n0 a c\n0 b c\n"
     assert found == {"trials": 3, "positives": 1, "negatives": 2}
     assert "list.txt: 1 positive, 2 negative trials" in capsys.readouterr().err

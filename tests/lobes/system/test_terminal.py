@@ -90,6 +90,16 @@ def test_a_bar_in_a_log_is_a_line_every_ten_seconds_at_most(clock, capsys):
     assert "00:35<00:00,  1.00file/s, loss=34]" in output.splitlines()[-1]
 
 
+def test_the_last_line_of_a_bar_in_a_log_comes_once(clock, capsys):
+    advance(clock, 30)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "reading: 33%",
+        "reading: 67%",
+        "reading: 100%",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "settings", "lines"),
     [(9, {}, 0), (25, {"leave": False}, 2), (25, {"disable": True}, 0)],
