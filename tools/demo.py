@@ -44,13 +44,12 @@ def main(argv=None):
         description="Train and evaluate both tasks on a small spoken corpus.",
         epilog="Further options are those of train.py, such as --steps=600.",
     )
-    parser.add_argument(
-        "--yaml", type=PATH, default=str(RECIPE / "hparams" / "demo.yaml")
-    )
-    parser.add_argument("--corpus", type=PATH, default=str(ROOT / "data" / "demo"))
-    parser.add_argument(
-        "--output_folder", type=PATH, default=str(ROOT / "results" / "demo")
-    )
+    for name, default in (
+        ("yaml", RECIPE / "hparams" / "demo.yaml"),
+        ("corpus", ROOT / "data" / "demo"),
+        ("output_folder", ROOT / "results" / "demo"),
+    ):
+        parser.add_argument(f"--{name}", type=PATH, default=str(default))
     parser.add_argument(
         "--small", action="store_true", help="a corpus of 18 speakers, for a quick look"
     )

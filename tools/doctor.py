@@ -521,14 +521,12 @@ def _warnings():
 
 def classes(csvs, n_speakers):
     """The classifier's size against its speakers, where the CSVs are there."""
-    if not all(Path(path).is_file() for path in csvs):
-        return
     try:
         speakers, _ = count(csvs)
     except UserError:
-        speakers = None
+        # They are not there yet, or opening the sets says what is wrong.
+        return
     if speakers is None:
-        # Opening the sets says so.
         return
     found = len(speakers)
     text = f"{n_speakers:,}, but {' and '.join(map(str, csvs))} have {found:,}"

@@ -12,6 +12,7 @@ and standard deviations. "-" stands for what has not been run.
 
 import collections
 import functools
+import itertools
 import json
 import math
 import re
@@ -153,9 +154,8 @@ def paper_table(
     rows = []
     for row in given.to_dict("records"):
         recipe, variant = row.pop("recipe"), row.pop("variant")
-        paper_values = {
-            m: _number(row.pop(m)) for m in ("wer", "eer", "score") if m in row
-        }
+        metrics = [m for m in ("wer", "eer", "score") if m in row]
+        paper_values = {m: float(row.pop(m) or "nan") for m in metrics}
         steps = row.pop("steps", "")
         long = ["--steps=320000"] if steps == "320000" else []
         found = _runs_of(runs, recipe, variant, (*words, *long))
@@ -171,7 +171,7 @@ def paper_table(
             row[f"difference_{metric}"] = ours[metric] - value
         if is_test:
             row["lr"] = ours["lr"]
-        row["steps"] = ours["steps"] if ours["seeds"] else _number(steps)
+        row["steps"] = ours["steps"] if ours["seeds"] else float(steps or "nan")
         row["seeds"], row["diverged"] = ours["seeds"], ours["diverged"]
         if is_test:
             row["parameters"] = parameters(recipe, variant, tuple(words))
@@ -253,10 +253,9 @@ def systems(runs: Runs, found: Grid) -> dict[str, list[Row]]:
 
 def by_rate(rows: list[Row]) -> dict[str, list[Row]]:
     """``{learning rate: runs}``, the lowest rate first."""
-    groups = {}
-    for row in sorted(rows, key=lambda row: row["lr"]):
-        groups.setdefault(_rate(row["lr"]), []).append(row)
-    return groups
+    rows = sorted(rows, key=lambda row: row["lr"])
+    groups = itertools.groupby(rows, lambda row: _rate(row["lr"]))
+    return {rate: list(group) for rate, group in groups}
 
 
 def selected(rows: list[Row]) -> list[Row]:
@@ -337,10 +336,6 @@ def _rate(value):
     return f"{float(digits):g}e{int(power)}"
 
 
-def _number(text):
-    return float(text) if text else float("nan")
-
-
 # Markdown ---------------------------------------------------------------------
 
 
@@ -359,10 +354,9 @@ def _lined(headings, rows):
 
 
 def _heading(name):
-    for metric in RATES:
-        name = re.sub(rf"^difference_{metric}$", "difference", name)
-        name = re.sub(rf"_{metric}$", f" {metric.upper()}", name)
-    return name.replace("difference_score", "difference").replace("_", " ")
+    name = re.sub("^difference_.*", "difference", name)
+    name = re.sub(rf"_({'|'.join(RATES)})$", lambda end: end[0].upper(), name)
+    return name.replace("_", " ")
 
 
 def _cell(name, row):
@@ -387,8 +381,12 @@ def _cell(name, row):
         return f"{value:.1f}"
     if name.startswith("difference"):
         return f"{value:+.2f}"
-    spread = row.get(f"{name}_std")
-    return f"{value:.2f}" + ("" if pandas.isna(spread) else f" ± {spread:.2f}")
+    return _with_spread(value, row.get(f"{name}_std"))
+
+
+def _with_spread(mean, std, digits=2):
+    note = "" if pandas.isna(std) else f" ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}{note}"
 
 
 # Figures ----------------------------------------------------------------------
@@ -451,14 +449,12 @@ def _find(runs, name):
     wanted = Path(name).parts
     if Path(name).is_dir():
         wanted = Path(name).resolve().parts[-4:]
-    found = []
-    for row in runs.values():
-        parts = Path(row["output_folder"]).parts
-        if row["state"] in ledger.DONE and wanted in (
-            parts[-len(wanted) :],
-            parts[:-1][-len(wanted) :],
-        ):
-            found.append(row)
+
+    def fits(row):
+        folder = Path(row["output_folder"])
+        return wanted in [f.parts[-len(wanted) :] for f in (folder, folder.parent)]
+
+    found = [r for r in runs.values() if r["state"] in ledger.DONE and fits(r)]
     if not found:
         names = sorted({Path(r["output_folder"]).parent.name for r in runs.values()})
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
@@ -470,27 +466,20 @@ def _find(runs, name):
 
 def _settings(pair):
     """Table of the settings that differ."""
-    trees = []
-    for rows in pair:
-        yaml = ROOT / rows[0]["output_folder"] / "hyperparams.yaml"
-        if not yaml.is_file():
-            trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
-            break
-        tree = yamls.read(yaml)
-        names = [n for n in tree if counts(n, "compared")]
-        trees.append({n: ledger.plain(tree[n]) for n in names})
-    names = [
-        n
-        for n in dict.fromkeys([*trees[0], *trees[1]])
-        if trees[0].get(n) != trees[1].get(n)
-    ]
-    if not names:
-        return "None differ."
+    paths = [ROOT / r[0]["output_folder"] / "hyperparams.yaml" for r in pair]
+    if all(path.is_file() for path in paths):
+        trees = [
+            {n: ledger.plain(v) for n, v in tree.items() if counts(n, "compared")}
+            for tree in map(yamls.read, paths)
+        ]
+    else:
+        trees = [{"variant": r[0]["variant"], **r[0]["changes"]} for r in pair]
     rows = [
         [name, *(json.dumps(tree[name]) if name in tree else "-" for tree in trees)]
-        for name in names
+        for name in trees[0] | trees[1]
+        if trees[0].get(name) != trees[1].get(name)
     ]
-    return _lined(("setting", "first", "second"), rows)
+    return _lined(("setting", "first", "second"), rows) if rows else "None differ."
 
 
 def _metrics(pair):
@@ -513,13 +502,10 @@ def _metrics(pair):
     rows = []
     for column in frames[0].columns.intersection(frames[1].columns, sort=False):
         digits = 2 if column[1] in RATES else 3
-        means = [frame[column].mean() for frame in frames]
-        cells = [*column]
-        for frame, mean in zip(frames, means, strict=True):
-            spread = frame[column].std()
-            note = "" if pandas.isna(spread) else f" ± {spread:.{digits}f}"
-            cells.append(f"{mean:.{digits}f}{note}")
-        rows.append([*cells, f"{means[1] - means[0]:+.{digits}f}"])
+        values = [frame[column] for frame in frames]
+        cells = [_with_spread(v.mean(), v.std(), digits) for v in values]
+        difference = values[1].mean() - values[0].mean()
+        rows.append([*column, *cells, f"{difference:+.{digits}f}"])
     seeds = [", ".join(str(row["seed"]) for row in rows) for rows in pair]
     text = _lined(("set", "metric", "first", "second", "difference"), rows)
     return f"{text}\n\nSeeds: {seeds[0]} and {seeds[1]}."
@@ -563,11 +549,11 @@ def readme(check: bool = False) -> int:
 
     Returns the exit status: 1 when ``check`` finds a stale one.
     """
-    stale = [path for path, text in documents().items() if path.read_text() != text]
-    for path in stale:
+    stale = {p: text for p, text in documents().items() if p.read_text() != text}
+    for path, text in stale.items():
         print(f"{path.relative_to(ROOT)}: {'stale' if check else 'written'}")
         if not check:
-            write_atomically(path, documents()[path])
+            write_atomically(path, text)
     return int(check and bool(stale))
 
 
@@ -616,10 +602,9 @@ def _with_ours(text, recipe, runs):
     """A recipe's README, the last cells of its table, ours, as the ledger has them."""
 
     def fill(match):
-        steps = int(match["steps"] or 100_000)
-        ours = _ours(runs, recipe, match["variant"], steps)
-        values = [ours[m] for m in _METRICS if ours[m] != "-"]
-        return f"{match['row']}{' / '.join(values) or '-'} |"
+        words = (f"--steps={match['steps']}",) if match["steps"] else ()
+        ours = _ours(runs, recipe, match["variant"], words).values()
+        return f"{match['row']}{' / '.join(v for v in ours if v != '-') or '-'} |"
 
     row = (
         r"^(?P<row>\| `(?P<variant>[\w.]+)\.yaml(?: --steps=(?P<steps>\d+))?` \|.*\| )"
@@ -628,9 +613,8 @@ def _with_ours(text, recipe, runs):
     return re.sub(row, fill, text, flags=re.MULTILINE)
 
 
-def _ours(runs, recipe, variant, steps=100_000):
+def _ours(runs, recipe, variant, words=()):
     """Our test results as text by metric, "-" where there are none."""
-    words = () if steps == 100_000 else (f"--steps={steps}",)
     best = summary(selected(_runs_of(runs, recipe, variant, words)), "test")
     return {m: "-" if pandas.isna(best[m]) else _cell(m, best) for m in _METRICS}
 

@@ -432,7 +432,7 @@ class Job:
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
     def result(self) -> tuple[str, ledger.Row | None]:
-        """``(state, text)`` of a process that has ended."""
+        """State and ledger row of a process that has ended."""
         code = self.process.returncode
         row = latest(self.ledger_path, report=False).get(self.member.key)
         if code == 0 and row is not None:
