@@ -280,7 +280,7 @@ class Wav2Vec2Encoder(nn.Module):
         with torch.set_grad_enabled(graph and not self.freeze_cnn):
             features, mask = self.features(wavs, lengths, frame_lengths)
         with torch.set_grad_enabled(graph):
-            tokens = self.model.feature_projection(features)[0]
+            tokens = self.project(features)
             if self.model.training:
                 tokens = self.augment(tokens, frame_lengths)
             speech, speaker = self._towers(tokens, mask, need)
@@ -339,6 +339,10 @@ class Wav2Vec2Encoder(nn.Module):
                 continue
             hidden = layer(hidden, attention_mask=attention)
         return hidden if norm is None else norm(hidden)
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """The transformer's input [batch, time, channel]; other families differ."""
+        return self.model.feature_projection(features)[0]
 
     def augment(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Mask frames and channels of [batch, time, channel] (SpecAugment).
