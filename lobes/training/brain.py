@@ -1,5 +1,6 @@
 """The Brain: trains, validates and tests one encoder with any set of tasks."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -539,18 +540,15 @@ class SpeechSpeakerBrain(sb.Brain):
         Returns ``{task: {set or trial list: {metric: value}}}``. The alignments and
         scores go into ``folder``.
         """
-        results = {}
+        results = {task: {} for task in test_sets}
         folder = folder if if_main_process() else None
         for task, sets in test_sets.items():
-            results[task] = {}
             for name, evaluation_set in sets.items():
-                stream = self._evaluation_stream(
+                opened = self._evaluation_stream(
                     [(task, evaluation_set)], f"{name}: testing"
                 )
-                try:
+                with contextlib.closing(opened) as stream:
                     self.evaluate(stream, progressbar=False)
-                finally:
-                    stream.close()
                 metrics = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(metrics)
         return results
