@@ -184,10 +184,7 @@ def _work_on(*task):
 
 
 def _speak(speaker, library, data, out):
-    """Write all files of one speaker.
-
-    Must run in a process that has not used espeak-ng before.
-    """
+    """Write all files of one speaker, in a process that has not spoken (``Espeak``)."""
     espeak = Espeak(
         library,
         data,

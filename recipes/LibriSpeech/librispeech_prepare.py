@@ -208,14 +208,13 @@ def _prepare_split(run, split, folder, left_out):
 
 def _too_long(utterances):
     """Reasons of the utterances whose letters CTC cannot place in their frames."""
-    frames = encoder_frames(utterances.frames)
+    available = encoder_frames(utterances.frames)
+    # Without a row there is no column of texts.
+    needed = np.array([ctc_frames(text) for text in utterances.texts or ()])
     return {
-        row: f"CTC needs {needed} frames for its transcript but the audio has "
-        f"{available} of 20 ms"
-        for row, (text, available) in enumerate(
-            zip(utterances.texts, frames, strict=True)
-        )
-        if (needed := ctc_frames(text)) > available
+        row: f"CTC needs {needed[row]} frames for its transcript but the audio has "
+        f"{available[row]} of 20 ms"
+        for row in np.flatnonzero(needed > available).tolist()
     }
 
 
