@@ -69,8 +69,7 @@ def speak_all(
         command = _started(_tasks(speakers, espeak, folder, out), jobs)
         try:
             for line in command.stdout:
-                error = json.loads(line)
-                if error:
+                if error := json.loads(line):
                     raise UserError(error)
                 bar.update()
             if command.wait():

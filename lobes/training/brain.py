@@ -71,8 +71,7 @@ class SpeechSpeakerBrain(sb.Brain):
     ):
         self.tasks = hparams["tasks"]
         modules = {"encoder": hparams["encoder"], "weighting": hparams["weighting"]}
-        clash = set(modules) & set(self.tasks)
-        if clash:
+        if clash := set(modules) & set(self.tasks):
             raise UserError(f"tasks: {', '.join(clash)} cannot be a task's name")
         by_steps = "ckpt_interval_steps"
         if getattr(run_opts, by_steps, 0) or hparams.get(by_steps):

@@ -325,8 +325,7 @@ def _merged_rows(sources):
         # With mean and std in all of them, or in none.
         header, rows = outputs.read_prepared(path)
         for row in rows:
-            other = merged.setdefault(row["ID"], row)
-            if other is not row:
+            if (other := merged.setdefault(row["ID"], row)) is not row:
                 raise UserError(
                     f"{row['wav']}: the utterance {row['ID']} occurs twice, also as "
                     f"{other['wav']}; remove one of the two"
@@ -399,8 +398,7 @@ def _draw(split, rows, speakers_file, remedy, drawing):
     speakers, chapters = [row["spk_id"] for row in rows], _chapters(rows)
     distinct = sorted(set(speakers))
     sexes = _read_sexes(speakers_file)
-    unknown = [speaker for speaker in distinct if speaker not in sexes]
-    if unknown:
+    if unknown := [speaker for speaker in distinct if speaker not in sexes]:
         raise UserError(
             f"{speakers_file}: no line for {len(unknown)} speaker(s) of {name}: "
             f"{enumeration(unknown)}; their sex is needed: take the file of the same "
@@ -413,8 +411,8 @@ def _draw(split, rows, speakers_file, remedy, drawing):
     )
     if across_chapters:
         pairs = {*zip(speakers, chapters, strict=True)}
-        single = list(Counter(speaker for speaker, _ in pairs).values()).count(1)
-        if single:
+        counts = Counter(speaker for speaker, _ in pairs).values()
+        if single := list(counts).count(1):
             say(
                 f"{name}: {single} of {len(distinct)} speakers have a single chapter, "
                 f"which gives no positive trial"
