@@ -6,6 +6,7 @@
 ``lobes.runs.cost`` tells how.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lobes.errors import ArgumentParser, user_errors_exit
@@ -14,7 +15,7 @@ from lobes.settings.table import POSITIVE
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring."""
     parser = ArgumentParser(
         description="Estimate parameters, memory, operations and hours of trainings.",

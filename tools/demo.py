@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lobes.errors import ArgumentParser, UserError, user_errors_exit
@@ -38,7 +39,7 @@ RECIPE = ROOT / "recipes" / "LibriSpeech_VoxCeleb" / "MTL"
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring."""
     parser = ArgumentParser(
         description="Train and evaluate both tasks on a small spoken corpus.",

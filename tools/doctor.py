@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,9 @@ class Finding(NamedTuple):
         return f"{self.status:<4}  {self.topic:<12}  {self.found}{end}"
 
 
-def judged(good, topic, found, remedy, otherwise="FAIL"):
+def judged(
+    good: bool, topic: str, found: str, remedy: str, otherwise: str = "FAIL"
+) -> Finding:
     """A ``Finding`` that is OK where it is ``good``; a remedy is for what is not."""
     return (
         Finding("OK", topic, found)
@@ -90,7 +93,7 @@ def judged(good, topic, found, remedy, otherwise="FAIL"):
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring."""
     parser = ArgumentParser(
         description="Say what is missing before a training is started.",
@@ -114,7 +117,9 @@ def main(argv=None):
     sys.exit(int("FAIL" in statuses))
 
 
-def findings(yaml=None, overrides=()):
+def findings(
+    yaml: str | None = None, overrides: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Yield every ``Finding``, the quick ones first."""
     yield python()
     yield from packages()
@@ -143,7 +148,7 @@ def findings(yaml=None, overrides=()):
 # Programs -----------------------------------------------------------------------
 
 
-def python():
+def python() -> Finding:
     """The interpreter; the Makefile takes the same versions."""
     version = ".".join(map(str, sys.version_info[:3]))
     if (3, 11) <= sys.version_info[:2] < (3, 14):
@@ -153,7 +158,7 @@ def python():
     return Finding("FAIL", "python", found, remedy)
 
 
-def packages():
+def packages() -> Iterator[Finding]:
     """What is installed, against pyproject.toml's bounds and constraints.txt."""
     tested = tested_versions()
     needed = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION)]
@@ -182,7 +187,7 @@ def packages():
     yield Finding("OK", "packages", f"as tested: {', '.join(others)}")
 
 
-def torch_and_torchaudio(tested):
+def torch_and_torchaudio(tested: dict[str, str]) -> Finding:
     """They must be of one version and of one build."""
     remedy = (
         f"install both from one place: uv pip install --torch-backend=auto "
@@ -204,13 +209,13 @@ def torch_and_torchaudio(tested):
     return Finding("OK", "torch", f"{both}, as tested")
 
 
-def tested_versions():
+def tested_versions() -> dict[str, str]:
     """Package name to version, of constraints.txt."""
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
 
 
-def version(package):
+def version(package: str) -> str | None:
     """The installed version, or None."""
     try:
         return importlib.metadata.version(package)
@@ -221,7 +226,7 @@ def version(package):
 # Machine ------------------------------------------------------------------------
 
 
-def devices():
+def devices() -> Iterator[Finding]:
     """GPUs with their memory and precision, or why there is none; the cores."""
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
@@ -243,7 +248,7 @@ def devices():
     yield judged(cores >= 4, "cores", found, remedy, "WARN")
 
 
-def no_device():
+def no_device() -> Finding:
     """Why torch sees no GPU."""
     found = "CPU only"
     remedy = (
@@ -263,7 +268,7 @@ def no_device():
     return Finding("WARN", "device", found, remedy)
 
 
-def audio():
+def audio() -> Iterator[Finding]:
     """Whether wav and flac can be written and read, and m4a read."""
     name = f"soundfile {soundfile.__version__}, {soundfile.__libsndfile_version__}"
     samples = np.sin(np.arange(1600) / 10).astype(np.float32)
@@ -283,7 +288,7 @@ def audio():
         yield Finding("WARN", "m4a", found, "pip install -e .[m4a]")
 
 
-def tensorboard():
+def tensorboard() -> Finding:
     """An extra that no recipe needs."""
     found = version("tensorboard")
     if found is None:
@@ -292,7 +297,7 @@ def tensorboard():
     return Finding("OK", "tensorboard", f"{found}", "used with --tensorboard=True")
 
 
-def shared_memory(needed=2e8, folder="/dev/shm"):
+def shared_memory(needed: float = 2e8, folder: str = "/dev/shm") -> Iterator[Finding]:
     """Whether loading processes have room to hand batches over, on Linux."""
     if not os.path.isdir(folder):
         return
@@ -302,7 +307,7 @@ def shared_memory(needed=2e8, folder="/dev/shm"):
     yield judged(free >= needed, folder, found, remedy)
 
 
-def source(name):
+def source(name: str | None) -> Iterator[Finding]:
     """Whether the weights that a training starts from are whole."""
     if name is None:
         return
@@ -316,7 +321,7 @@ def source(name):
     yield Finding("OK", "source", text)
 
 
-def loading(hparams):
+def loading(hparams: dict) -> int:
     """Bytes of the batches that loading processes hold ready for a training."""
     streams = {id(stream) for stream in hparams["train_streams"].values()}
     # Of float32 samples; torch lets each process read two batches ahead.
@@ -324,7 +329,7 @@ def loading(hparams):
     return held * hparams["max_batch_samples"] * 4
 
 
-def disk(folder, needed=5e9):
+def disk(folder: str | Path, needed: float = 5e9) -> Finding:
     """Whether ``needed`` bytes have room in a folder that need not exist yet."""
     folder = Path(os.path.abspath(folder))
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
@@ -340,7 +345,7 @@ def disk(folder, needed=5e9):
 # Corpora ------------------------------------------------------------------------
 
 
-def corpora(hparams):
+def corpora(hparams: dict) -> Iterator[Finding]:
     """CSVs, or folders where these are not prepared, and trial lists."""
     for name, findings_of in (("librispeech", librispeech), ("voxceleb", voxceleb)):
         if hparams.get(name) is not None:
@@ -353,7 +358,7 @@ def corpora(hparams):
                 yield from classes(label.csvs, len(task.weight))
 
 
-def librispeech(settings):
+def librispeech(settings: dict) -> Iterator[Finding]:
     """Of the training splits together, and of each other split."""
     groups = {f"{s}.csv": [s] for s in settings["dev_splits"] + settings["te_splits"]}
     if settings["tr_splits"]:
@@ -370,7 +375,7 @@ def librispeech(settings):
             yield listed(topic, settings, root, "librispeech_folder", places, official)
 
 
-def voxceleb(settings):
+def voxceleb(settings: dict) -> Iterator[Finding]:
     """Of VoxCeleb2, of VoxCeleb1, and of every trial list."""
     save_folder = Path(settings["save_folder"])
     two, one = settings["data_folder"], settings["test_folder"]
@@ -477,7 +482,7 @@ def trials(path):
     return judged(found == official, path.name, text, remedy, "WARN")
 
 
-def opened(hparams):
+def opened(hparams: dict) -> Iterator[Finding]:
     """What opening all sets says, of those whose CSVs are there, as train.py does."""
     train = hparams["train_streams"].items()
     train = {t: s for t, s in train if all(map(os.path.isfile, s.csvs))}
@@ -519,7 +524,7 @@ def _warnings():
         logger.removeHandler(handler)
 
 
-def classes(csvs, n_speakers):
+def classes(csvs: Sequence[str], n_speakers: int) -> Iterator[Finding]:
     """The classifier's size against its speakers, where the CSVs are there."""
     try:
         speakers, _ = count(csvs)

@@ -10,6 +10,7 @@ README.md says how to use the model, and what padding does to it in transformers
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lobes.data.audio import SAMPLE_RATE
@@ -39,7 +40,7 @@ padding changes nothing. Utterances of one length may share a batch.
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="output folder of a training")

@@ -20,6 +20,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -52,7 +53,7 @@ _SHOWN = 12
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring. Returns the exit status."""
     parser = ArgumentParser(
         description="Train a grid of runs, a few at a time; --key=a,b is an axis.",

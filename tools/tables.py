@@ -80,7 +80,7 @@ _OURS = {f"{m}{end}": f"our_{m}{end}" for m in RATES for end in ("", "_std")}
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None):
     """The command; see the module's docstring."""
     parser = ArgumentParser(
         description="Write tables and figures of the runs in a ledger.",

@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
+from transformers.utils.logging import disable_progress_bar
 
 from lobes.errors import UserError
 from lobes.model.feed_forward import LeanFeedForward
@@ -466,6 +468,9 @@ def _load_pretrained(model_class, source, settings):
     try:
         config, _ = model_class.config_class.get_config_dict(source)
         _check_config(config, f"source: {source}", model_class.config_class)
+        if not sys.stderr.isatty():
+            # Its bar would stand in the log.
+            disable_progress_bar()
         model, report = model_class.from_pretrained(
             source,
             output_loading_info=True,

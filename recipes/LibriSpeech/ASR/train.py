@@ -5,6 +5,8 @@
 The single-task baseline of the multi-task recipe, with the same Brain.
 """
 
+from collections.abc import Sequence
+
 from lobes.errors import user_errors_exit
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.experiment import start_experiment
@@ -15,7 +17,7 @@ CORPORA = ("librispeech",)
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv, corpora=CORPORA)
     # These take seconds: a wrong option is told before.

@@ -7,6 +7,8 @@ Every step takes a LibriSpeech and a VoxCeleb batch. Paper: "Multi-task learning
 of speech and speaker recognition" (Vaessen and van Leeuwen).
 """
 
+from collections.abc import Sequence
+
 from lobes.errors import user_errors_exit
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.experiment import start_experiment
@@ -18,7 +20,7 @@ CORPORA = ("librispeech", "voxceleb")
 
 
 @user_errors_exit
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Prepare, train, evaluate."""
     hparams, run_opts, settings = parse_arguments(argv, corpora=CORPORA)
     # These take seconds: a wrong option is told before.

@@ -11,7 +11,7 @@ from speechbrain.utils.run_opts import RunOptions
 from lobes.errors import UserError
 from lobes.runs import ledger
 from lobes.runs.command_line import REFUSED_RUN_OPTIONS
-from lobes.runs.variants import BASE, load_variant
+from lobes.runs.variants import BASE, load_variant, value_of
 from lobes.settings import checks, kinds, yamls
 from lobes.settings import table as settings
 from lobes.settings.changes import changed_settings
@@ -38,9 +38,12 @@ def rows(tree, path=()):
     "path", YAMLS, ids=lambda path: f"{path.parts[-4]}-{path.stem}"
 )
 def test_every_key_of_the_project_has_a_row(path):
+    """Or it is an argument whose kind is that of its value in the base."""
     free = {"test_sets.speaker.voxceleb1"}
-    missing = {".".join(n) for n, row in rows(load_variant(path)[0]) if row is None}
-    assert missing <= free
+    tree = load_variant(path)[0]
+    missing = {".".join(n) for n, row in rows(tree) if row is None}
+    told = {k for k in missing if "." in k and checks.kind_like(value_of(tree, k))}
+    assert missing - told <= free
 
 
 @pytest.mark.parametrize("given", ["banana", "[1]", "null", "0.5"])
