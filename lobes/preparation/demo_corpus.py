@@ -71,8 +71,7 @@ def make_demo_corpus(
     options |= {"pretraining": pretraining, "sizes": dataclasses.asdict(sizes)}
     # The marker of an older run went through JSON, too.
     options = json.loads(json.dumps(options))
-    existing = _existing_marker(out)
-    if existing:
+    if existing := _existing_marker(out):
         made = existing.get("utterances"), existing.get("audio_bytes")
         if existing.get("options") == options and _audio_files(out) == made:
             return existing | {"made": False}

@@ -69,8 +69,7 @@ def speak_all(
         command = _started(_tasks(speakers, espeak, folder, out), jobs)
         try:
             for line in command.stdout:
-                error = json.loads(line)
-                if error:
+                if error := json.loads(line):
                     raise UserError(error)
                 bar.update()
             if command.wait():
@@ -184,10 +183,7 @@ def _work_on(*task):
 
 
 def _speak(speaker, library, data, out):
-    """Write all files of one speaker.
-
-    Must run in a process that has not used espeak-ng before.
-    """
+    """Write all files of one speaker, in a process that has not spoken (``Espeak``)."""
     espeak = Espeak(
         library,
         data,

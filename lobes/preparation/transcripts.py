@@ -101,8 +101,7 @@ def read_transcripts(
         read = {".jsonl": _json, ".json": _json, ".csv": _table, ".tsv": _table}
         for line, name, text, language in read.get(kind, _kaldi)(path):
             utterance = _utterance(path, line, name)
-            if utterance in transcripts:
-                first = transcripts[utterance]
+            if first := transcripts.get(utterance):
                 raise UserError(
                     f"{path}, line {line}: {utterance} has a transcript already "
                     f"({first.path}, line {first.line}); remove one of them"

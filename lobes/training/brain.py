@@ -1,5 +1,6 @@
 """The Brain: trains, validates and tests one encoder with any set of tasks."""
 
+import contextlib
 import logging
 import signal
 import time
@@ -70,8 +71,7 @@ class SpeechSpeakerBrain(sb.Brain):
     ):
         self.tasks = hparams["tasks"]
         modules = {"encoder": hparams["encoder"], "weighting": hparams["weighting"]}
-        clash = set(modules) & set(self.tasks)
-        if clash:
+        if clash := set(modules) & set(self.tasks):
             raise UserError(f"tasks: {', '.join(clash)} cannot be a task's name")
         by_steps = "ckpt_interval_steps"
         if getattr(run_opts, by_steps, 0) or hparams.get(by_steps):
@@ -539,18 +539,15 @@ class SpeechSpeakerBrain(sb.Brain):
         Returns ``{task: {set or trial list: {metric: value}}}``. The alignments and
         scores go into ``folder``.
         """
-        results = {}
+        results = {task: {} for task in test_sets}
         folder = folder if if_main_process() else None
         for task, sets in test_sets.items():
-            results[task] = {}
             for name, evaluation_set in sets.items():
-                stream = self._evaluation_stream(
+                opened = self._evaluation_stream(
                     [(task, evaluation_set)], f"{name}: testing"
                 )
-                try:
+                with contextlib.closing(opened) as stream:
                     self.evaluate(stream, progressbar=False)
-                finally:
-                    stream.close()
                 metrics = self.tasks[task].results(name, evaluation_set, folder)
                 results[task].update(metrics)
         return results

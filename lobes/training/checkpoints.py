@@ -278,10 +278,9 @@ class RandomState:
     @stock.mark_as_saver
     def save(self, path) -> None:
         """Write the states of Python, NumPy and torch to ``path``."""
-        version, keys, gauss = random.getstate()
         kind, numpy_keys, *numpy_rest = np.random.get_state()
         state = {
-            "python": [version, list(keys), gauss],
+            "python": random.getstate(),
             "numpy": [kind, numpy_keys.tolist(), *numpy_rest],
             "torch": torch.get_rng_state().tolist(),
             # Only of the device in use: a resumed run may see more or fewer of them.
@@ -289,14 +288,12 @@ class RandomState:
             if torch.cuda.is_initialized()
             else None,
         }
-        with open(path, "w", encoding="utf-8") as stream:
-            json.dump(state, stream)
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
 
     @stock.mark_as_loader
     def load(self, path, end_of_epoch) -> None:
         """Restore the states in ``path``."""
-        with open(path, encoding="utf-8") as stream:
-            state = json.load(stream)
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
         version, keys, gauss = state["python"]
         random.setstate((version, tuple(keys), gauss))
         kind, numpy_keys, *numpy_rest = state["numpy"]

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from speechbrain.utils import checkpoints
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -61,9 +62,8 @@ class EarlyStopping:
         """The reason to stop after the last validation, or None; sets ``kind``."""
         step, metrics = self.last
         self.kind = reason = None
-        for name, limit in self.limits.items():
-            if name not in metrics:
-                continue
+        limits = {n: limit for n, limit in self.limits.items() if n in metrics}
+        for name, limit in limits.items():
             if metrics[name] <= limit:
                 self.within.add(name)
             elif name in self.within:
@@ -72,9 +72,7 @@ class EarlyStopping:
                 reason = f"diverged: {name} is {metrics[name]}"
         if reason is not None:
             self.kind = DIVERGED
-        for name in self.metrics:
-            if name not in metrics:
-                continue
+        for name in filter(metrics.__contains__, self.metrics):
             if name not in self.best or metrics[name] < self.best[name][1]:
                 self.best[name] = [step, metrics[name]]
             since = step - self.best[name][0]
@@ -87,15 +85,13 @@ class EarlyStopping:
     @checkpoints.mark_as_saver
     def save(self, path) -> None:
         """Write the best and the last values to ``path``."""
-        with open(path, "w", encoding="utf-8") as stream:
-            state = {"best": self.best, "last": self.last, "within": [*self.within]}
-            json.dump(state, stream)
+        state = {"best": self.best, "last": self.last, "within": [*self.within]}
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
 
     @checkpoints.mark_as_loader
     def load(self, path, end_of_epoch) -> None:
         """Restore what ``save`` wrote, and judge it by the patience of this run."""
-        with open(path, encoding="utf-8") as stream:
-            state = json.load(stream)
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
         self.best, self.last = state["best"], state["last"]
         # Older checkpoints do not have it.
         self.within = set(state.get("within", ()))

@@ -208,14 +208,13 @@ def _prepare_split(run, split, folder, left_out):
 
 def _too_long(utterances):
     """Reasons of the utterances whose letters CTC cannot place in their frames."""
-    frames = encoder_frames(utterances.frames)
+    available = encoder_frames(utterances.frames)
+    # Without a row there is no column of texts.
+    needed = np.array([ctc_frames(text) for text in utterances.texts or ()])
     return {
-        row: f"CTC needs {needed} frames for its transcript but the audio has "
-        f"{available} of 20 ms"
-        for row, (text, available) in enumerate(
-            zip(utterances.texts, frames, strict=True)
-        )
-        if (needed := ctc_frames(text)) > available
+        row: f"CTC needs {needed[row]} frames for its transcript but the audio has "
+        f"{available[row]} of 20 ms"
+        for row in np.flatnonzero(needed > available).tolist()
     }
 
 
@@ -326,8 +325,7 @@ def _merged_rows(sources):
         # With mean and std in all of them, or in none.
         header, rows = outputs.read_prepared(path)
         for row in rows:
-            other = merged.setdefault(row["ID"], row)
-            if other is not row:
+            if (other := merged.setdefault(row["ID"], row)) is not row:
                 raise UserError(
                     f"{row['wav']}: the utterance {row['ID']} occurs twice, also as "
                     f"{other['wav']}; remove one of the two"
@@ -400,8 +398,7 @@ def _draw(split, rows, speakers_file, remedy, drawing):
     speakers, chapters = [row["spk_id"] for row in rows], _chapters(rows)
     distinct = sorted(set(speakers))
     sexes = _read_sexes(speakers_file)
-    unknown = [speaker for speaker in distinct if speaker not in sexes]
-    if unknown:
+    if unknown := [speaker for speaker in distinct if speaker not in sexes]:
         raise UserError(
             f"{speakers_file}: no line for {len(unknown)} speaker(s) of {name}: "
             f"{enumeration(unknown)}; their sex is needed: take the file of the same "
@@ -414,8 +411,8 @@ def _draw(split, rows, speakers_file, remedy, drawing):
     )
     if across_chapters:
         pairs = {*zip(speakers, chapters, strict=True)}
-        single = list(Counter(speaker for speaker, _ in pairs).values()).count(1)
-        if single:
+        counts = Counter(speaker for speaker, _ in pairs).values()
+        if single := list(counts).count(1):
             say(
                 f"{name}: {single} of {len(distinct)} speakers have a single chapter, "
                 f"which gives no positive trial"

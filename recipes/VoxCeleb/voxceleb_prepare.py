@@ -322,8 +322,7 @@ def _read_sexes(path, speakers):
                     f"column Gender; correct the line"
                 )
             sexes[fields[0]] = fields[column]
-    unknown = sorted(set(speakers) - sexes.keys())
-    if unknown:
+    if unknown := sorted(set(speakers) - sexes.keys()):
         raise UserError(
             f"{path}: no line for {len(unknown)} speaker(s): {enumeration(unknown)}; "
             f"download the complete file, or set valid_same_sex=False"
@@ -390,8 +389,7 @@ def _prepare_transcribed(run, transcripts):
             say(f"{csv}: left out: {reason_counts(left_out)}")
             skipped += left_out
             known |= samples.keys()
-        strangers = unknown_utterances(spoken, known)
-        if strangers:
+        if strangers := unknown_utterances(spoken, known):
             say(f"transcripts: left out: {reason_counts(strangers)}")
         columns = list(zip(*skipped, *strangers, strict=True)) or [(), (), ()]
         header = ("ID", "reason", "detail")
@@ -696,8 +694,7 @@ def _find_audio(roots, file):
 
 def _check_leak(train_speakers, test_speakers):
     """Refuse a speaker that is in both training and test data."""
-    shared = set(train_speakers) & set(test_speakers)
-    if shared:
+    if shared := set(train_speakers) & set(test_speakers):
         raise UserError(
             f"{len(shared)} speaker(s) are in both training and test data: "
             f"{enumeration(sorted(shared))}; take their folders out of data_folder, "

@@ -342,6 +342,9 @@ def test_a_corpus_without_any_good_utterance_is_refused(corpus):
     (corpus / "dev-a" / "60" / "1" / "60-1-0000.flac").write_text("")
     with pytest.raises(UserError, match="no usable utterance"):
         prepare(corpus, skip_budget=1)
+    (corpus / "dev-a/60/1/60-1-0000.flac").unlink()
+    with pytest.raises(UserError, match="dev-a: no usable utterance"):
+        prepare(corpus, skip_budget=1, tr_splits=[])
 
 
 # Mistakes that no budget covers.
