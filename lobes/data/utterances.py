@@ -212,7 +212,6 @@ class Utterances(torch.utils.data.Dataset):
             self,
             sampler=items,
             batch_size=None,
-            collate_fn=_unchanged,
             num_workers=num_workers,
             pin_memory=pin_memory,
             timeout=timeout if num_workers else 0,
@@ -346,8 +345,3 @@ def _kill(processes):
 def _kill_those_left():
     # The interpreter would wait for ever for processes that ignore its signal.
     _kill(set(_loading_processes))
-
-
-def _unchanged(batch):
-    """Collate function of loaders whose items are batches already."""
-    return batch
