@@ -131,8 +131,7 @@ def audio_statistics(
     Mean and population standard deviation are those of all samples, accumulated in
     float64. Digital silence is allowed and has a standard deviation of 0.
 
-    Raises ``UserError`` as ``read_audio`` does, and for a file shorter than
-    one wav2vec2 frame (400 samples).
+    Raises as ``read_audio`` and ``usable_frames`` do.
     """
     samples = read_audio(path, window=window)
     _check_minimum(path, window, len(samples))
