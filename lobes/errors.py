@@ -288,7 +288,7 @@ def _number(stream):
 TOLD = 3
 
 
-def enumeration(items: Sequence[str]) -> str:
+def enumeration(items: Sequence[str], told: int = TOLD) -> str:
     """The first few of ``items``, and how many more there are."""
-    told = "; ".join(items[:TOLD])
-    return f"{told}; and {len(items) - TOLD} more" if len(items) > TOLD else told
+    text = "; ".join(items[:told])
+    return f"{text}; and {len(items) - told} more" if len(items) > told else text

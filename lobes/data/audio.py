@@ -131,8 +131,7 @@ def audio_statistics(
     Mean and population standard deviation are those of all samples, accumulated in
     float64. Digital silence is allowed and has a standard deviation of 0.
 
-    Raises ``UserError`` as ``read_audio`` does, and for a file shorter than
-    one wav2vec2 frame (400 samples).
+    Raises as ``read_audio`` and ``usable_frames`` do.
     """
     samples = read_audio(path, window=window)
     _check_minimum(path, window, len(samples))
@@ -281,18 +280,16 @@ def _read_part(source, start, stop):
     with _open(source) as sound:
         if stop is None:
             _check_is_complete(source)
-            count = max(sound.frames - start, 0)
-        else:
-            count = stop - start
+        end = sound.frames if stop is None else min(stop, sound.frames)
         if start >= sound.frames:
             return np.zeros(0, dtype=np.float32)
         try:
             if start:
                 sound.seek(start)
-            samples = sound.read(min(count, sound.frames - start), dtype="float32")
+            samples = sound.read(end - start, dtype="float32")
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise _unreadable(source, error) from error
-        if len(samples) < min(count, sound.frames - start):
+        if len(samples) < end - start:
             raise UserError(
                 f"{source}: it is truncated: its header promises {sound.frames} "
                 f"samples but only {start + len(samples)} can be read; copy or "
@@ -301,23 +298,21 @@ def _read_part(source, start, stop):
     return samples
 
 
+@contextlib.contextmanager
 def _open(source):
     """The opened wav or flac file, its rate, channels and length checked."""
     try:
         sound = soundfile.SoundFile(source.file)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise _unreadable(source, error) from error
-    try:
+    with sound:
         _check_format(source, sound.samplerate, sound.channels)
         # libsndfile gives such a length for a flac that was written to a pipe.
         if sound.frames >= 2**48:
             raise UserError(
                 f"{source}: its header does not state its length; {_conversion(source)}"
             )
-    except BaseException:
-        sound.close()
-        raise
-    return sound
+        yield sound
 
 
 def _decode_aac(source):
@@ -383,11 +378,9 @@ def _check_is_complete(source):
         stream.seek(0)
         head = stream.read(12)
         stream.seek(0)
-        kind = next((kind for kind in _PROMISES if head.startswith(kind)), None)
-        if kind is None:
-            return
+        promise = next((_PROMISES[k] for k in _PROMISES if head.startswith(k)), None)
         try:
-            start, length = _PROMISES[kind](stream) or (0, 0)
+            start, length = (promise and promise(stream)) or (0, 0)
         except (struct.error, ValueError) as error:
             raise _unreadable(source, f"its header is damaged: {error}") from error
     present = max(size - start, 0)

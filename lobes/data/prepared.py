@@ -77,8 +77,8 @@ def record_test_sets(folder: str | Path, test_sets: Mapping):
         test_sets: Task to ``{name: EvaluationSet}``, all opened.
     """
     rows = {
-        f"{task}/{name}": {"csv": str(one.csv), "digest": one.digest()}
-        for task, name, one in _each(test_sets)
+        key: {"csv": str(one.csv), "digest": one.digest()}
+        for key, _, one in _each(test_sets)
     }
     content = json.dumps(rows, indent=1) + "\n"
     write_atomically(Path(folder) / TEST_SETS, content)
@@ -107,9 +107,7 @@ def check_test_sets(
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of test sets; {_REMEDY}") from error
     sets = [
-        (name, one, *known[f"{task}/{name}"])
-        for task, name, one in _each(test_sets)
-        if f"{task}/{name}" in known
+        (name, one, *known[key]) for key, name, one in _each(test_sets) if key in known
     ]
     for name, one, csv, _ in sets:
         if csv != str(one.csv) and not Path(one.csv).is_file():
@@ -132,10 +130,10 @@ def check_test_sets(
 
 
 def _each(test_sets):
-    """Yield task, name and set."""
+    """Yield the key in the record, the name and the set."""
     for task, sets in test_sets.items():
         for name, one in sets.items():
-            yield task, name, one
+            yield f"{task}/{name}", name, one
 
 
 def _absolute(value):

@@ -278,8 +278,6 @@ class RandomCrops(TaskStream):
         if self.grid > 1:
             self.grid = self.crop
         self.batch_size = self.max_batch_samples // self.crop
-        # The number and the order of the pass that was drawn last.
-        self._order = (None, None)
 
     def plan(self) -> None:
         """Raise ``UserError`` when no crop fits into one process's budget."""
@@ -292,18 +290,21 @@ class RandomCrops(TaskStream):
             )
 
     def requests(self, position: int) -> Iterator[tuple[int, list[Request]]]:
-        total = len(self.utterances)
-        for first in itertools.count(position, self.step_size):
-            after = first + self.step_size
-            places = (divmod(place, total) for place in range(first, after))
-            yield after, [self._crop(*place) for place in places]
+        crops = self._crops(position)
+        for after in itertools.count(position + self.step_size, self.step_size):
+            yield after, list(itertools.islice(crops, self.step_size))
 
-    def _crop(self, number, index):
-        """Request for the ``index``-th utterance of one pass."""
-        if self._order[0] != number:
+    def _crops(self, position):
+        """Yield the requests of single crops, endlessly."""
+        first_pass, first = divmod(position, len(self.utterances))
+        for number in itertools.count(first_pass):
             rows = self._random(number).permutation(len(self.utterances))
-            self._order = (number, rows)
-        row = int(self._order[1][index])
+            for row in rows[first:].tolist():
+                yield self._crop(number, row)
+            first = 0
+
+    def _crop(self, number, row):
+        """The request for an utterance in one pass."""
         length = int(self.utterances.lengths[row])
         room = length - self.crop
         if room <= 0:

@@ -13,7 +13,7 @@ from os import PathLike
 
 import numpy as np
 
-from lobes.errors import UserError
+from lobes.errors import UserError, enumeration
 from lobes.system.files import read_text, write_atomically
 from lobes.system.lazy import lazy
 
@@ -264,11 +264,9 @@ def _refuse(path, problems, layout):
     """Raise one ``UserError`` of all problems of a list, if there are any."""
     if not problems:
         return
-    rest = len(problems) - _SHOWN_PROBLEMS
-    more = f"; and {rest} more" if rest > 0 else ""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise UserError(
-        f"{path}: {count}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}. "
+        f"{path}: {count}: {enumeration(problems, _SHOWN_PROBLEMS)}. "
         f"Each line must be `{layout}` with label 1 (same speaker) or 0"
     )
 

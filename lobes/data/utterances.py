@@ -191,8 +191,7 @@ class Utterances(torch.utils.data.Dataset):
         # -1 in a CSV of files that was read with one of shards.
         if self.windows is None or self.windows[row, 0] < 0:
             return None
-        offset, size = self.windows[row].tolist()
-        return offset, size
+        return tuple(self.windows[row].tolist())
 
     def batches(
         self,
@@ -212,7 +211,6 @@ class Utterances(torch.utils.data.Dataset):
             self,
             sampler=items,
             batch_size=None,
-            collate_fn=_unchanged,
             num_workers=num_workers,
             pin_memory=pin_memory,
             timeout=timeout if num_workers else 0,
@@ -226,25 +224,20 @@ class Utterances(torch.utils.data.Dataset):
         processes = set(multiprocessing.active_children()) - others
         _loading_processes.update(processes)
         try:
-            while True:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    # torch names the signal or the time limit. Without this the end
-                    # below would wait for a process that hangs.
-                    _kill(processes)
-                    raise UserError(
-                        f"{' and '.join(map(str, self.csvs))}: loading failed "
-                        f"({str(error).strip().splitlines()[0]}) while reading "
-                        f"{self._in_hand()}; check these files, the memory "
-                        "(--num_workers) and --loader_timeout; the same command "
-                        "continues"
-                    ) from error
+            for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
+        except RuntimeError as error:
+            # torch names the signal or the time limit. Without this the end below
+            # would wait for a process that hangs.
+            _kill(processes)
+            raise UserError(
+                f"{' and '.join(map(str, self.csvs))}: loading failed "
+                f"({str(error).strip().splitlines()[0]}) while reading "
+                f"{self._in_hand()}; check these files, the memory (--num_workers) "
+                "and --loader_timeout; the same command continues"
+            ) from error
         finally:
             # This object ends its processes, but none that hangs, and none while a
             # traceback keeps the object.
@@ -346,8 +339,3 @@ def _kill(processes):
 def _kill_those_left():
     # The interpreter would wait for ever for processes that ignore its signal.
     _kill(set(_loading_processes))
-
-
-def _unchanged(batch):
-    """Collate function of loaders whose items are batches already."""
-    return batch

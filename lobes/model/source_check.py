@@ -164,15 +164,12 @@ def _check_shapes(folder, model_class, shapes):
             if place.endswith(old):
                 place = place.removesuffix(old) + new
         if wanted.get(place, shape) != shape:
+            there, here = (" x ".join(map(str, s)) for s in (shape, wanted[place]))
             raise UserError(
-                f"source: {folder}: {place} has the size {_size(shape)}, but with "
-                f"config.json it is {_size(wanted[place])}; the two are not of one "
-                "model: restore the one that was changed"
+                f"source: {folder}: {place} has the size {there}, but with "
+                f"config.json it is {here}; the two are not of one model: restore the "
+                "one that was changed"
             )
-
-
-def _size(shape):
-    return " x ".join(map(str, shape))
 
 
 def _start(path, length):
@@ -199,10 +196,10 @@ def _from_hub(name, weights):
     if name.startswith("."):
         raise absent
     cached = huggingface_hub.try_to_load_from_cache
-    paths = {file: cached(name, file) for file in ("config.json", *WEIGHTS)}
-    folders = {n: os.path.dirname(p) for n, p in paths.items() if isinstance(p, str)}
-    folder = folders.get("config.json")
-    if folder and (not weights or folder in [folders.get(file) for file in WEIGHTS]):
+    paths = [cached(name, file) for file in ("config.json", *WEIGHTS)]
+    # Other values tell that a file is absent.
+    folder, *others = [isinstance(p, str) and os.path.dirname(p) for p in paths]
+    if folder and (not weights or folder in others):
         return folder
     _ask_hub(name)
     return None
