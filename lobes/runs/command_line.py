@@ -3,8 +3,6 @@
 import argparse
 import dataclasses
 import hashlib
-import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re

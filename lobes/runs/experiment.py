@@ -1,9 +1,7 @@
 """From a command line to a running experiment: variants, overrides, folders."""
 
 import functools
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
