@@ -103,7 +103,6 @@ def _hold(folder):
 
 def _check_changes(folder, settings, config, allowed):
     """Compare the settings with those that the checkpoints there were made with."""
-    changes = []
     stored = folder / "hyperparams.yaml"
     if not stored.exists():
         changes = [f"unknown ones, as {stored.name} is missing there"]

@@ -231,10 +231,9 @@ class ListOf(Kind):
         """The list, its entries checked; tagged ones are references and objects."""
         if self.alone and not isinstance(value, list):
             return self.kind.check(value)
+        entries = value
         if tag_of(value) == "!tuple":
             entries = yamls.value(f"[{value.value[1:-1]}]")
-        else:
-            entries = value
         if not isinstance(entries, list) or len(entries) < self.least:
             raise Wrong
         for place, entry in enumerate(entries):
