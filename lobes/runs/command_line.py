@@ -3,8 +3,6 @@
 import argparse
 import dataclasses
 import hashlib
-import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -131,15 +129,15 @@ def parse_arguments(
     settings = yamls.dump(tree)
     if tree.get("threads") is not None:
         torch.set_num_threads(tree["threads"])
-    if tree.get("tensorboard"):
-        _check_tensorboard()
+    if tree.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
+        # Told now, not after the corpora are prepared.
+        raise UserError(
+            "tensorboard is True, but the package is not installed; install it with "
+            "`pip install -e .[tensorboard]`"
+        )
     commands = _commands(program, base, argv, tree["output_folder"])
-    run_opts = ExperimentOptions(
-        **vars(run_opts),
-        commands=commands,
-        origin=origin,
-        allow_changes=allow_changes,
-    )
+    asked = {"commands": commands, "origin": origin, "allow_changes": allow_changes}
+    run_opts = ExperimentOptions(**vars(run_opts), **asked)
     source = _encoder(tree).get("source")
     if corpora is not None and source and not Path(str(source)).is_dir():
         # The hub may take its time: what a training lacks here must not show after it.
@@ -294,15 +292,6 @@ def _encoder(tree):
     """The encoder's node, or an empty mapping where it is none with arguments."""
     node = tree.get("encoder")
     return node if isinstance(node, CommentedMap) and "source" in node else {}
-
-
-def _check_tensorboard():
-    """Find a missing package now, not after the corpora are prepared."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "tensorboard is True, but the package is not installed; install it with "
-            "`pip install -e .[tensorboard]`"
-        )
 
 
 def _print_help(first):
@@ -532,10 +521,10 @@ def _check_placeholders(path, tree):
     missing = placeholders(tree)
     if tree.get("skip_prep") is True:
         # Only the preparation looks at corpora and their transcripts.
-        unused = {k for k in missing if k.endswith(("_folder", "transcripts"))}
-        for key in unused:
-            put(tree, key, None, key, path)
-        missing = [key for key in missing if key not in unused]
+        for key in missing:
+            if key.endswith(("_folder", "transcripts")):
+                put(tree, key, None, key, path)
+        missing = placeholders(tree)
     if missing:
         given = " ".join(f"--{key}=..." for key in missing)
         raise UserError(f"{path} needs {', '.join(missing)}; give {given}")

@@ -1,9 +1,7 @@
 """From a command line to a running experiment: variants, overrides, folders."""
 
 import functools
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -105,7 +103,6 @@ def _hold(folder):
 
 def _check_changes(folder, settings, config, allowed):
     """Compare the settings with those that the checkpoints there were made with."""
-    changes = []
     stored = folder / "hyperparams.yaml"
     if not stored.exists():
         changes = [f"unknown ones, as {stored.name} is missing there"]

@@ -91,9 +91,8 @@ def _targets(node):
     """Yield the key of every reference within a node."""
     if isinstance(node, TaggedScalar):
         yield from re.findall(r"<(\w+)[^<>]*>", str(node.value))
-    for child in node.values() if isinstance(node, dict) else ():
-        yield from _targets(child)
-    for child in node if isinstance(node, list) else ():
+    children = node.values() if isinstance(node, dict) else node
+    for child in children if isinstance(node, (dict, list)) else ():
         yield from _targets(child)
 
 

@@ -109,13 +109,24 @@ def checked(row: Setting, value, where: str, path: tuple):
         if row.null:
             return value
         raise UserError(f"{where}{name} must be {row}; it is empty or null")
+    return _read(row, row.kind.check, value, f"{where}{name}", "null")
+
+
+def _read(row, read, value, name, null):
+    """What ``read`` makes of a value.
+
+    Text must be no word that YAML 1.1 would not take for text where null may stand.
+    """
+    old = (OLD_FLAGS - {"y", "n"}) | OLD_NULLS
+    if isinstance(row.kind, PathText) or row.kind == PATHS:
+        old -= {"~"}
     try:
-        if row.null and isinstance(value, str) and _is_old_word(row.kind, value):
-            raise Wrong("write null for none")
-        return row.kind.check(value)
+        if row.null and isinstance(value, str) and value.lower() in old:
+            raise Wrong(f"write {null} for none")
+        return read(value)
     except Wrong as error:
         raise UserError(
-            f"{where}{name} must be {row}, not {shown(value)}{because(error)}"
+            f"{name} must be {row}, not {shown(value)}{because(error)}"
         ) from None
 
 
@@ -190,22 +201,7 @@ def parse(key: str, text: str, row: Setting | None = None):
         if row.null:
             return None
         raise UserError(f"--{key} must be {row}, not {shown(text)}")
-    try:
-        if row.null and _is_old_word(row.kind, text):
-            raise Wrong(f"write --{key}=null for none")
-        return row.kind.parse(text)
-    except Wrong as error:
-        raise UserError(
-            f"--{key} must be {row}, not {shown(text)}{because(error)}"
-        ) from None
-
-
-def _is_old_word(kind, text):
-    """Whether a text is a word that YAML 1.1 would not take for text."""
-    old = (OLD_FLAGS - {"y", "n"}) | OLD_NULLS
-    if isinstance(kind, PathText) or kind == PATHS:
-        old -= {"~"}
-    return text.lower() in old
+    return _read(row, row.kind.parse, text, f"--{key}", f"--{key}=null")
 
 
 def kind_like(old) -> Setting | None:

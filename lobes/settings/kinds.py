@@ -61,7 +61,6 @@ class Kind:
             ) from None
 
 
-@dataclasses.dataclass(frozen=True)
 class Flag(Kind):
     """True or False, and no word that another YAML would take for it."""
 
@@ -129,7 +128,6 @@ class Number(Kind):
         return self.check(value)
 
 
-@dataclasses.dataclass(frozen=True)
 class Whole(Number):
     """A whole number in a range; 1e5 is one."""
 
@@ -151,7 +149,6 @@ class Whole(Number):
             return super().parse(text)
 
 
-@dataclasses.dataclass(frozen=True)
 class Text(Kind):
     """Text as it stands: nothing in it is YAML, and nothing a reference."""
 
@@ -181,7 +178,6 @@ class Text(Kind):
         return self.check(text)
 
 
-@dataclasses.dataclass(frozen=True)
 class PathText(Text):
     """The path of a file or folder; ``~`` is the home folder."""
 
@@ -235,10 +231,9 @@ class ListOf(Kind):
         """The list, its entries checked; tagged ones are references and objects."""
         if self.alone and not isinstance(value, list):
             return self.kind.check(value)
+        entries = value
         if tag_of(value) == "!tuple":
             entries = yamls.value(f"[{value.value[1:-1]}]")
-        else:
-            entries = value
         if not isinstance(entries, list) or len(entries) < self.least:
             raise Wrong
         for place, entry in enumerate(entries):
@@ -285,7 +280,6 @@ class MappingOf(Kind):
         return value
 
 
-@dataclasses.dataclass(frozen=True)
 class Anything(Kind):
     """Any value."""
 
@@ -293,7 +287,6 @@ class Anything(Kind):
         return "any value"
 
 
-@dataclasses.dataclass(frozen=True)
 class Object(Kind):
     """An object (``!new:``, ``!apply:``, ``!name:``), or a mapping or list of them."""
 

@@ -258,6 +258,14 @@ SETTINGS = {
 _PLACES = re.compile(r"(.*_)?(folder|csv|workers|trial_lists|test_splits)")
 
 
+#: First name, number of names and row of the dotted keys, by last name; ``*`` last.
+_DOTTED = {}
+for key in sorted(SETTINGS, key=lambda key: key.startswith("*")):
+    if "." in key:
+        names = key.split(".")
+        _DOTTED.setdefault(names[-1], []).append((names[0], len(names), SETTINGS[key]))
+
+
 def find(path: str | tuple) -> Setting | None:
     """The row of a key, or None.
 
@@ -271,21 +279,6 @@ def find(path: str | tuple) -> Setting | None:
         if top in ("*", path[0]) and len(path) >= length:
             return row
     return SETTINGS.get(path[-1])
-
-
-def _dotted():
-    """First name, number of names and row of the dotted keys, by last name."""
-    found = {}
-    for key, row in SETTINGS.items():
-        names = key.split(".")
-        if len(names) > 1:
-            found.setdefault(names[-1], []).append((names[0], len(names), row))
-    return {
-        last: sorted(rows, key=lambda r: r[0] == "*") for last, rows in found.items()
-    }
-
-
-_DOTTED = _dotted()
 
 
 def option(*path: str) -> Kind:

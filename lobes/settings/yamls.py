@@ -64,8 +64,7 @@ def read(path: str | Path, remedy: str = "name a recipe's YAML file") -> Comment
     file that is not there, not UTF-8, no YAML, or holds no mapping.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {remedy}") from error
     except UnicodeDecodeError as error:
