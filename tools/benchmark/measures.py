@@ -426,20 +426,15 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", utterances.Utterances, path, labels)
-        growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
+        row = {"utterances": count}
+        row["csv_load"] = clock("cpu", utterances.Utterances, path, labels)
+        tree, random = folder / f"tree-{count}", np.random.default_rng(3)
+        corpora.write_voxceleb(tree, random, count, setup.scale, sources=8)
+        how = {"valid_fraction": 0.1, "header_only": True}
+        row["header_only"] = _quietly(prepare_voxceleb, tree, None, tree / "csv", **how)
+        shutil.rmtree(tree)
+        growth.append(row)
     return {"rows": rows, "growth": growth}
-
-
-def _headers(setup, count):
-    """Seconds that the preparation of a VoxCeleb2 tree of links takes, by header."""
-    tree = Path(setup.folder, f"tree-{count}")
-    random = np.random.default_rng(3)
-    corpora.write_voxceleb(tree, random, count, setup.scale, sources=8)
-    how = {"valid_fraction": 0.1, "header_only": True}
-    took = _quietly(prepare_voxceleb, tree, None, tree / "csv", **how)
-    shutil.rmtree(tree)
-    return {"header_only": took}
 
 
 def _quietly(prepare, *args, **how):
