@@ -214,11 +214,10 @@ def measure_memory(setup, options):
         for group in groups:
             points[name] += in_new_process(memory_points, setup, name, group)
     slopes = {name: slopes_between(rows) for name, rows in points.items()}
-    ratios = [a / b for a, b in zip(slopes["ours"], slopes["stock"], strict=True)]
     return {
         "points": points,
         "bytes_per_second": {n: statistics.median(s) for n, s in slopes.items()},
-        "ratios": {"memory_vs_stock": summary(ratios)},
+        "ratios": {"memory_vs_stock": paired(slopes["ours"], slopes["stock"])},
     }
 
 
@@ -227,8 +226,7 @@ def memory_points(setup, name, amounts):
     rows, system = [], None
     for amount in amounts:
         # As long as the audio, where that is shorter than the crop.
-        crop = min(setup.crop, amount)
-        one = setup.but(seconds=amount, crop=crop)
+        one = setup.but(seconds=amount, crop=min(setup.crop, amount))
         batches = systems.plain_batches(systems.load(one)[0], one)
         system = system or systems.SYSTEMS[name](one)
         systems.step(system, batches)
