@@ -68,15 +68,9 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine(options), "options": vars(options), "ratios": {}}
     with tempfile.TemporaryDirectory(dir=options.work) as work:
-        setup = systems.Setup(
-            work,
-            options.size,
-            options.device,
-            options.precision,
-            options.seconds,
-            options.crop[0] * (corpora.TINY if options.size == "tiny" else 1),
-            threads=options.threads,
-        )
+        given = ("size", "device", "precision", "seconds", "threads")
+        setup = systems.Setup(work, **{name: getattr(options, name) for name in given})
+        setup = setup.but(crop=options.crop[0] * setup.scale)
         corpora.prepare(setup, options.utterances)
         # First the preparation: the others read what it writes.
         others = [name for name in options.only if name != "preparation"]

@@ -214,11 +214,10 @@ def measure_memory(setup, options):
         for group in groups:
             points[name] += in_new_process(memory_points, setup, name, group)
     slopes = {name: slopes_between(rows) for name, rows in points.items()}
-    ratios = [a / b for a, b in zip(slopes["ours"], slopes["stock"], strict=True)]
     return {
         "points": points,
         "bytes_per_second": {n: statistics.median(s) for n, s in slopes.items()},
-        "ratios": {"memory_vs_stock": summary(ratios)},
+        "ratios": {"memory_vs_stock": paired(slopes["ours"], slopes["stock"])},
     }
 
 
@@ -227,8 +226,7 @@ def memory_points(setup, name, amounts):
     rows, system = [], None
     for amount in amounts:
         # As long as the audio, where that is shorter than the crop.
-        crop = min(setup.crop, amount)
-        one = setup.but(seconds=amount, crop=crop)
+        one = setup.but(seconds=amount, crop=min(setup.crop, amount))
         batches = systems.plain_batches(systems.load(one)[0], one)
         system = system or systems.SYSTEMS[name](one)
         systems.step(system, batches)
@@ -426,20 +424,15 @@ def measure_preparation(setup, options):
         repeated["ID"] = [f"{number}" for number in range(count)]
         path = source.with_name(f"{count}.csv")
         repeated.to_csv(path, index=False)
-        took = clock("cpu", utterances.Utterances, path, labels)
-        growth.append({"utterances": count, "csv_load": took, **_headers(setup, count)})
+        row = {"utterances": count}
+        row["csv_load"] = clock("cpu", utterances.Utterances, path, labels)
+        tree, random = folder / f"tree-{count}", np.random.default_rng(3)
+        corpora.write_voxceleb(tree, random, count, setup.scale, sources=8)
+        how = {"valid_fraction": 0.1, "header_only": True}
+        row["header_only"] = _quietly(prepare_voxceleb, tree, None, tree / "csv", **how)
+        shutil.rmtree(tree)
+        growth.append(row)
     return {"rows": rows, "growth": growth}
-
-
-def _headers(setup, count):
-    """Seconds that the preparation of a VoxCeleb2 tree of links takes, by header."""
-    tree = Path(setup.folder, f"tree-{count}")
-    random = np.random.default_rng(3)
-    corpora.write_voxceleb(tree, random, count, setup.scale, sources=8)
-    how = {"valid_fraction": 0.1, "header_only": True}
-    took = _quietly(prepare_voxceleb, tree, None, tree / "csv", **how)
-    shutil.rmtree(tree)
-    return {"header_only": took}
 
 
 def _quietly(prepare, *args, **how):
