@@ -328,6 +328,7 @@ def tag_of(node: Any) -> str:
 
 
 def because(error: Exception) -> str:
+    """What an error says, for the end of a message."""
     return f": {error}" if str(error) else ""
 
 
