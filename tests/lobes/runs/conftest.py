@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from tests.helpers.small_yamls import BASE
+from lobes.runs.command_line import parse_arguments
+from tests.helpers.small_yamls import BASE, FOLDERS, MTL, SMALL
 
 
 @pytest.fixture
@@ -36,3 +37,13 @@ def unchanged_process():
     yield
     sys.path[:] = path
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def mtl(tmp_path_factory):
+    """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
+    output = tmp_path_factory.mktemp("mtl") / "out"
+    argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
+    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
+    argv += [f"--output_folder={output}"]
+    return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])

@@ -16,7 +16,7 @@ from lobes.runs import command_line as recipe
 from lobes.runs.command_line import parse_arguments
 from lobes.runs.variants import load_variant
 from lobes.system.checkout import ROOT
-from tests.helpers.small_yamls import BASE, FOLDERS, MTL, SMALL, folder, load, problem
+from tests.helpers.small_yamls import BASE, FOLDERS, MTL, folder, load, problem
 
 YAMLS = sorted(ROOT.glob("recipes/**/hparams/*.yaml"))
 
@@ -423,16 +423,6 @@ def test_a_foreign_checkout_on_pythonpath_is_refused(base, tmp_path):
 
 
 # The real recipe ------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mtl(tmp_path_factory):
-    """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
-    output = tmp_path_factory.mktemp("mtl") / "out"
-    argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
-    argv += [f"--output_folder={output}"]
-    return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
 def same(ours, theirs):

@@ -5,20 +5,9 @@ from pathlib import Path
 import pytest
 
 from lobes.errors import UserError
-from lobes.runs.command_line import parse_arguments
 from lobes.runs.experiment import start_experiment
 from recipes.LibriSpeech_VoxCeleb.MTL import train
 from tests.helpers.small_yamls import FOLDERS, MTL, SMALL
-
-
-@pytest.fixture(scope="module")
-def mtl(tmp_path_factory):
-    """mtl.yaml loaded with a tiny encoder: hparams, run options, settings."""
-    output = tmp_path_factory.mktemp("mtl") / "out"
-    argv = [str(MTL), *(f"--{name}_folder=x" for name in FOLDERS)]
-    argv += ["--encoder.source=null", f"--encoder.config={SMALL}"]
-    argv += [f"--output_folder={output}"]
-    return parse_arguments([*argv, "--device=cpu", "--lr=1e-3"])
 
 
 def test_start_experiment_writes_what_an_evaluation_needs(mtl, monkeypatch):
