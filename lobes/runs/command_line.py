@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import shlex
@@ -35,6 +36,12 @@ torch = lazy("torch")
 # Imported with what is light alone: a wrong option is told at once.
 RunOptions = module_alone("speechbrain.utils.run_opts").RunOptions
 
+
+# SpeechBrain says of its own figures, of which none is made here, that they cannot be
+# saved.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
 
 #: What to do about a damaged file of a run.
 RESTORE = "restore it from where the run's folder was copied, or choose another run"

@@ -33,13 +33,6 @@ torch = lazy("torch")
 
 logger = logging.getLogger(__name__)
 
-# SpeechBrain says of its own figures, of which none is made here, that they cannot be
-# saved.
-logging.getLogger("speechbrain.utils.train_logger").addFilter(
-    lambda record: "torchvision" not in record.getMessage()
-)
-
-
 #: Output folders that this process holds, with their locks: until it ends.
 _held = {}
 

@@ -45,7 +45,7 @@ def test_a_broken_pipe_is_an_error_and_no_exit():
 )
 def test_speechbrain_s_word_on_its_own_figures_is_left_out(repository):
     program = (
-        "import logging; logging.basicConfig(); import lobes.runs.experiment\n"
+        "import logging; logging.basicConfig(); import lobes.runs.command_line\n"
         "import speechbrain.utils.train_logger as one\n"
         "one._get_image_saver(); one.logger.warning('other')"
     )
