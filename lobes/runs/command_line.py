@@ -82,6 +82,7 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     changes: Mapping | None = None,
     corpora: Collection[str] | None = None,
+    config: Mapping | None = None,
 ) -> tuple[dict, ExperimentOptions, str]:
     """Load a recipe's YAML with the command line's overrides.
 
@@ -102,6 +103,7 @@ def parse_arguments(
         changes: Further values by key, ``a.b`` included, set by the calling program.
         corpora: Keys of the corpora that the calling program prepares; a YAML with
             others is of another recipe.
+        config: Configuration that the encoder is built from, without its ``source``.
 
     Returns:
         hparams (dict): The loaded YAML. ``output_folder`` is computed when it is null:
@@ -127,7 +129,7 @@ def parse_arguments(
         raise SystemExit(0)
     allow_changes = ALLOW_CHANGES in argv
     argv = [word for word in argv if word != ALLOW_CHANGES]
-    path, base, tree, origin, run_arguments = resolve(argv, changes)
+    path, base, tree, origin, run_arguments = resolve(argv, changes, config=config)
     if corpora is not None:
         _check_corpora(path, base, tree, corpora)
     run_opts = _run_options([str(path), *run_arguments])
@@ -153,12 +155,15 @@ def parse_arguments(
 
 
 def resolve(
-    argv: Sequence[str], changes: Mapping | None = None, load: Callable | None = None
+    argv: Sequence[str],
+    changes: Mapping | None = None,
+    load: Callable | None = None,
+    config: Mapping | None = None,
 ) -> tuple[str, Path, CommentedMap, dict, list[str]]:
     """The settings that a command line asks for; nothing is instantiated.
 
     Arguments:
-        argv, changes: As for ``parse_arguments``.
+        argv, changes, config: As for ``parse_arguments``.
         load: Takes the place of ``load_variant``, to read files once for many calls.
 
     Returns:
@@ -201,7 +206,9 @@ def resolve(
     for key, value in {**values, **(changes or {})}.items():
         put(tree, key, value, f"--{key}", path)
     if tree.get("init_from"):
-        _build_like(tree, values)
+        config = _config_of_run(tree, values)
+    if config is not None:
+        _build_from(tree, config)
     elif "encoder.config" not in (changes or {}):
         _check_encoder_config(path, tree)
     if other_base is not None:
@@ -241,8 +248,8 @@ def code_folders(path: str | Path) -> tuple[str, str]:
     return str(Path(path).resolve().parent), os.getcwd()
 
 
-def _build_like(tree, values):
-    """Let the encoder be built as that of the run in ``init_from``, without a hub."""
+def _config_of_run(tree, values):
+    """The configuration of the encoder of the run in ``init_from``."""
     folder = Path(str(tree["init_from"])).resolve()
     config = folder / "encoder_config.json"
     if "encoder.source" in values or "encoder.config" in values:
@@ -256,9 +263,17 @@ def _build_like(tree, values):
             "of a training"
         )
     tree["init_from"] = str(folder)
+    return read_json(config, RESTORE)
+
+
+def _build_from(tree, config):
+    """Let the encoder be built from a configuration, without a hub.
+
+    A user's own encoder may take no source: it builds itself.
+    """
     if encoder := _encoder(tree):
         encoder["source"] = None
-        encoder["config"] = read_json(config, RESTORE)
+        encoder["config"] = config
 
 
 def _check_folders(tree):
@@ -287,7 +302,7 @@ def _check_folders(tree):
 
 def _splits(tree, corpus):
     """Yield the keys that name a corpus's splits, and what they name."""
-    train = tree[corpus].get("tr_splits") if corpus in tree else None
+    train = value_of(tree, f"{corpus}.tr_splits")
     if isinstance(train, list):
         yield f"{corpus}.tr_splits", train
     for key in tree:
@@ -472,13 +487,13 @@ def _commands(program, base, argv, output_folder):
     ``program`` is None when another one, such as tools/demo.py, handed ``argv``
     over; then it is the recipe's own train.py that takes these arguments.
     """
-    train = Path(program or _recipe_folder(base) / "train.py")
+    train = Path(program or recipe_folder(base) / "train.py")
     evaluate = train.with_name("evaluate.py")
     calls = (train, argv), (evaluate, [output_folder])
     return tuple(shell_command(*call) for call in calls if call[0].is_file())
 
 
-def _recipe_folder(base):
+def recipe_folder(base: Path) -> Path:
     """The folder of the recipe that a YAML file belongs to."""
     folder = base.resolve().parent
     return folder.parent if folder.name == "hparams" else folder
@@ -486,7 +501,7 @@ def _recipe_folder(base):
 
 def _recipe_name(base):
     """The recipe's folder below ``recipes``, or only its name when it is elsewhere."""
-    folder, recipes = _recipe_folder(base), ROOT / "recipes"
+    folder, recipes = recipe_folder(base), ROOT / "recipes"
     inside = folder.is_relative_to(recipes)
     return folder.relative_to(recipes).as_posix() if inside else folder.name
 
@@ -497,7 +512,7 @@ def _check_corpora(path, base, tree, corpora):
     if found == set(corpora):
         return
     remedy = "name a YAML of this recipe"
-    train = _recipe_folder(base) / "train.py"
+    train = recipe_folder(base) / "train.py"
     if train.is_file():
         remedy += f", or run {train}"
     raise UserError(

@@ -14,7 +14,7 @@ from lobes.data.audio import SAMPLE_RATE
 from lobes.model.source_check import check_source
 from lobes.preparation.published import TRIALS
 from lobes.runs.command_line import parse_arguments, resolve
-from lobes.runs.variants import load_variant, placeholders, value_of
+from lobes.runs.variants import keys_of, load_variant, placeholders, value_of
 from lobes.settings.checks import parse
 from lobes.system.lazy import lazy
 
@@ -123,7 +123,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     changes = dict.fromkeys(set(placeholders(tree)) - given.keys(), "unused")
     # Masks need values; LayerDrop would make a step smaller by chance.
     unwanted = ("mask_time_prob", "mask_feature_prob", "layerdrop")
-    changes |= {f"encoder.{key}": 0.0 for key in unwanted if key in tree["encoder"]}
+    keys = {f"encoder.{key}" for key in unwanted} & set(keys_of(tree))
+    changes |= dict.fromkeys(keys, 0.0)
     resolve([str(path), *overrides], {**changes, "output_folder": "unused"})
     return changes
 

@@ -192,7 +192,7 @@ def load_run(
     checkpoints hold all weights. Raises ``UserError`` when it is none.
     """
     what = Path(what)
-    changes = {}
+    changes, config = {}, None
     if what.is_dir():
         yaml = what / "hyperparams.yaml"
         if not yaml.is_file():
@@ -200,14 +200,14 @@ def load_run(
                 f"{what} has no hyperparams.yaml; name the output folder of a training"
             )
         changes = {"output_folder": str(what), "init_from": None}
-        config = what / "encoder_config.json"
-        if config.is_file():
-            changes["encoder.source"] = None
-            changes["encoder.config"] = read_json(config, RESTORE)
+        stored = what / "encoder_config.json"
+        if stored.is_file():
+            config = read_json(stored, RESTORE)
         what = yaml
     elif not what.is_file():
         raise UserError(f"{what} does not exist; name a results folder or a YAML file")
-    hparams, run_opts, _ = parse_arguments([str(what), *arguments], changes)
+    argv = [str(what), *arguments]
+    hparams, run_opts, _ = parse_arguments(argv, changes, config=config)
     distributed.join_processes(run_opts)
     names.check_keys(hparams, what)
     names.check_sets(hparams["test_sets"])

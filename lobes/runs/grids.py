@@ -31,7 +31,7 @@ from pathlib import Path
 
 from lobes.errors import UserError
 from lobes.runs import ledger
-from lobes.runs.command_line import resolve
+from lobes.runs.command_line import recipe_folder, resolve
 from lobes.runs.variants import load_variant, placeholders
 from lobes.settings import yamls
 from lobes.system.checkout import ROOT
@@ -220,12 +220,10 @@ def _member(run, values, words, load, fill):
     except UserError as error:
         name = ", ".join([run, *(f"{k}={v}" for k, v in values.items())])
         raise UserError(f"{name}: {error}") from error
-    folder = end.resolve().parent
-    folder = folder.parent if folder.name == "hparams" else folder
     return Member(
         run=run,
         values=values,
-        script=str(folder / "train.py"),
+        script=str(recipe_folder(end) / "train.py"),
         arguments=tuple(arguments),
         **origin,
         seed=tree["seed"],

@@ -531,3 +531,26 @@ def test_the_help_lists_dotted_keys(capsys):
         parse_arguments([str(MTL), "--help"])
     said = capsys.readouterr().out
     assert "--encoder.layerdrop=0.0" in said and "--lr=0.0001" in said
+
+
+# Encoders from a configuration --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "encoder, expected",
+    [
+        ("{source: a/hub, config: {}}", {"source": None, "config": {"size": 3}}),
+        ("{layers: 2}", {"layers": 2}),
+    ],
+)
+def test_an_encoder_takes_a_configuration_if_it_takes_a_source(base, encoder, expected):
+    base.write_text(f"{BASE}encoder: !new:types.SimpleNamespace {encoder}\n")
+    argv = [str(base), "--data_folder=d"]
+    found = parse_arguments(argv, config={"size": 3})[0]["encoder"]
+    assert vars(found) == expected
+
+
+def test_an_encoder_without_arguments_takes_no_configuration(base):
+    base.write_text(f"{BASE}encoder: !new:types.SimpleNamespace\n")
+    argv = [str(base), "--data_folder=d"]
+    assert not vars(parse_arguments(argv, config={"size": 3})[0]["encoder"])
